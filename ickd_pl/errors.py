@@ -1,0 +1,33 @@
+"""Errors a user can cause: one line that says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Wrong input. The command line prints the message alone, without a traceback, and exits with status 2."""
+
+
+class IncompatiblePair(UserError):
+    """A method cannot work on this teacher and this student; the message names both and the shapes that clash."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known ones, or all of them when none is near.
+
+    Args:
+        name: what the user wrote.
+        known: every name that would have been accepted.
+
+    Returns:
+        For example ``did you mean resnet8, resnet8x4?`` or ``known: a, b, c``.
+    """
+    names = sorted(set(known))
+    folded = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), folded, n=4, cutoff=0.5)
+    if close:
+        return f"did you mean {', '.join(folded[c] for c in close)}?"
+    shown = ", ".join(names[:30])
+    return f"known: {shown}" if len(names) <= 30 else f"known: {shown}, ... ({len(names)} in all)"

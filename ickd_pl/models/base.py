@@ -1,0 +1,55 @@
+"""What every network of the benchmark offers: logits, features, and the modules that make the features."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ickd_pl.features import Features
+
+
+class FeatureNet(nn.Module):
+    """A classifier that also shows its inner maps. Called plainly it gives logits: (B, 3, H, W) to (B, K)."""
+
+    def features(self, image: Tensor, preact: bool = False) -> Features:
+        """One forward pass.
+
+        Args:
+            image: (B, 3, H, W), normalised.
+            preact: also give the stage ends before their last ReLU.
+        """
+        raise NotImplementedError
+
+    def feat_modules(self) -> list[nn.Module]:
+        """The modules up to the last stage, without the classifier: what the two-stage methods train first."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.features(image).logits
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """Global average: (B, C, H, W) to (B, C). One window over the whole map, so any image size works."""
+    return F.avg_pool2d(x, x.shape[-2:]).flatten(1)
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """3x3 convolution without bias that keeps the size at stride 1."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=False)
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """1x1 convolution without bias."""
+    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, groups=groups, bias=False)
+
+
+def init_convs(net: nn.Module) -> None:
+    """Convolutions start from N(0, 2 / (k * k * out_channels)) with zero bias (He et al., ICCV 2015, fan-out form).
+
+    Batch norms keep PyTorch's start (1 and 0). For depthwise convolutions out_channels is not divided by the groups.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
