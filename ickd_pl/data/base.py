@@ -1,0 +1,297 @@
+"""What all data modules of the project share: splits, loaders, normalisation constants."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from ickd_pl.data.augment import channel_stats
+from ickd_pl.data.batch import Batch
+from ickd_pl.data.loader import TensorLoader
+from ickd_pl.errors import UserError
+from ickd_pl.seeding import generator
+
+SPLIT_SEED = 2021
+"""Seeds the order in which images go to the validation split and to a subset: the same for every run seed."""
+
+
+class Images(NamedTuple):
+    """One split as it was read.
+
+    Attributes:
+        image: (N, 3, H, W) uint8.
+        label: (N,) int64, -1 where there is none.
+    """
+
+    image: Tensor
+    label: Tensor
+
+
+def split_rows(labels: Tensor, val_size: int, train_size: int | None) -> tuple[Tensor, Tensor]:
+    """Choose the images to train on and those of the validation split.
+
+    Within each class the images are put into one pseudo-random order that depends on ``SPLIT_SEED`` alone. The
+    validation split takes the first ones of every class in proportion to its size, and never its last one. Of what
+    remains, ``train_size`` takes the first k of every class (one more of some classes where it does not divide evenly,
+    all of a class that has fewer). A smaller subset is part of every larger one with the same ``val_size``.
+
+    Args:
+        labels: (N,) int64 of all training images.
+        val_size: images of the validation split, at most N minus the number of classes.
+        train_size: images to train on; None for all that remain.
+
+    Returns:
+        The rows to train on and the validation rows, each sorted ascending, int64.
+    """
+    shuffled = torch.randperm(len(labels), generator=generator(SPLIT_SEED, "split"))
+    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    counts = torch.bincount(labels)
+    rank = torch.empty(len(labels), dtype=torch.int64)
+    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    size = counts[labels]
+
+    share = torch.where(rank < size - 1, (rank + 0.5) / size, torch.inf)
+    in_proportion = shuffled[torch.argsort(share[shuffled], stable=True)]
+    val, rest = in_proportion[:val_size], in_proportion[val_size:]
+    if train_size is not None:
+        left = torch.full((len(labels),), len(labels))
+        left[rest] = rank[rest] - torch.bincount(labels[val], minlength=len(counts))[labels[rest]]
+        rest = shuffled[torch.argsort(left[shuffled], stable=True)][:train_size]
+    return rest.sort().values, val.sort().values
+
+
+class TensorDataModule(pl.LightningDataModule):
+    """A data set held in memory as uint8 tensors.
+
+    A subclass sets ``name``, ``num_classes``, ``image_size`` and ``num_available`` before it calls this ``__init__``,
+    and says how to read a split.
+
+    Args:
+        batch_size: of training, over all ranks.
+        eval_batch_size: of validation, test and predict, over all ranks.
+        val_size: images split off the training set for validation, class-balanced, the same for every seed. With 0
+            nothing is split off and the TEST images are shown after every epoch, as the benchmark's protocol does.
+        train_size: train on this many only, class-balanced, the same for every seed. None: on all that remain.
+        seed: of order and augmentation.
+
+    Attributes:
+        name: short name of the data set, safe as a folder name.
+        num_classes: K.
+        image_size: height and width in pixels.
+        num_available: training images before anything is split off.
+
+    Raises:
+        UserError: a size out of its range.
+    """
+
+    name: str | None
+    num_classes: int
+    image_size: int
+    num_available: int
+    padding: int = 4
+    flip: bool = True
+    known_constants: ClassVar[tuple[Sequence[float], Sequence[float]] | None] = None
+    predict_split: str = "test"
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int = 500,
+        val_size: int = 0,
+        train_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_size = val_size
+        self.train_size = train_size
+        self.seed = seed
+        self._check_sizes()
+        self._parts: dict[str, Images] = {}
+        self._constants: tuple[list[float], list[float]] | None = None
+        if self.known_constants is not None:
+            self._constants = list(self.known_constants[0]), list(self.known_constants[1])
+        self._class_names: list[str] | None = None
+
+    def _check_sizes(self) -> None:
+        for key, value in (("batch_size", self.batch_size), ("eval_batch_size", self.eval_batch_size)):
+            if value < 1:
+                raise UserError(f"{key} must be at least 1, got {value}.")
+        most = self.num_available - self.num_classes
+        if not 0 <= self.val_size <= most:
+            raise UserError(
+                f"val_size must be between 0 and {most} for {self.name} ({self.num_available} training images, at "
+                f"least one of each of the {self.num_classes} classes stays), got {self.val_size}."
+            )
+        left = self.num_available - self.val_size
+        if self.train_size is not None and not self.num_classes <= self.train_size <= left:
+            raise UserError(
+                f"train_size must be between {self.num_classes} (one image of each class) and {left} (the training "
+                f"images of {self.name} left by val_size {self.val_size}), got {self.train_size}. Leave it out for all."
+            )
+
+    @property
+    def num_train(self) -> int:
+        """Images really trained on; known before anything is read."""
+        return self.num_available - self.val_size if self.train_size is None else self.train_size
+
+    @property
+    def eval_split(self) -> str:
+        """Which images ``val_dataloader`` shows: "val" or "test"."""
+        return "val" if self.val_size > 0 else "test"
+
+    @property
+    def train_labels(self) -> Tensor:
+        """(num_train,) int64 on the CPU, labels of the images trained on, by ``Batch.index``. Reads them if need be."""
+        return self._part("train").label
+
+    @property
+    def mean(self) -> list[float]:
+        """Per channel, of pixels scaled to 0..1: those of a loaded checkpoint, else those of the data."""
+        return self._stats()[0]
+
+    @property
+    def std(self) -> list[float]:
+        """Per channel, of pixels scaled to 0..1: those of a loaded checkpoint, else those of the data."""
+        return self._stats()[1]
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name for each class, in the order of the labels: those of a loaded checkpoint, else those of the data."""
+        if self._class_names is None:
+            self._class_names = self._read_class_names()
+        return self._class_names
+
+    def predict_paths(self) -> list[str]:
+        """One text for each image of ``predict_dataloader``, by ``Batch.index``: its file, or its number."""
+        return [str(i) for i in range(len(self._part(self.predict_split).label))]
+
+    @abstractmethod
+    def _read(self, split: str) -> Images:
+        """Read "train" (all images, before the split) or "test", or another split that the subclass knows."""
+
+    @abstractmethod
+    def _read_class_names(self) -> list[str]:
+        """Names in the order of the labels."""
+
+    def _part(self, split: str) -> Images:
+        """The images of a split, read once: "train" (those trained on), "val", "test" or what ``_read`` knows."""
+        if split not in self._parts:
+            if split in ("train", "val"):
+                self._read_training()
+            else:
+                self._parts[split] = self._read(split)
+        return self._parts[split]
+
+    def _read_training(self) -> None:
+        images = self._read("train")
+        if self._constants is None:
+            self._constants = channel_stats(images.image)
+        if self.val_size == 0 and self.train_size is None:
+            self._parts["train"] = images
+            return
+        for split, rows in zip(("train", "val"), split_rows(images.label, self.val_size, self.train_size), strict=True):
+            self._parts[split] = Images(images.image[rows], images.label[rows])
+
+    def _stats(self) -> tuple[list[float], list[float]]:
+        if self._constants is None:
+            self._read_training()
+        assert self._constants is not None
+        return self._constants
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what the stage needs; what was read before is kept.
+
+        Args:
+            stage: "fit", "validate", "test", "predict", or None for the training and the test images.
+        """
+        wanted = {
+            "fit": ("train", self.eval_split),
+            "validate": (self.eval_split,),
+            "test": ("test",),
+            "predict": (self.predict_split,),
+        }
+        for split in wanted.get(stage or "", ("train", self.eval_split, "test")):
+            self._part(split)
+
+    def train_dataloader(self) -> TensorLoader:
+        """Shuffled and augmented batches of the images trained on."""
+        return self._loader("train", self.batch_size, train=True)
+
+    def val_dataloader(self) -> TensorLoader:
+        """The validation split where there is one, else the test images."""
+        return self._loader(self.eval_split, self.eval_batch_size)
+
+    def test_dataloader(self) -> TensorLoader:
+        """The test images."""
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> TensorLoader:
+        """The images to predict: the test images unless the data module was given others."""
+        return self._loader(self.predict_split, self.eval_batch_size)
+
+    def _loader(self, split: str, batch_size: int, train: bool = False) -> TensorLoader:
+        images, labels = self._part(split)
+        trainer = self.trainer
+        return TensorLoader(
+            images.to(self._device(images, train)),
+            labels,
+            batch_size=batch_size,
+            mean=self.mean,
+            std=self.std,
+            train=train,
+            seed=self.seed,
+            flip=self.flip,
+            padding=self.padding,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+        )
+
+    def _device(self, images: Tensor, train: bool) -> torch.device:
+        """The trainer's GPU where the images and their padded copies take less than half of what is free; else CPU."""
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        if device.type != "cuda":
+            return torch.device("cpu")
+        height, width = images.shape[-2:]
+        padded = (height + 2 * self.padding) * (width + 2 * self.padding) / (height * width)
+        need = images.numel() * (1 + 2 * padded if train else 1)
+        return device if need < torch.cuda.mem_get_info(device)[0] / 2 else torch.device("cpu")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Nothing to do where the batch was made on the device, as usual; else a plain copy."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if batch.image.device == device:
+            return batch
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint, plain lists: ``mean``, ``std``, ``class_names``. Empty while nothing was read."""
+        if not self._parts or self._constants is None:
+            return {}
+        return {"mean": list(self.mean), "std": list(self.std), "class_names": list(self.class_names)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the constants and class names of a checkpoint, so that it is evaluated with its own.
+
+        Raises:
+            UserError: the checkpoint has another number of classes.
+        """
+        if state_dict.get("mean") is not None and state_dict.get("std") is not None:
+            self._constants = [float(v) for v in state_dict["mean"]], [float(v) for v in state_dict["std"]]
+        names = state_dict.get("class_names")
+        if names is None:
+            return
+        if len(names) != self.num_classes:
+            raise UserError(f"the checkpoint was trained on {len(names)} classes, {self.name} has {self.num_classes}.")
+        if self._parts and list(names) != self.class_names:
+            rank_zero_warn(f"The checkpoint's class names differ from those of {self.name}: labels may not match.")
+        self._class_names = [str(name) for name in names]

@@ -1,0 +1,39 @@
+"""The one batch format: every method gets the same three tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One batch of images.
+
+    Attributes:
+        image: (B, 3, H, W) float32, normalised.
+        label: (B,) int64.
+        index: (B,) int64, position among the images really trained on (or evaluated). -1 marks a filler: a rank
+            whose share of the last global batch is empty gets one, so that all ranks take the same steps. It counts
+            in no metric and has weight 0 in the loss.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of this name
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a method may know of the data when its trainable part is built.
+
+    Attributes:
+        num_classes: K.
+        num_samples: images really trained on; None when not known yet.
+        train_labels: (num_samples,) int64; None when not known yet.
+    """
+
+    num_classes: int
+    num_samples: int | None = None
+    train_labels: Tensor | None = None

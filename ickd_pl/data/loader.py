@@ -1,0 +1,181 @@
+"""A loader without workers: batches are cut out of tensors that lie in memory or on the GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ickd_pl.data.augment import augment, constants, normalise, pad_images
+from ickd_pl.data.batch import Batch
+from ickd_pl.errors import UserError
+from ickd_pl.seeding import generator
+
+
+class _Draws(NamedTuple):
+    """The random choices of one epoch, by position in that epoch."""
+
+    order: Tensor  # (N,) int64
+    offset: Tensor  # (N, 2) int64
+    flip: Tensor  # (N,) bool
+
+
+class TensorLoader:
+    """Iterates :class:`Batch` over uint8 images.
+
+    Training: what the global batch holds (order, crop, flip) is a function of (seed, epoch, step) alone, so it does not
+    depend on the number of ranks, on what was loaded before, or on any global random state. Each rank takes its
+    contiguous slice. The last, smaller batch is kept. Evaluation: the images in order, each exactly once over all
+    ranks.
+
+    Every rank takes the same number of steps. Shares of an uneven batch differ by at most one sample; a rank whose
+    share is empty gets one filler sample with ``index`` -1.
+
+    Lightning tells the epoch through ``loader.sampler.set_epoch`` and stores :meth:`state_dict` in its checkpoints.
+
+    Args:
+        images: (N, 3, H, W) uint8, on the device where the batches are wanted.
+        labels: (N,) int64, moved to the device of ``images``.
+        batch_size: size of the GLOBAL batch, over all ranks.
+        mean: per channel, of pixels scaled to 0..1.
+        std: per channel.
+        train: shuffle and augment. False: in order, normalised only.
+        seed: of order and augmentation.
+        flip: mirror half of the training images.
+        padding: black border in pixels for the random crop, 0 for no crop.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        UserError: no images, shapes or dtypes that do not fit, or a batch smaller than the number of ranks.
+    """
+
+    epoch_offset: int = 0
+    """Added to the epoch that Lightning tells. Negative where a first stage comes before the main epochs."""
+
+    batch_sampler = None
+    """Lightning looks for it wherever there is a ``sampler``."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        train: bool = False,
+        seed: int = 0,
+        flip: bool = True,
+        padding: int = 4,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check(images, labels, batch_size, world_size)
+        self.batch_size = batch_size
+        self.train = train
+        self.seed = seed
+        self.flip = flip
+        self.rank = rank
+        self.world_size = world_size
+        self.labels = labels.to(images.device, torch.int64)
+        self._images = images
+        self._padded = pad_images(images, padding, None if flip else False) if train else None
+        self._padding = padding
+        self._constants = constants(mean, std, images.device)
+        self._order = torch.arange(len(images), device=images.device)
+        self._epoch = 0
+        self._start = 0
+        self._next = 0
+
+    def __len__(self) -> int:
+        """Steps in an epoch, the same on every rank."""
+        return math.ceil(len(self._images) / self.batch_size)
+
+    @property
+    def sampler(self) -> TensorLoader:
+        """The loader itself: Lightning calls ``loader.sampler.set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; ``epoch_offset`` is added to it."""
+        self._epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The step that comes next. The epoch is left out: Lightning tells it again on resume."""
+        return {"step": self._next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration, and only that one, begin at the stored step (the end of an epoch counts as 0)."""
+        self._start = self._next = int(state["step"]) % len(self)
+
+    def share(self, step: int) -> float:
+        """This rank's part of the global batch times the number of ranks: 1.0 where all are equal, 0.0 for a filler.
+
+        The mean over ranks of ``share * local mean`` is the mean over the global batch.
+        """
+        first, last = self._bounds(step)
+        count = min(self.batch_size, len(self._images) - step * self.batch_size)
+        return (last - first) * self.world_size / count
+
+    def __iter__(self) -> Iterator[Batch]:
+        # The body runs at the first next(): Lightning makes the iterator before it tells the epoch.
+        start, self._start = self._start, 0
+        draws = self._draw(self._epoch + self.epoch_offset) if self.train else None
+        for step in range(start, len(self)):
+            self._next = step + 1
+            yield self._batch(step, draws)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """This rank's batch of any step of any epoch (``epoch_offset`` is not added), without those before it."""
+        return self._batch(step, self._draw(epoch) if self.train else None)
+
+    def _bounds(self, step: int) -> tuple[int, int]:
+        """Where this rank's slice of the global batch begins and ends, counted from the start of the epoch."""
+        begin = step * self.batch_size
+        count = min(self.batch_size, len(self._images) - begin)
+        each, extra = divmod(count, self.world_size)
+        first = begin + self.rank * each + min(self.rank, extra)
+        return first, first + each + (self.rank < extra)
+
+    def _draw(self, epoch: int) -> _Draws:
+        """Order, crops and flips of one epoch: drawn on the CPU, so the same on every device, and moved at once."""
+        count, device = len(self._images), self._images.device
+        order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
+        crop = generator(self.seed, "crop", epoch)
+        offset = torch.randint(0, 2 * self._padding + 1, (count, 2), generator=crop)
+        flip = torch.randint(0, 2, (count,), generator=crop).bool()
+        if not self.flip:
+            flip.zero_()
+        return _Draws(order.to(device), offset.to(device), flip.to(device))
+
+    def _batch(self, step: int, draws: _Draws | None) -> Batch:
+        first, last = self._bounds(step)
+        filler = first == last
+        if filler:
+            first, last = step * self.batch_size, step * self.batch_size + 1
+        if draws is None or self._padded is None:
+            index = self._order[first:last]
+            image = normalise(self._images[first:last], self._constants)
+        else:
+            index = draws.order[first:last]
+            image = augment(self._padded, index, draws.offset[first:last], draws.flip[first:last], self._constants)
+        label = self.labels.index_select(0, index)
+        return Batch(image, label, torch.full_like(index, -1) if filler else index)
+
+
+def _check(images: Tensor, labels: Tensor, batch_size: int, world_size: int) -> None:
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or not len(images):
+        raise UserError(
+            f"images must be (N, 3, H, W) uint8 with N at least 1, got {tuple(images.shape)} {images.dtype}"
+        )
+    if labels.shape != images.shape[:1]:
+        raise UserError(f"labels must be ({len(images)},), one for each image, got {tuple(labels.shape)}")
+    if batch_size < world_size:
+        raise UserError(
+            f"batch_size is the batch over all ranks and must be at least their number: got {batch_size} for "
+            f"{world_size} ranks. Raise batch_size or use fewer devices."
+        )

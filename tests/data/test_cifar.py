@@ -1,0 +1,204 @@
+"""CIFAR out of small made-up archives: no test touches the network."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import shutil
+import tarfile
+import urllib.error
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from ickd_pl.data import CIFAR10, CIFAR100, cifar
+from ickd_pl.errors import UserError
+
+
+def make_source(folder: Path, spec: type, key: str, num_classes: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An unpacked folder in the published layout; torchvision's md5 lists are set to it."""
+    folder.mkdir(parents=True)
+    sums = {}
+
+    def dump(name: str, content: dict[str, object]) -> None:
+        (folder / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for number, (name, _) in enumerate([*spec.train_list, *spec.test_list]):
+        labels = [i % num_classes for i in range(2 * num_classes)]
+        data = np.random.default_rng(number).integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+        dump(name, {"data": data, key: labels})
+    dump(spec.meta["filename"], {spec.meta["key"]: [f"name {k}" for k in range(num_classes)]})
+    for lists in ("train_list", "test_list"):
+        monkeypatch.setattr(spec, lists, [[name, sums[name]] for name, _ in getattr(spec, lists)])
+    monkeypatch.setattr(spec, "meta", {**spec.meta, "md5": sums[spec.meta["filename"]]})
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.setattr(CIFAR100, "num_available", 200)
+    return make_source(tmp_path / "src" / "cifar-100-python", datasets.CIFAR100, "fine_labels", 100, monkeypatch)
+
+
+@pytest.fixture
+def tar(source, tmp_path, monkeypatch):
+    path = tmp_path / "cifar-100-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(source, "cifar-100-python")
+    monkeypatch.setattr(datasets.CIFAR100, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    return path
+
+
+def check(data: CIFAR100, source: Path) -> None:
+    data.prepare_data()
+    data.setup()
+    entry = pickle.loads((source / "train").read_bytes())
+    assert torch.equal(data._part("train").image, torch.from_numpy(entry["data"]).view(-1, 3, 32, 32))
+    assert data.train_labels.tolist() == entry["fine_labels"]
+    assert len(data._part("test").label) == 200
+    assert data.class_names[7] == "name 7"
+
+
+def test_known_before_anything_is_read(tmp_path):
+    data = CIFAR100(str(tmp_path / "none"), val_size=5000)
+    assert (data.name, data.num_classes, data.num_train, data.image_size) == ("cifar100", 100, 45_000, 32)
+    assert (data.mean, data.std) == ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761])
+    ten = CIFAR10(str(tmp_path / "none"))
+    assert (ten.name, ten.num_classes, ten.num_train) == ("cifar10", 10, 50_000)
+    assert (ten.mean, ten.std) == ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("given", ["folder", "parent", "tar", "root folder", "root tar"])
+def test_every_way_to_give_it_locally(source, tar, tmp_path, given):
+    root = tmp_path / "data"
+    if given == "root folder":
+        shutil.copytree(source, root / source.name)
+    elif given == "root tar":
+        root.mkdir()
+        shutil.copy(tar, root)
+    archive = {"folder": source, "parent": source.parent, "tar": tar}.get(given)
+    check(CIFAR100(str(root), download=False, archive=str(archive) if archive else None), source)
+    assert sorted(p.name for p in (root / source.name).iterdir()) == ["meta", "test", "train"]
+
+
+def test_cifar10_has_five_training_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(CIFAR10, "num_available", 100)
+    source = make_source(tmp_path / "cifar-10-batches-py", datasets.CIFAR10, "labels", 10, monkeypatch)
+    data = CIFAR10(str(tmp_path), download=False, train_size=50)
+    data.prepare_data()
+    data.setup()
+    assert data.train_labels.bincount().tolist() == [5] * 10
+    assert len(pickle.loads((source / "data_batch_5").read_bytes())["labels"]) == 20
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_a_corrupt_file_is_named_and_an_archive_repairs_it(source, tar, tmp_path, name):
+    root = tmp_path / "data"
+    shutil.copytree(source, root / source.name)
+    bad = root / source.name / name
+    content = bytearray(bad.read_bytes())
+    expected = hashlib.md5(content).hexdigest()
+    content[len(content) // 2] ^= 1
+    bad.write_bytes(content)
+    found = hashlib.md5(content).hexdigest()
+    with pytest.raises(UserError, match=rf"cifar-100-python/{name} is corrupt: expected md5 {expected}, found {found}"):
+        CIFAR100(str(root)).prepare_data()
+    with pytest.raises(UserError, match=f"{name} is corrupt"):
+        data = CIFAR100(str(root))
+        data.setup()
+        assert data.class_names
+    check(CIFAR100(str(root), download=False, archive=str(tar)), source)
+
+
+def test_a_corrupt_archive_is_named_and_leaves_nothing_half_done(source, tar, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cifar-100-python\.tar\.gz \(.*is corrupt: expected md5"):
+        CIFAR100(str(root), archive=str(tar)).prepare_data()
+    tar.write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"cifar-100-python\.tar\.gz .*is corrupt: expected md5"):
+        CIFAR100(str(root), archive=str(tar)).prepare_data()
+    (source / "test").write_bytes(b"wrong")
+    with pytest.raises(UserError, match=r"cifar-100-python \(test\) is corrupt"):
+        CIFAR100(str(root), archive=str(source)).prepare_data()
+    (source / "test").unlink()
+    with pytest.raises(UserError, match="lacks test"):
+        CIFAR100(str(root), archive=str(source)).prepare_data()
+    assert not (root / source.name / "test").exists()
+    with pytest.raises(UserError, match="elsewhere does not exist"):
+        CIFAR100(str(root), archive=str(tmp_path / "elsewhere")).prepare_data()
+
+
+def test_an_archive_writes_nothing_outside_its_folder(source, tmp_path):
+    path = tmp_path / "evil.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(source, "cifar-100-python")
+        archive.add(source / "meta", "../../escaped")
+        archive.add(source / "meta", "cifar-100-python/extra")
+        link = tarfile.TarInfo("cifar-100-python/train")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        archive.addfile(link)
+    root = tmp_path / "a" / "b"
+    check(CIFAR100(str(root), download=False, archive=str(path)), source)
+    assert not (tmp_path / "escaped").exists()
+    assert sorted(p.name for p in (root / source.name).iterdir()) == ["meta", "test", "train"]
+    assert not (root / source.name / "train").is_symlink()
+
+
+@pytest.fixture
+def mirror(tar, monkeypatch):
+    """A server on this machine that holds the archive."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tar.parent))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(datasets.CIFAR100, "url", f"http://127.0.0.1:{server.server_port}/{tar.name}")
+        yield tar
+        server.shutdown()
+
+
+def test_a_download_is_checked_and_leaves_only_the_files(source, mirror, tmp_path):
+    root = tmp_path / "data"
+    whole = mirror.read_bytes()
+    mirror.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(UserError, match=r"cannot be downloaded from .*corrupted"):
+        CIFAR100(str(root)).prepare_data()
+    assert list(root.iterdir()) == []
+    mirror.write_bytes(whole)
+    check(CIFAR100(str(root)), source)
+    assert [p.name for p in root.iterdir()] == ["cifar-100-python"]
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("unreachable"), RuntimeError("File not found or corrupted.")])
+def test_no_network(source, tmp_path, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
+    with pytest.raises(UserError, match=r"cannot be downloaded .*give archive=, a local cifar-100-python\.tar\.gz"):
+        CIFAR100(str(tmp_path / "data")).prepare_data()
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_missing_and_not_to_be_downloaded(source, tmp_path):
+    with pytest.raises(UserError, match=r"train is missing\. Set download=true, or give archive="):
+        CIFAR100(str(tmp_path / "data"), download=False).prepare_data()
+    with pytest.raises(UserError, match=r"train cannot be read .* Call prepare_data"):
+        CIFAR100(str(tmp_path / "data"), download=False).setup()
+
+
+def test_what_has_the_wrong_md5_is_never_unpickled(source, tmp_path, monkeypatch):
+    shutil.copytree(source, tmp_path / "data" / source.name)
+    (tmp_path / "data" / source.name / "train").write_bytes(pickle.dumps({"data": 1}))
+    monkeypatch.setattr(cifar.pickle, "loads", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(UserError, match="train is corrupt"):
+        CIFAR100(str(tmp_path / "data")).setup()
