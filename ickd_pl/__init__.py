@@ -1,0 +1,34 @@
+"""Knowledge distillation on PyTorch Lightning: the CIFAR-100 benchmark of ICKD and RepDistiller, and your own models."""
+
+from __future__ import annotations
+
+from ickd_pl.data import CIFAR10, CIFAR100, Batch, DataInfo, Digits, ImageFolder
+from ickd_pl.errors import IncompatiblePair, UserError
+from ickd_pl.features import Features, FeatureShapes, HookedNet, LayerMap
+from ickd_pl.models import get_model, model_names
+from ickd_pl.module import DistillationModule
+from ickd_pl.strategies import LossStrategy
+from ickd_pl.version import __version__
+from ickd_pl.weights import load_student, load_teacher
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "Batch",
+    "DataInfo",
+    "Digits",
+    "DistillationModule",
+    "FeatureShapes",
+    "Features",
+    "HookedNet",
+    "ImageFolder",
+    "IncompatiblePair",
+    "LayerMap",
+    "LossStrategy",
+    "UserError",
+    "__version__",
+    "get_model",
+    "load_student",
+    "load_teacher",
+    "model_names",
+]

@@ -1,0 +1,217 @@
+"""The command line: ``fit``, ``validate``, ``test`` and ``predict`` by YAML files and flags."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
+
+import ickd_pl.data  # noqa: F401  its classes are then known by their short names
+from ickd_pl.errors import UserError
+from ickd_pl.module import DistillationModule
+from ickd_pl.runtime import EpochRecord, RunFolder
+from ickd_pl.runtime.configs import find_configs, from_checkpoint
+from ickd_pl.runtime.parser import OneLineParser
+from ickd_pl.runtime.predictions import write_predictions
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 240,
+    "default_root_dir": "outputs",
+    "logger": False,
+    "num_sanity_val_steps": 0,
+    # The loader shares the global batch out itself.
+    "use_distributed_sampler": False,
+}
+
+
+class IckdCLI(LightningCLI):
+    """LightningCLI with one folder per run and settings linked from the data."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            DistillationModule,
+            pl.LightningDataModule,
+            save_config_callback=None,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            parser_class=OneLineParser,
+            subclass_mode_data=True,
+            args=args,
+            auto_configure_optimizers=False,
+            # The module keeps its hyper-parameters itself, as plain data.
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed)
+        parser.link_arguments("data", "model.num_classes", compute_fn=_num_classes, apply_on="instantiate")
+        parser.link_arguments("data", "model.num_samples", compute_fn=_num_samples, apply_on="instantiate")
+        parser.link_arguments("data", "model.image_size", compute_fn=_image_size, apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        # main() has put the checkpoint's settings before the user's, so that the user's win; stock does the reverse.
+        return
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run's whole configuration as plain data; it reproduces the run when given as a ``--config`` file."""
+        name = str(self.subcommand)
+        text = self._parser(name).dump(self.config[name], skip_none=False, skip_link_targets=True)
+        settings: dict[str, Any] = yaml.safe_load(text)
+        return {key: value for key, value in settings.items() if key not in ("config", "ckpt_path", "weights_only")}
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where this run lives."""
+        data = self.datamodule
+        name = getattr(data, "name", None) or type(data).__name__.lower()
+        root = Path(self.settings["trainer"]["default_root_dir"] or "outputs")
+        model: DistillationModule = self.model
+        methods = [strategy.name() for strategy in model.strategies]
+        return RunFolder.of(root, name, model.teacher_name, model.student_name, methods, model.hparams["seed"])
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        if self.subcommand == "fit":
+            self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
+        """Start the run, continue it, or say that it is finished."""
+        folder = self.folder
+        if ckpt_path is None and not self.trainer.fast_dev_run:
+            state = folder.decide(self.settings)
+            if state == "finished":
+                _say(f"finished before: {folder.last} (move {folder.path} away to run it again)")
+                return
+            if state == "continue":
+                ckpt_path = folder.last
+                _say(f"continuing {ckpt_path}")
+        model.prepare_teacher()
+        _warn_of_schedule(model, self.trainer.max_epochs)
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+        record = next(c for c in self.trainer.callbacks if isinstance(c, EpochRecord))
+        if record.rows:
+            _say(f"{record.summary()}; checkpoint {folder.last}, metrics {folder.metrics}")
+
+    def predict(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
+        """Write ``predictions.csv`` into the checkpoint's run folder."""
+        if ckpt_path is None:
+            raise UserError("predict needs a trained student: give --ckpt_path FILE")
+        if self.trainer.world_size > 1:
+            raise UserError("predict runs on one device: give --trainer.devices 1")
+        kwargs["return_predictions"] = True
+        outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+        parent = Path(ckpt_path).resolve().parent
+        folder = parent.parent if parent.name == "checkpoints" else parent
+        path = write_predictions(folder / "predictions.csv", outputs or [], datamodule)
+        _say(f"wrote {path}")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: the words after the program's name; None takes the process's own.
+
+    Returns:
+        The exit status: 0, or 2 after a user's mistake, which is printed as one line.
+    """
+    _quiet()
+    words = list(sys.argv[1:] if args is None else args)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            IckdCLI(_with_checkpoint_settings(find_configs(words), Path(scratch)))
+        except Exception as error:
+            cause = _user_error(error)
+            if cause is None:
+                raise
+            _complain(f"error: {cause}")
+            return 2
+    return 0
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an exception: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says of things that are meant to be so, and its advertisements."""
+    for message in (
+        "LightningCLI's args parameter is intended",
+        r"Found \d+ module\(s\) in eval mode",  # the teacher
+        "Be aware that when using `ckpt_path`, callbacks used",
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+
+
+def _with_checkpoint_settings(words: list[str], scratch: Path) -> list[str]:
+    """For ``test --ckpt_path FILE`` and its like: put the checkpoint's settings before what the user gave."""
+    path = _value_of("--ckpt_path", words)
+    if path is None or not words or words[0] not in ("test", "validate", "predict"):
+        return words
+    file = scratch / "checkpoint.yaml"
+    file.write_text(yaml.safe_dump(from_checkpoint(path)), encoding="utf-8")
+    return [words[0], "--config", str(file), *words[1:]]
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str | None:
+    for position, word in enumerate(words):
+        if word == flag and position + 1 < len(words):
+            return words[position + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _warn_of_schedule(model: DistillationModule, max_epochs: int | None) -> None:
+    first = min(model.hparams["milestones"], default=0)
+    if max_epochs and first >= max_epochs:
+        _say(
+            f"note: the learning rate never decays in {max_epochs} epochs (milestones {model.hparams['milestones']}); "
+            "set model.milestones for a shorter run"
+        )
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+@rank_zero_only
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _seed(value: Any) -> int:
+    if isinstance(value, bool):
+        raise UserError(f"seed_everything: expected a whole number, got {value}; every run of the benchmark has a seed")
+    return int(value)
+
+
+def _num_classes(data: Any) -> int:
+    if not hasattr(data, "num_classes"):
+        raise UserError(f"data module {type(data).__name__} has no num_classes: add it as an attribute or property")
+    return int(data.num_classes)
+
+
+def _num_samples(data: Any) -> int | None:
+    return getattr(data, "num_train", None)
+
+
+def _image_size(data: Any) -> int:
+    return int(getattr(data, "image_size", 32))

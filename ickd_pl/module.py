@@ -1,0 +1,355 @@
+"""The training module: a frozen teacher, a trainable student, and a sum of losses. It knows no method by name."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ickd_pl.data.batch import Batch, DataInfo
+from ickd_pl.errors import UserError
+from ickd_pl.features import Features, FeatureShapes, LayerMap
+from ickd_pl.networks import make_network, network_name, probe
+from ickd_pl.seeding import seeded
+from ickd_pl.stages import Stages
+from ickd_pl.strategies import LossStrategy, from_spec
+from ickd_pl.version import __version__
+from ickd_pl.weights import load_weights
+
+# How often, in steps, the loss reaches the progress bar and is checked to be finite: each look waits for the device.
+LOOK_EVERY = 50
+
+
+class DistillationModule(pl.LightningModule):
+    """Train a student by ``ce_weight * cross entropy + sum of strategy.weight * strategy.loss``.
+
+    With no strategies the teacher is neither built nor read: that is the Vanilla row, and how a teacher is trained.
+    The recipe's defaults are RepDistiller's (Tian, Krishnan, Isola, ICLR 2020).
+
+    Metrics: accuracies are in percent. During ``fit`` every epoch is evaluated on what the data module shows as its
+    validation data: ``val/...`` for a validation split, ``test/...`` where it is the test set, as in RepDistiller.
+    The headline is the last epoch's ``acc1``; ``acc1_best`` is the best epoch's, for information. Nothing is selected.
+
+    Args:
+        student: a network's name (see :func:`ickd_pl.model_names`) or any ``nn.Module`` with ``student_layers``.
+        teacher: likewise.
+        teacher_weights: file of the named teacher's weights; an ``nn.Module`` is taken as trained.
+        strategies: distillation methods; their losses are added.
+        ce_weight: weight of the cross entropy with the labels.
+        num_classes: K; the command line takes it from the data.
+        num_samples: training images; the command line takes it from the data. Methods with a memory need it.
+        image_size: height and width of the images, pixels; the command line takes it from the data.
+        seed: start of the student and of the methods' trainable parts.
+        lr: learning rate of SGD. 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2 students (in their pairs' YAML).
+        momentum: of SGD, without Nesterov.
+        weight_decay: of SGD, on every parameter.
+        milestones: the learning rate is divided by 10 after these epochs (main epochs, counted from 1).
+        student_layers: where to tap the features of a student of your own.
+        teacher_layers: likewise for the teacher.
+
+    Raises:
+        UserError: an unknown name, no teacher for a method, class counts that differ.
+        IncompatiblePair: a method cannot work on this pair of networks.
+    """
+
+    def __init__(
+        self,
+        student: str | nn.Module,
+        teacher: str | nn.Module | None = None,
+        teacher_weights: str | Path | None = None,
+        strategies: list[LossStrategy] | None = None,
+        ce_weight: float = 1.0,
+        num_classes: int = 100,
+        num_samples: int | None = None,
+        image_size: int = 32,
+        seed: int = 0,
+        lr: float = 0.05,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        milestones: list[int] | tuple[int, ...] = (150, 180, 210),
+        student_layers: LayerMap | None = None,
+        teacher_layers: LayerMap | None = None,
+    ) -> None:
+        super().__init__()
+        _check_numbers(lr=lr, num_classes=num_classes, image_size=image_size)
+        # A checkpoint hands strategies back as plain data.
+        self.strategies = [from_spec(s) if isinstance(s, dict) else s for s in strategies or []]
+        self.keys = _keys(self.strategies)
+        self._keep_hparams(
+            student=student, teacher=teacher, teacher_weights=None if teacher_weights is None else str(teacher_weights),
+            strategies=[s.spec() for s in self.strategies], ce_weight=ce_weight, num_classes=num_classes,
+            num_samples=num_samples, image_size=image_size, seed=seed, lr=lr, momentum=momentum,
+            weight_decay=weight_decay, milestones=list(milestones),
+        )  # fmt: skip
+        self.ce_weight, self.num_classes = ce_weight, num_classes
+        self.student_name = network_name(student)
+        self.teacher_name = None if teacher is None else network_name(teacher)
+        self._preact = any(s.needs_preact for s in self.strategies)
+        self._teacher_ready = isinstance(teacher, nn.Module)
+        self.student = make_network(student, num_classes, student_layers, seed, "student")
+        self.teacher = None
+        self.adapters = nn.ModuleDict()
+        student_shapes = self._probe(self.student, self.student_name, image_size)
+        if self.strategies:
+            if teacher is None:
+                names = ", ".join(type(s).__name__ for s in self.strategies)
+                raise UserError(f"{names} needs a teacher and none was given: set model.teacher and model.teacher_weights")
+            self.teacher = make_network(teacher, num_classes, teacher_layers, "teacher").eval().requires_grad_(False)
+            teacher_shapes = self._probe(self.teacher, network_name(teacher), image_size)
+            self._build_adapters(student_shapes, teacher_shapes, DataInfo(num_classes, num_samples), seed)
+        self.stages = Stages(self.strategies)
+        self.best_acc1 = 0.0
+        self.metrics = _metrics(num_classes)
+        self._sums = torch.zeros(0)
+
+    # -- construction --------------------------------------------------------------------------------------------
+
+    def _keep_hparams(self, **values: Any) -> None:
+        """Keep the constructor's arguments as plain data, so that every checkpoint loads under ``weights_only=True``.
+
+        A network that was handed over as an object cannot be kept: ``load_from_checkpoint`` then wants it again.
+        """
+        plain = {name: value for name, value in values.items() if not isinstance(value, nn.Module)}
+        self._set_hparams(plain)
+        self._hparams_initial = dict(plain)
+
+    def _probe(self, net: Any, name: str, image_size: int) -> FeatureShapes:
+        shapes = probe(net, name, image_size, self._preact)
+        if shapes.logits != (self.num_classes,):
+            raise UserError(
+                f"{name} has {shapes.logits[0]} classes, the data {self.num_classes}: "
+                "give a network of as many classes as the data, or set num_classes"
+            )
+        return shapes
+
+    def _build_adapters(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo, seed: int) -> None:
+        for position, (key, strategy) in enumerate(zip(self.keys, self.strategies, strict=True)):
+            strategy.check(student, teacher)
+            with seeded(seed, "adapter", strategy.name(), position):
+                adapter = strategy.build(student, teacher, data)
+            if adapter is not None:
+                self.adapters[key] = adapter
+
+    def adapter_of(self, strategy: LossStrategy) -> nn.Module | None:
+        """What a strategy's ``build`` returned."""
+        key = self.keys[next(i for i, s in enumerate(self.strategies) if s is strategy)]
+        return self.adapters[key] if key in self.adapters else None
+
+    def prepare_teacher(self) -> None:
+        """Read the teacher's weights, once. ``fit`` does it; call it to fail early.
+
+        Raises:
+            UserError: no weights were named, or their file is missing, damaged or of another network.
+        """
+        if self.teacher is None or self._teacher_ready:
+            return
+        name, path = str(self.teacher_name), self.hparams["teacher_weights"]
+        hint = f"train it with `fit --config configs/teachers/{name}.yaml`, then set --model.teacher_weights FILE"
+        if path is None:
+            raise UserError(f"teacher {name} has no weights: {hint}")
+        if not Path(path).is_file():
+            raise UserError(f"teacher {name}: weights file {path} does not exist: {hint}")
+        load_weights(self.teacher, path, name)
+        self._teacher_ready = True
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of the student, (B, K), for normalised images (B, 3, H, W)."""
+        logits: Tensor = self.student(image)
+        return logits
+
+    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The loss of a batch.
+
+        Returns:
+            The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits.
+        """
+        student: Features = self.student.features(batch.image, preact=self._preact)
+        teacher = self._teacher_features(batch.image)
+        first_stage = self.stages.first
+        total = torch.zeros((), device=batch.image.device)
+        terms: dict[str, Tensor] = {"ce": cross_entropy(student.logits, batch.label)}
+        if not first_stage:
+            total = self.ce_weight * terms["ce"]
+        for key, strategy in zip(self.keys, self.strategies, strict=True):
+            adapter = self.adapters[key] if key in self.adapters else None
+            if teacher is None:
+                raise RuntimeError("a strategy without a teacher")
+            if not first_stage:
+                terms[key] = strategy.loss(student, teacher, batch, adapter)
+                total = total + strategy.weight * terms[key]
+            elif strategy.pretrain_epochs:
+                terms[key] = strategy.pretrain_loss(student, teacher, batch, adapter)
+                total = total + terms[key]
+        return total, terms, student.logits
+
+    def _teacher_features(self, image: Tensor) -> Features | None:
+        if self.teacher is None:
+            return None
+        if not self._teacher_ready:
+            self.prepare_teacher()
+        with torch.no_grad():
+            features: Features = self.teacher.features(image, preact=self._preact)
+        return features
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        total, terms, logits = self.losses(batch)
+        with torch.no_grad():
+            self._count(total, terms, logits, batch)
+        if batch_idx % LOOK_EVERY == 0:
+            self._check_finite()
+            self.log("loss", total.detach(), prog_bar=True, logger=False)
+        # A rank's mean counts by its share of the global batch, so that the ranks' average is the global mean.
+        share = getattr(self.trainer.train_dataloader, "share", None)
+        return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
+
+    # -- training metrics: summed on the device, read once an epoch ------------------------------------------------
+
+    def _count(self, total: Tensor, terms: dict[str, Tensor], logits: Tensor, batch: Batch) -> None:
+        real = (batch.index >= 0).sum()
+        hits = ((logits.argmax(1) == batch.label) & (batch.index >= 0)).sum()
+        values = torch.stack([v.detach().float() for v in (total, *terms.values())])
+        row = torch.cat([values * real, torch.stack([hits, real]).float()])
+        self._sums = self._sums.to(row) + row if len(self._sums) == len(row) else row
+        self._term_names = list(terms)
+
+    def _check_finite(self) -> None:
+        if not bool(torch.isfinite(self._sums).all()):
+            names = ["the total loss", *(f"loss/{name}" for name in self._term_names)]
+            bad = [name for name, value in zip(names, self._sums.tolist(), strict=False) if value != value or abs(value) == float("inf")]  # noqa: PLR0124
+            raise UserError(
+                f"{', '.join(reversed(bad))} became infinite or NaN in epoch {self.current_epoch + 1}, at or before step "
+                f"{self.global_step}: lower model.lr or the method's weight; the last checkpoint is from before"
+            )
+
+    def on_train_epoch_end(self) -> None:
+        self._check_finite()
+        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        *losses, hits, count = torch.as_tensor(sums).tolist()
+        names = ["loss/total", *(f"loss/{name}" for name in self._term_names)]
+        means = {name: value / count for name, value in zip(names, losses, strict=True)}
+        # The same on every rank already; sync_dist only keeps Lightning from warning.
+        self.log_dict({**means, "train/acc1": 100 * hits / count, "lr": self._lr}, sync_dist=True)
+        self._sums = torch.zeros(0)
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        keep = batch.index >= 0
+        logits = self(batch.image)[keep].float()
+        self.metrics.update(logits, batch.label[keep])
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self._log_metrics(getattr(self.trainer.datamodule, "eval_split", "val"))  # type: ignore[attr-defined]
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        values = {name: 100 * float(value) for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, prog_bar=True, sync_dist=True)
+        if self.trainer.state.fn == "fit":
+            self.best_acc1 = max(self.best_acc1, values["acc1"])
+            self.log(f"{split}/acc1_best", self.best_acc1, sync_dist=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Class probabilities, (B, K)."""
+        return self(batch.image).float().softmax(dim=1)
+
+    # -- Lightning's hooks -----------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        return list(self.strategies)
+
+    def configure_optimizers(self) -> Any:
+        parameters = list(self._trainable())
+        hp = self.hparams
+        # foreach also on the CPU: fused and foreach SGD differ in the last bits, and runs must compare.
+        optimizer = torch.optim.SGD(
+            parameters, lr=hp["lr"], momentum=hp["momentum"], weight_decay=hp["weight_decay"], foreach=True
+        )
+        first, first_factor = self.stages.epochs, self.stages.lr(hp["lr"]) / hp["lr"]
+
+        def factor(epoch: int) -> float:
+            return first_factor if epoch < first else 0.1 ** bisect_right(hp["milestones"], epoch - first)
+
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+
+    def _trainable(self) -> Iterator[nn.Parameter]:
+        yield from self.student.parameters()
+        yield from self.adapters.parameters()
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        classes = getattr(data, "num_classes", self.num_classes)
+        if classes != self.num_classes:
+            raise UserError(f"the data have {classes} classes, the networks {self.num_classes}: set num_classes to {classes}")
+        if stage == "fit":
+            self.prepare_teacher()
+            self.stages.extend(self.trainer)
+
+    def on_train_start(self) -> None:
+        self.stages.offset_loader(self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        self.stages.enter(self)
+        # Noted now: at the epoch's end the schedule has already moved on.
+        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def train(self, mode: bool = True) -> DistillationModule:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+        checkpoint["ickd_pl"] = {"version": __version__, "best_acc1": self.best_acc1}
+        data = getattr(self._trainer, "datamodule", None)
+        if data is not None:
+            cls = type(data)
+            path = f"{cls.__module__}.{cls.__qualname__}"
+            checkpoint["ickd_pl"]["data"] = {"class_path": path, "init_args": dict(data.hparams)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The teacher is not in the file; its own weights stand in, so that loading stays strict for all the rest.
+        if self.teacher is not None:
+            for key, value in self.teacher.state_dict(prefix="teacher.").items():
+                checkpoint["state_dict"].setdefault(key, value)
+        self.best_acc1 = float(checkpoint.get("ickd_pl", {}).get("best_acc1", 0.0))
+
+
+def _keys(strategies: Sequence[LossStrategy]) -> list[str]:
+    """Log and adapter keys: the method's name, with a number from its second use on."""
+    keys: list[str] = []
+    for strategy in strategies:
+        name = strategy.name()
+        keys.append(name if name not in keys else f"{name}_{sum(s.name() == name for s in strategies[: len(keys)]) + 1}")
+    return keys
+
+
+def _metrics(num_classes: int) -> MetricCollection:
+    top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
+    return MetricCollection(
+        {name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False) for name, k in top.items()}
+    )
+
+
+def _check_numbers(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{name}: expected a number above 0, got {value}")

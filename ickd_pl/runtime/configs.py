@@ -1,0 +1,71 @@
+"""Where the shipped YAML files are, and what a checkpoint knows of the run that wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ickd_pl.errors import UserError, near
+from ickd_pl.weights import read_file
+
+# Set from the data and from --seed_everything by the command line, so never given in a file.
+LINKED = ("num_classes", "num_samples", "image_size", "seed")
+
+
+def config_root() -> Path:
+    """The folder of the shipped configurations: inside an installed package, or at the root of a clone."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_configs(arguments: Sequence[str]) -> list[str]:
+    """Let ``--config configs/base.yaml`` work from anywhere: a file that is not here is looked up in the package.
+
+    Raises:
+        UserError: the file is neither here nor shipped.
+    """
+    out: list[str] = []
+    expects_path = False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if expects_path:
+            out.append(_find(argument))
+        elif flag in ("--config", "-c") and equals:
+            out += [flag, _find(value)]
+        else:
+            out.append(argument)
+        expects_path = argument in ("--config", "-c") and not expects_path
+    return out
+
+
+def _find(path: str) -> str:
+    if Path(path).is_file():
+        return path
+    shipped = config_root().joinpath(*[p for p in Path(path).parts if p != "configs"])
+    if not Path(path).is_absolute() and shipped.is_file():
+        return str(shipped)
+    root = config_root()
+    known = [f"configs/{p.relative_to(root).as_posix()}" for p in root.rglob("*.yaml")]
+    raise UserError(f"config file {path} does not exist: {near(path, known)}")
+
+
+def from_checkpoint(path: str) -> dict[str, Any]:
+    """The settings of the run that wrote a checkpoint, in the form of a configuration file.
+
+    Raises:
+        UserError: the file is missing, damaged, or no checkpoint of this project.
+    """
+    content = read_file(path)
+    if "hyper_parameters" not in content or "ickd_pl" not in content:
+        raise UserError(f"{path} is no checkpoint of ickd_pl: give the checkpoints/last.ckpt of a run")
+    hparams = dict(content["hyper_parameters"])
+    if "student" not in hparams:
+        raise UserError(f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint")
+    config: dict[str, Any] = {"seed_everything": hparams["seed"]}
+    config["model"] = {name: value for name, value in hparams.items() if name not in LINKED}
+    if data := content["ickd_pl"].get("data"):
+        arguments = {name: value for name, value in data["init_args"].items() if name not in LINKED[:2] and name != "seed"}
+        config["data"] = {"class_path": data["class_path"], "init_args": arguments}
+    return config

@@ -1,0 +1,92 @@
+"""A command line that answers a mistake with one line, and takes no abbreviated flags."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+from pytorch_lightning.cli import LightningArgumentParser
+
+from ickd_pl.errors import near
+from ickd_pl.strategies import LossStrategy
+
+
+class OneLineParser(LightningArgumentParser):
+    """LightningCLI's parser; an error names what came and the nearest thing that would have been accepted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A mistyped flag that happens to be the beginning of another must not pass for it.
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"error: {one_line(message, option_names(self))}", file=sys.stderr)
+        sys.exit(2)
+
+
+def option_names(parser: Any) -> set[str]:
+    """Every option a parser and its subcommands know, without dashes."""
+    names: set[str] = set()
+    for action in parser._actions:
+        names |= {option.lstrip("-") for option in action.option_strings if option.startswith("--")}
+        for sub in (getattr(action, "choices", None) or {}) if "subcommand" in str(action.dest) else ():
+            names |= option_names(action.choices[sub])
+    return {name for name in names if not name.endswith((".help", "+"))}
+
+
+def one_line(message: str, options: Iterable[str]) -> str:
+    """Shorten a message of jsonargparse; what is not recognised is only joined into one line.
+
+    Args:
+        message: the parser's own text.
+        options: known option names, for hints.
+    """
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        flag = found[1].lstrip("-").split("=")[0]
+        if not found[1].startswith("-"):
+            return f"unexpected argument {found[1]}: options are given as --name value; see --help"
+        return f"unknown option --{flag}: {_near_option(flag, options)}"
+    if found := re.search(r"does not accept option '([^']+)'|[Oo]ption '([^']+)' is not accepted", message):
+        name = found[1] or found[2]
+        return f"unknown setting {name}: {_near_option(name, options)}"
+    if found := re.search(r"dot import path string: (\S+)", message):
+        key = re.search(r'key "([^"]+)"', message)
+        kind = LossStrategy if key and "strategies" in key[1] else pl.LightningDataModule
+        return f"unknown class {found[1]} for {key[1] if key else 'an option'}: {near(found[1], _subclass_names(kind))}"
+    if found := re.search(r"arguments are required: (.+)", message):
+        # Inside a data set or method the parser knows the argument's own name only.
+        bare = [name.rpartition("init_args.")[2] for name in found[1].split(", ")]
+        names = ", ".join(f"--{name.split('.', 1)[1]}" if "." in name else f"the argument {name}" for name in bare)
+        return f"missing {names}: give it, or a --config file that sets it (see configs/)"
+    value, expected = re.search(r"Given value: (.*)", message), re.search(r"Subtypes: \[(.*)\]", message)
+    key = re.search(r'key "([^"]+)"', message)
+    if key and value and expected:
+        wanted = re.sub(r"typing\.|<class '([\w.]+)'>", lambda m: m[1] or "", expected[1])
+        return f"{key[1]}: expected {wanted}, got {value[1].strip()}"
+    return " ".join(message.split())
+
+
+def _near_option(name: str, options: Iterable[str]) -> str:
+    """The hint for an option; an argument of a data set or method is looked up among all of theirs."""
+    last = name.rpartition(".")[2]
+    inner = {p for base in (pl.LightningDataModule, LossStrategy) for cls in _all_subclasses(base) for p in _arguments(cls)}
+    hint = near(name, options)
+    if hint.startswith("known:") or "." not in name:
+        hint = near(last, inner)
+    return hint if not hint.startswith("known:") else "see --help for all options"
+
+
+def _arguments(cls: type) -> list[str]:
+    return [p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs")]
+
+
+def _subclass_names(base: type) -> list[str]:
+    return [c.__name__ for c in _all_subclasses(base) if not inspect.isabstract(c) and not c.__module__.startswith("pytorch_") and c.__name__[0] != "_"]
+
+
+def _all_subclasses(base: type) -> list[type]:
+    return [c for sub in base.__subclasses__() for c in (sub, *_all_subclasses(sub))]

@@ -1,0 +1,183 @@
+"""One folder per run: what it holds, when a run continues, and the record of its epochs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import Checkpoint
+
+from ickd_pl.errors import UserError
+from ickd_pl.runtime.atomic import replacing, write_text
+
+# Settings that change how a run is shown, not what it computes.
+_COSMETIC = {
+    "config",
+    "ckpt_path",
+    "weights_only",
+    "trainer.default_root_dir",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.enable_checkpointing",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``<root>/<data>/<pair>/<method>/seed_<n>/`` and the files in it."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, root: Path, data: str, teacher: str | None, student: str, methods: list[str], seed: int) -> RunFolder:
+        """The folder of a run. A network without a teacher stands alone in place of the pair."""
+        pair = f"{teacher}_{student}" if teacher else student
+        return cls(root / data / pair / ("_".join(methods) or "vanilla") / f"seed_{seed}")
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def decide(self, config: dict[str, Any]) -> Literal["start", "continue", "finished"]:
+        """What ``fit`` has to do here.
+
+        Args:
+            config: the run's whole configuration, plain data.
+
+        Raises:
+            UserError: the folder holds a run of another configuration (the message lists what differs), or its
+                checkpoint cannot be read.
+        """
+        if not self.last.is_file():
+            return "start"
+        try:
+            kept = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{self.config} cannot be read ({error}): move {self.path} away to start anew") from error
+        differences = _differences(_flat(kept), _flat(config))
+        if differences:
+            raise UserError(
+                f"{self.path} holds a run of another configuration; give --trainer.default_root_dir another folder, or "
+                "move this one away. What differs (there -> now):\n  " + "\n  ".join(differences)
+            )
+        try:
+            checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
+        except Exception as error:  # zip, pickle and torch each have their own kinds of damage
+            raise UserError(f"checkpoint {self.last} is damaged ({type(error).__name__}): move it away to start anew") from error
+        record = checkpoint.get("callbacks", {}).get(EpochRecord.__qualname__, {})
+        return "finished" if len(record.get("rows", ())) >= record.get("planned", 1) else "continue"
+
+
+class EpochRecord(Checkpoint):
+    """Writes the run folder: after every epoch a row of metrics.csv and ``checkpoints/last.ckpt``.
+
+    The rows are also in the checkpoint, so that a continued run's metrics.csv is cut back to where its weights are.
+    ``checkpoints/best.ckpt`` is written only where a validation split chooses it: the test set chooses nothing.
+    """
+
+    def __init__(self, folder: RunFolder, config: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.config = config
+        self.rows: list[dict[str, float]] = []
+        self.planned = 1
+        self._began = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "planned": self.planned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero and self.config is not None:
+            write_text(self.folder.config, yaml.safe_dump(self.config, sort_keys=False))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.planned = trainer.fit_loop.max_epochs or 1
+        self._write_rows(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning keeps metrics in float32: six digits are what they are worth.
+        metrics = {k: float(f"{float(v):.6g}") for k, v in trainer.callback_metrics.items() if k != "loss"}
+        seconds = round(time.perf_counter() - self._began, 3)
+        self.rows.append({"epoch": trainer.current_epoch + 1, **dict(sorted(metrics.items())), "seconds": seconds})
+        self._save(trainer, self.folder.last)
+        if self._is_best():
+            self._save(trainer, self.folder.last.with_name("best.ckpt"))
+        self._write_rows(trainer)
+
+    def summary(self) -> str:
+        """The last epoch's accuracy, with the best epoch's beside it."""
+        last = self.rows[-1]
+        split = "val" if "val/acc1" in last else "test"
+        acc1, best = last.get(f"{split}/acc1"), last.get(f"{split}/acc1_best")
+        if acc1 is None or best is None:
+            return f"{len(self.rows)} epochs"
+        return f"{split} accuracy: last epoch {acc1:.2f} (best epoch {best:.2f}) percent after {len(self.rows)} epochs"
+
+    def _save(self, trainer: pl.Trainer, path: Path) -> None:
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(path, weights_only=False)  # takes part in the collectives; only rank 0 writes
+            return
+        with replacing(path) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
+
+    def _is_best(self) -> bool:
+        chosen = [row["val/acc1"] for row in self.rows if "val/acc1" in row]
+        return bool(chosen) and "val/acc1" in self.rows[-1] and chosen[-1] >= max(chosen)
+
+    def _write_rows(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and self.rows:
+            columns = list(dict.fromkeys(column for row in self.rows for column in row))
+            text = io.StringIO()
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_text(self.folder.metrics, text.getvalue())
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names; cosmetic ones left out."""
+    items: list[tuple[str, Any]]
+    if isinstance(config, dict):
+        items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in config.items()]
+    elif isinstance(config, list) and any(isinstance(value, dict) for value in config):
+        items = [(f"{prefix}[{i}]", value) for i, value in enumerate(config)]
+    else:
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for name, value in items:
+        if name not in _COSMETIC:
+            flat.update(_flat(value, name))
+    return flat
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    absent = "(not set)"
+    return [
+        f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]

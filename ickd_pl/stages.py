@@ -1,0 +1,86 @@
+"""The first stage of a two-stage method, inside one fit: which epochs, which parameters, which mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+
+from ickd_pl.errors import UserError
+from ickd_pl.strategies import LossStrategy
+
+if TYPE_CHECKING:
+    from ickd_pl.module import DistillationModule
+
+
+class Stages:
+    """Knows whether the current epoch belongs to the first stage, and puts the module into the state it needs.
+
+    ``max_epochs`` counts main epochs. First-stage epochs come before them and have negative numbers in the order of
+    the data, so that two-stage and one-stage runs see the same batches in their main epochs.
+
+    Raises:
+        UserError: two methods want first stages of different lengths.
+    """
+
+    def __init__(self, strategies: Sequence[LossStrategy]) -> None:
+        lengths = {s.pretrain_epochs for s in strategies if s.pretrain_epochs}
+        if len(lengths) > 1:
+            names = ", ".join(f"{type(s).__name__} {s.pretrain_epochs}" for s in strategies if s.pretrain_epochs)
+            raise UserError(f"first stages of different lengths cannot run together ({names}): give them the same pretrain_epochs")
+        self.strategies = strategies
+        self.epochs = max(lengths, default=0)
+        self.first = False
+        self._extended: pl.Trainer | None = None
+
+    def lr(self, recipe: float) -> float:
+        """Constant learning rate of the first stage; the recipe's where the method names none."""
+        own = [s.pretrain_lr for s in self.strategies if s.pretrain_epochs and s.pretrain_lr is not None]
+        return own[0] if own else recipe
+
+    def extend(self, trainer: pl.Trainer) -> None:
+        """Add the first stage to ``max_epochs``; parts of the student idle in it, which DDP must be told."""
+        if not self.epochs or self._extended is trainer:
+            return
+        self._extended = trainer
+        if trainer.fit_loop.max_epochs not in (None, -1):
+            trainer.fit_loop.max_epochs += self.epochs
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+
+    def offset_loader(self, trainer: pl.Trainer) -> None:
+        """Let the order of the data count main epochs from 0."""
+        loader = trainer.train_dataloader
+        if hasattr(loader, "epoch_offset"):
+            loader.epoch_offset = -self.epochs
+
+    def enter(self, module: DistillationModule) -> None:
+        """Freeze and thaw for the epoch that begins; at the boundary the optimizer starts anew."""
+        if not self.epochs:
+            return
+        epoch = module.current_epoch
+        self.first = epoch < self.epochs
+        for parameter in module._trainable():
+            parameter.requires_grad_(not self.first)
+        module.train()
+        if self.first:
+            module.student.eval()
+            module.adapters.eval()
+        for key, strategy in zip(module.keys, self.strategies, strict=True):
+            adapter = module.adapters[key] if key in module.adapters else None
+            if self.first and strategy.pretrain_epochs:
+                _set(strategy.pretrain_modules(module.student, adapter), trains=True)
+            elif not self.first:
+                _set(strategy.frozen_in_main(adapter), trains=False)
+        if epoch == self.epochs:
+            for optimizer in module.trainer.optimizers:
+                optimizer.state.clear()
+                optimizer.zero_grad(set_to_none=True)
+
+
+def _set(modules: Sequence[nn.Module], trains: bool) -> None:
+    for module in modules:
+        module.train(trains).requires_grad_(trains)

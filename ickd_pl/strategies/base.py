@@ -1,0 +1,166 @@
+"""The interface of a distillation method, and how methods are found."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ickd_pl.data.batch import Batch, DataInfo
+from ickd_pl.errors import UserError, near
+from ickd_pl.features import Features, FeatureShapes
+
+
+class LossStrategy(pl.Callback, ABC):
+    """One distillation method: its hyper-parameters and its loss. It owns no tensors.
+
+    The total loss of a run is ``ce_weight * CE + sum of strategy.weight * strategy.loss(...)``. What a method trains
+    (a regressor, an embedding) is returned by :meth:`build` and kept, trained and saved by the module. Being a
+    Lightning callback, a method may also use any callback hook (to warm up its weight, say); the module attaches it.
+
+    Every argument of a subclass's ``__init__`` is kept in an attribute of the same name: :meth:`spec` reads it there.
+
+    Attributes:
+        weight: factor of the loss in the sum.
+        needs_preact: ask both networks for :attr:`Features.preact`.
+        pretrain_epochs: length of a first stage before the main epochs; 0 for a one-stage method.
+        pretrain_lr: constant learning rate of the first stage; None takes the recipe's.
+    """
+
+    needs_preact: ClassVar[bool] = False
+    weight: float
+    pretrain_epochs: int = 0
+    pretrain_lr: float | None = None
+
+    @classmethod
+    def name(cls) -> str:
+        """The file's name, which is also the log key and the configuration's name: ``ickd`` for ``ICKD``."""
+        return (
+            cls.__module__.rpartition(".")[2] if cls.__module__.startswith(__package__ or "") else cls.__name__.lower()
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """Plain data that :func:`from_spec` turns into an equal strategy; this is what a checkpoint keeps."""
+        cls = type(self)
+        arguments = [p for p in inspect.signature(cls).parameters if p != "self"]
+        return {
+            "class_path": f"{cls.__module__}.{cls.__qualname__}",
+            "init_args": {argument: getattr(self, argument) for argument in arguments},
+        }
+
+    def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        """Raise :class:`~ickd_pl.errors.IncompatiblePair` where the method cannot work on this pair."""
+
+    def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module | None:
+        """The part of the method that has tensors (trainable weights, memories), or None."""
+        return None
+
+    @abstractmethod
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        """The unweighted loss of one batch, a scalar of at least float32.
+
+        Args:
+            student: features with gradient.
+            teacher: features without gradient, of the same images.
+            batch: images, labels and indices.
+            adapter: what :meth:`build` returned.
+        """
+
+    def frozen_in_main(self, adapter: nn.Module | None) -> list[nn.Module]:
+        """Parts of the adapter that the main stage neither trains nor decays and keeps in eval mode."""
+        return []
+
+    def pretrain_loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        """The loss of the first stage (unweighted, alone, no cross entropy)."""
+        raise NotImplementedError(f"{type(self).__name__} has pretrain_epochs but no pretrain_loss")
+
+    def pretrain_modules(self, student: nn.Module, adapter: nn.Module | None) -> list[nn.Module]:
+        """The modules trained in the first stage; the rest of the student is frozen and in eval mode then."""
+        raise NotImplementedError(f"{type(self).__name__} has pretrain_epochs but no pretrain_modules")
+
+
+Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+
+def full_precision(function: Loss) -> Loss:
+    """Decorator of a pure loss function: it runs without autocast, and half-precision tensors come in as float32.
+
+    Raising the inputs alone is not enough: under autocast a matrix product of float32 tensors runs in half again.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        device = next(_devices([*args, *kwargs.values()]), "cpu")
+        with torch.autocast(device, enabled=False):
+            return function(*map(_raised, args), **{name: _raised(value) for name, value in kwargs.items()})
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _devices(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value.device.type
+        elif isinstance(value, list | tuple):
+            yield from _devices(value)
+
+
+def _raised(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_raised, value))
+    return at_least_float32(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Raise half precision to float32, leave float32 and float64: Gram matrices and exponentials need the digits."""
+    return x.float() if x.element_size() < 4 else x
+
+
+def discover() -> dict[str, type[LossStrategy]]:
+    """Every method there is: file name to class. A new file in ``ickd_pl/strategies`` is found by being there."""
+    package = Path(__file__).parent
+    for module in pkgutil.iter_modules([str(package)]):
+        importlib.import_module(f"ickd_pl.strategies.{module.name}")
+    return {cls.name(): cls for cls in _subclasses(LossStrategy) if cls.__module__.startswith("ickd_pl.strategies.")}
+
+
+def from_spec(spec: dict[str, Any]) -> LossStrategy:
+    """Build a strategy from plain data: ``{"class_path": "KD" or a full path, "init_args": {...}}``.
+
+    Raises:
+        UserError: the class is unknown, or it is no LossStrategy.
+    """
+    path = str(spec["class_path"])
+    discover()
+    known = {cls.__name__: cls for cls in _subclasses(LossStrategy)}
+    if "." in path:
+        module, _, name = path.rpartition(".")
+        # Only classes that are already defined: a checkpoint must not be able to import code of its choice.
+        cls = known.get(name)
+        if cls is None or cls.__module__ != module:
+            raise UserError(
+                f"unknown method class {path}: import the module that defines it first; {near(name, known)}"
+            )
+    elif path in known:
+        cls = known[path]
+    else:
+        raise UserError(f"unknown method {path}: {near(path, known)}")
+    return cls(**spec.get("init_args", {}))
+
+
+def _subclasses(cls: Any) -> list[type[LossStrategy]]:
+    found: list[type[LossStrategy]] = []
+    for sub in cls.__subclasses__():
+        if not inspect.isabstract(sub):
+            found.append(sub)
+        found += _subclasses(sub)
+    return found

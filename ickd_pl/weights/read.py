@@ -1,0 +1,148 @@
+"""Read a network's weights from any of the formats in use, without ever running code from the file."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ickd_pl.errors import UserError
+from ickd_pl.models import get_model
+from ickd_pl.models.base import FeatureNet
+from ickd_pl.seeding import seeded
+
+StateDict = dict[str, Tensor]
+
+
+def load_teacher(name: str, path: str | Path, num_classes: int = 100) -> FeatureNet:
+    """A trained network in eval mode, frozen.
+
+    Args:
+        name: the network's name, such as ``resnet32x4``.
+        path: RepDistiller's ``.pth`` (new or old format), a checkpoint of this project, ``.safetensors``, or a bare
+            state dict.
+        num_classes: classes the file's classifier must have.
+
+    Raises:
+        UserError: the name is unknown, or the file is missing, damaged, unsafe, or of another network. The message
+            has the file's path.
+    """
+    with seeded("load_teacher"):
+        net = get_model(name, num_classes)
+    load_weights(net, path, name)
+    return net.eval().requires_grad_(False)
+
+
+def load_student(path: str | Path) -> nn.Module:
+    """The student of a checkpoint of this project, in eval mode.
+
+    Args:
+        path: a checkpoint written by ``fit`` (``.../checkpoints/last.ckpt``).
+
+    Raises:
+        UserError: the file is missing, damaged, or no checkpoint of this project.
+    """
+    from ickd_pl.module import DistillationModule
+
+    content = read_file(path)
+    if "hyper_parameters" not in content:
+        raise UserError(f"{path} is no checkpoint of ickd_pl (it has no hyper_parameters); for other files use load_teacher")
+    module = DistillationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    return module.student.eval()
+
+
+def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
+    """Read a file into a network; every key and shape must agree, or nothing is changed.
+
+    Args:
+        net: the network to fill.
+        path: see :func:`load_teacher`.
+        name: the network's name, for messages.
+
+    Raises:
+        UserError: with the path, the network's name, the first keys that differ, and the likely cause.
+    """
+    state = read_state_dict(path)
+    own = net.state_dict()
+    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
+    clash = [
+        f"{k}: {name} has {tuple(own[k].shape)}, the file {tuple(state[k].shape)}"
+        for k in own
+        if k in state and own[k].shape != state[k].shape
+    ]
+    if not (missing or unexpected or clash):
+        net.load_state_dict(state)
+        return
+    details = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for what, keys in (("missing keys", missing), ("unexpected keys", unexpected), ("other shapes", clash))
+        if keys
+    ]
+    classifier_only = clash and not missing and not unexpected and all(own[c.split(":")[0]].shape[:1] != state[c.split(":")[0]].shape[:1] for c in clash) and len(clash) <= 2
+    cause = (
+        "likely cause: it was trained for another number of classes"
+        if classifier_only
+        else "likely cause: it is the file of another network; give the network that it was trained as"
+    )
+    raise UserError(f"{path} does not fit {name}: {'; '.join(details)}; {cause}")
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """The network's tensors in a file, with prefixes such as ``module.`` and ``student.`` taken off.
+
+    Raises:
+        UserError: the file is missing, damaged, unsafe, or holds no weights.
+    """
+    content: Any = read_file(path)
+    if isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+        # A checkpoint of this project: the student's part, without adapters.
+        if any(k.startswith("student.") for k in content):
+            content = {k: v for k, v in content.items() if k.startswith("student.")}
+    elif isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not content or not all(isinstance(v, Tensor) for v in content.values()):
+        kinds = ", ".join(list(map(str, content))[:5]) or "nothing"
+        raise UserError(f"{path} holds no network weights: expected a state dict, or one under 'model' or 'state_dict'; it has {kinds}")
+    for prefix in ("student.", "module.", "model.", "module."):
+        if all(k.startswith(prefix) for k in content):
+            content = {k[len(prefix) :]: v for k, v in content.items()}
+    return dict(content)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """A weights file's dictionary, read without running anything in it.
+
+    Raises:
+        UserError: the file is missing, empty, damaged, or needs code to be run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise UserError(f"weights file {path} {kind}: give the path of a .pth, .ckpt or .safetensors file")
+    if path.stat().st_size == 0:
+        raise UserError(f"weights file {path} is empty: delete it and get it again")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        # RepDistiller's *_last.pth also hold the run's arguments, an argparse.Namespace: plain data, allowed by name.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error).upper():
+            raise UserError(
+                f"weights file {path} is refused: it wants to run code when it is read, which weights never need. "
+                "Get it from another source, or save its state_dict alone"
+            ) from None
+        raise UserError(f"weights file {path} is damaged or no weights file: get it again") from None
+    except Exception as error:  # torch, zipfile and safetensors each have their own kinds of damage
+        raise UserError(f"weights file {path} is damaged or no weights file ({type(error).__name__}): get it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"weights file {path} holds a {type(content).__name__}; expected a dictionary of weights")
+    return content
