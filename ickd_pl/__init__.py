@@ -1,4 +1,4 @@
-"""Knowledge distillation on PyTorch Lightning: the CIFAR-100 benchmark of ICKD and RepDistiller, and your own models."""
+"""Knowledge distillation on PyTorch Lightning: the benchmark of ICKD and RepDistiller, and your own models."""
 
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
-from ickd_pl.data.batch import Batch, DataInfo
+from ickd_pl.accounting import TrainSums, accuracies
+from ickd_pl.data.batch import Batch, DataInfo, as_batch
 from ickd_pl.errors import UserError
 from ickd_pl.features import Features, FeatureShapes, LayerMap
 from ickd_pl.networks import make_network, network_name, probe
@@ -101,14 +100,16 @@ class DistillationModule(pl.LightningModule):
         if self.strategies:
             if teacher is None:
                 names = ", ".join(type(s).__name__ for s in self.strategies)
-                raise UserError(f"{names} needs a teacher and none was given: set model.teacher and model.teacher_weights")
+                raise UserError(
+                    f"{names} needs a teacher and none was given: set model.teacher and model.teacher_weights"
+                )
             self.teacher = make_network(teacher, num_classes, teacher_layers, "teacher").eval().requires_grad_(False)
             teacher_shapes = self._probe(self.teacher, network_name(teacher), image_size)
             self._build_adapters(student_shapes, teacher_shapes, DataInfo(num_classes, num_samples), seed)
         self.stages = Stages(self.strategies)
         self.best_acc1 = 0.0
-        self.metrics = _metrics(num_classes)
-        self._sums = torch.zeros(0)
+        self.metrics = accuracies(num_classes)
+        self._sums = TrainSums()
 
     # -- construction --------------------------------------------------------------------------------------------
 
@@ -137,11 +138,14 @@ class DistillationModule(pl.LightningModule):
                 adapter = strategy.build(student, teacher, data)
             if adapter is not None:
                 self.adapters[key] = adapter
+            if strategy.pretrain_epochs:
+                strategy.pretrain_modules(self.student, adapter)  # raises now what it would raise in the fit
 
     def adapter_of(self, strategy: LossStrategy) -> nn.Module | None:
         """What a strategy's ``build`` returned."""
-        key = self.keys[next(i for i, s in enumerate(self.strategies) if s is strategy)]
-        return self.adapters[key] if key in self.adapters else None
+        key = next(key for key, own in zip(self.keys, self.strategies, strict=True) if own is strategy)
+        # ModuleDict has no get() in every supported torch.
+        return self.adapters[key] if key in self.adapters else None  # noqa: SIM401
 
     def prepare_teacher(self) -> None:
         """Read the teacher's weights, once. ``fit`` does it; call it to fail early.
@@ -181,7 +185,7 @@ class DistillationModule(pl.LightningModule):
         if not first_stage:
             total = self.ce_weight * terms["ce"]
         for key, strategy in zip(self.keys, self.strategies, strict=True):
-            adapter = self.adapters[key] if key in self.adapters else None
+            adapter = self.adapter_of(strategy)
             if teacher is None:
                 raise RuntimeError("a strategy without a teacher")
             if not first_stage:
@@ -201,49 +205,35 @@ class DistillationModule(pl.LightningModule):
             features: Features = self.teacher.features(image, preact=self._preact)
         return features
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def _as_batch(self, batch: Any) -> Batch:
+        needing = [type(s).__name__ for s in self.strategies if s.needs_index]
+        if needing and len(batch) < 3:
+            raise UserError(
+                f"{', '.join(needing)} must know which training image is which: let the data yield "
+                "(image, label, index), as ickd_pl's data modules do"
+            )
+        return as_batch(batch)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = self._as_batch(batch)
         total, terms, logits = self.losses(batch)
-        with torch.no_grad():
-            self._count(total, terms, logits, batch)
+        self._sums.add(total, terms, logits, batch)
         if batch_idx % LOOK_EVERY == 0:
-            self._check_finite()
+            self._sums.check_finite(self.current_epoch + 1, self.global_step)
             self.log("loss", total.detach(), prog_bar=True, logger=False)
         # A rank's mean counts by its share of the global batch, so that the ranks' average is the global mean.
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
 
-    # -- training metrics: summed on the device, read once an epoch ------------------------------------------------
-
-    def _count(self, total: Tensor, terms: dict[str, Tensor], logits: Tensor, batch: Batch) -> None:
-        real = (batch.index >= 0).sum()
-        hits = ((logits.argmax(1) == batch.label) & (batch.index >= 0)).sum()
-        values = torch.stack([v.detach().float() for v in (total, *terms.values())])
-        row = torch.cat([values * real, torch.stack([hits, real]).float()])
-        self._sums = self._sums.to(row) + row if len(self._sums) == len(row) else row
-        self._term_names = list(terms)
-
-    def _check_finite(self) -> None:
-        if not bool(torch.isfinite(self._sums).all()):
-            names = ["the total loss", *(f"loss/{name}" for name in self._term_names)]
-            bad = [name for name, value in zip(names, self._sums.tolist(), strict=False) if value != value or abs(value) == float("inf")]  # noqa: PLR0124
-            raise UserError(
-                f"{', '.join(reversed(bad))} became infinite or NaN in epoch {self.current_epoch + 1}, at or before step "
-                f"{self.global_step}: lower model.lr or the method's weight; the last checkpoint is from before"
-            )
-
     def on_train_epoch_end(self) -> None:
-        self._check_finite()
-        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
-        *losses, hits, count = torch.as_tensor(sums).tolist()
-        names = ["loss/total", *(f"loss/{name}" for name in self._term_names)]
-        means = {name: value / count for name, value in zip(names, losses, strict=True)}
+        self._sums.check_finite(self.current_epoch + 1, self.global_step)
         # The same on every rank already; sync_dist only keeps Lightning from warning.
-        self.log_dict({**means, "train/acc1": 100 * hits / count, "lr": self._lr}, sync_dist=True)
-        self._sums = torch.zeros(0)
+        self.log_dict({**self._sums.means(self.trainer), "lr": self._lr}, sync_dist=True)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        batch = as_batch(batch)
         keep = batch.index >= 0
         logits = self(batch.image)[keep].float()
         self.metrics.update(logits, batch.label[keep])
@@ -265,9 +255,10 @@ class DistillationModule(pl.LightningModule):
             self.best_acc1 = max(self.best_acc1, values["acc1"])
             self.log(f"{split}/acc1_best", self.best_acc1, sync_dist=True)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities, (B, K)."""
-        return self(batch.image).float().softmax(dim=1)
+        logits: Tensor = self(as_batch(batch).image)
+        return logits.float().softmax(dim=1)
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
@@ -296,7 +287,9 @@ class DistillationModule(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         classes = getattr(data, "num_classes", self.num_classes)
         if classes != self.num_classes:
-            raise UserError(f"the data have {classes} classes, the networks {self.num_classes}: set num_classes to {classes}")
+            raise UserError(
+                f"the data have {classes} classes, the networks {self.num_classes}: set num_classes to {classes}"
+            )
         if stage == "fit":
             self.prepare_teacher()
             self.stages.extend(self.trainer)
@@ -305,6 +298,7 @@ class DistillationModule(pl.LightningModule):
         self.stages.offset_loader(self.trainer)
 
     def on_train_epoch_start(self) -> None:
+        self._sums.clear()
         self.stages.enter(self)
         # Noted now: at the epoch's end the schedule has already moved on.
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -338,15 +332,10 @@ def _keys(strategies: Sequence[LossStrategy]) -> list[str]:
     keys: list[str] = []
     for strategy in strategies:
         name = strategy.name()
-        keys.append(name if name not in keys else f"{name}_{sum(s.name() == name for s in strategies[: len(keys)]) + 1}")
+        keys.append(
+            name if name not in keys else f"{name}_{sum(s.name() == name for s in strategies[: len(keys)]) + 1}"
+        )
     return keys
-
-
-def _metrics(num_classes: int) -> MetricCollection:
-    top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
-    return MetricCollection(
-        {name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False) for name, k in top.items()}
-    )
 
 
 def _check_numbers(**values: float) -> None:

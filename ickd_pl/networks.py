@@ -21,7 +21,9 @@ def network_name(network: Network) -> str:
     return network if isinstance(network, str) else type(network).__name__
 
 
-def make_network(network: Network, num_classes: int, layers: LayerMap | None, *seed_parts: object) -> FeatureNet | HookedNet:
+def make_network(
+    network: Network, num_classes: int, layers: LayerMap | None, *seed_parts: object
+) -> FeatureNet | HookedNet:
     """Build a network by name (its start is a function of ``seed_parts``), or prepare the user's own.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
@@ -30,7 +30,9 @@ class Stages:
         lengths = {s.pretrain_epochs for s in strategies if s.pretrain_epochs}
         if len(lengths) > 1:
             names = ", ".join(f"{type(s).__name__} {s.pretrain_epochs}" for s in strategies if s.pretrain_epochs)
-            raise UserError(f"first stages of different lengths cannot run together ({names}): give them the same pretrain_epochs")
+            raise UserError(
+                f"first stages of different lengths cannot run together ({names}): give them the same pretrain_epochs"
+            )
         self.strategies = strategies
         self.epochs = max(lengths, default=0)
         self.first = False
@@ -53,7 +55,7 @@ class Stages:
 
     def offset_loader(self, trainer: pl.Trainer) -> None:
         """Let the order of the data count main epochs from 0."""
-        loader = trainer.train_dataloader
+        loader: Any = trainer.train_dataloader
         if hasattr(loader, "epoch_offset"):
             loader.epoch_offset = -self.epochs
 
@@ -69,8 +71,8 @@ class Stages:
         if self.first:
             module.student.eval()
             module.adapters.eval()
-        for key, strategy in zip(module.keys, self.strategies, strict=True):
-            adapter = module.adapters[key] if key in module.adapters else None
+        for strategy in self.strategies:
+            adapter = module.adapter_of(strategy)
             if self.first and strategy.pretrain_epochs:
                 _set(strategy.pretrain_modules(module.student, adapter), trains=True)
             elif not self.first:

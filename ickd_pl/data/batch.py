@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from ickd_pl.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -22,6 +25,22 @@ class Batch(NamedTuple):
     image: Tensor
     label: Tensor
     index: Tensor  # type: ignore[assignment]  # a tuple has a method of this name
+
+
+def as_batch(batch: Any) -> Batch:
+    """Take what a data module yields: a :class:`Batch`, ``(image, label, index)`` or ``(image, label)``.
+
+    Without indices every sample counts as real; methods that need to know which image is which refuse earlier.
+
+    Raises:
+        UserError: something else came.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
+        raise UserError(f"expected batches of (image, label) or (image, label, index), got {type(batch).__name__}")
+    image, label, *index = batch
+    return Batch(image, label, index[0] if index else torch.arange(len(label), device=label.device))
 
 
 @dataclass(frozen=True)
