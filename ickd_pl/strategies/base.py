@@ -32,11 +32,13 @@ class LossStrategy(pl.Callback, ABC):
     Attributes:
         weight: factor of the loss in the sum.
         needs_preact: ask both networks for :attr:`Features.preact`.
+        needs_index: the batches must say which training image is which.
         pretrain_epochs: length of a first stage before the main epochs; 0 for a one-stage method.
         pretrain_lr: constant learning rate of the first stage; None takes the recipe's.
     """
 
     needs_preact: ClassVar[bool] = False
+    needs_index: ClassVar[bool] = False
     weight: float
     pretrain_epochs: int = 0
     pretrain_lr: float | None = None

@@ -1,0 +1,84 @@
+"""Which method works on which pair: ``python benchmarks/pairs.py`` writes ``docs/pairs.md``.
+
+"Works" means that the two real networks were built with 100 classes and went forward, backward and through one
+optimizer step on a batch of 8, in every stage that the method has, with a finite loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+
+from ickd_pl import Batch, DistillationModule, IncompatiblePair, get_model
+from ickd_pl.class_table import ClassTable
+from ickd_pl.runtime.configs import config_root
+from ickd_pl.strategies import discover
+
+NUM_SAMPLES = 64
+
+
+def benchmark_pairs() -> list[tuple[str, str]]:
+    """Teacher and student of every shipped pair whose teacher is published (its weights have a place)."""
+    files = sorted((config_root() / "pairs").glob("*.yaml"))
+    models = [yaml.safe_load(file.read_text())["model"] for file in files]
+    return [(m["teacher"], m["student"]) for m in models if m["teacher_weights"]]
+
+
+def attempt(method: str, teacher: str, student: str) -> str:
+    """``works``, or the method's own words why not."""
+    strategy = discover()[method]()  # type: ignore[call-arg]
+    torch.manual_seed(0)
+    try:
+        module = DistillationModule(student, get_model(teacher, 100), strategies=[strategy], num_samples=NUM_SAMPLES)
+    except IncompatiblePair as error:
+        return str(error)
+    for part in module.modules():
+        if isinstance(part, ClassTable):
+            part.fill(torch.arange(NUM_SAMPLES) % 100)
+    batch = Batch(torch.randn(8, 3, 32, 32), torch.arange(8), torch.arange(8))
+    optimizer = torch.optim.SGD(module._trainable(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    for first in (True, False) if strategy.pretrain_epochs else (False,):
+        module.stages.first = first
+        total = module.losses(batch)[0]
+        if not total.isfinite():
+            return f"loss {float(total)}"
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    return "works" if all(p.isfinite().all() for p in module.parameters()) else "a weight became infinite or NaN"
+
+
+def report(pairs: list[tuple[str, str]], methods: list[str]) -> str:
+    """The table and the reasons, as Markdown."""
+    answers = {(m, p): attempt(m, *p) for p in pairs for m in methods}
+    reasons = list(dict.fromkeys(a for a in answers.values() if a != "works"))
+    lines = [
+        "# Methods and pairs",
+        "",
+        "Written by `python benchmarks/pairs.py`: both real networks, 100 classes, forward, backward and one optimizer",
+        "step on a batch of 8, in every stage of the method. A number is the reason below why the method refuses the pair.",
+        "",
+        "| teacher / student | " + " | ".join(methods) + " |",
+        "|---|" + ":-:|" * len(methods),
+    ]
+    for pair in pairs:
+        cells = [("yes" if a == "works" else f"{reasons.index(a) + 1}") for a in (answers[m, pair] for m in methods)]
+        lines.append(f"| {' / '.join(pair)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("docs/pairs.md"))
+    parser.add_argument("--pairs", nargs="*", help="TEACHER/STUDENT; default: all shipped")
+    options = parser.parse_args()
+    pairs = [tuple(p.split("/", 1)) for p in options.pairs or []] or benchmark_pairs()
+    options.output.write_text(report(pairs, sorted(discover())), encoding="utf-8")  # type: ignore[arg-type]
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""Contrastive representation distillation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ickd_pl.adapters import LinearEmbedding
+from ickd_pl.class_table import ClassTable
+from ickd_pl.data.batch import Batch, DataInfo
+from ickd_pl.errors import UserError
+from ickd_pl.features import Features, FeatureShapes
+from ickd_pl.pairs import expect
+from ickd_pl.seeding import generator
+from ickd_pl.strategies.base import LossStrategy, full_precision
+
+EPS = 1e-7
+Mode = Literal["exact", "relax"]
+
+
+@full_precision
+def crd_loss(student_scores: Tensor, teacher_scores: Tensor, num_samples: int) -> Tensor:
+    """Noise-contrastive loss of the student's and of the teacher's side, summed; each is averaged over the batch.
+
+    With K negatives, ``c = K / num_samples`` and x a row of scores, one side is
+    ``-log(x_0 / (x_0 + c)) - sum_k log(c / (x_k + c))``, with 1e-7 added to both denominators.
+
+    [0] Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, https://arxiv.org/abs/1910.10699
+    [1] reference code: HobbitLong/RepDistiller, crd/criterion.py and crd/memory.py
+
+    Args:
+        student_scores: shape (B, 1 + K), ``exp(similarity / temperature)`` of the student's embedding with the
+            teacher's memory over a constant; the positive comes first.
+        teacher_scores: likewise, of the teacher's embedding with the student's memory.
+        num_samples: size of the memory.
+
+    Returns:
+        A scalar, at least float32.
+    """
+    loss = student_scores.new_zeros(())
+    for x in (student_scores, teacher_scores):
+        noise = (x.shape[1] - 1) / num_samples
+        positive, negative = x[:, 0], x[:, 1:]
+        terms = (positive / (positive + noise + EPS)).log().sum() + (noise / (negative + noise + EPS)).log().sum()
+        loss = loss - terms / len(x)
+    return loss
+
+
+class ContrastMemory(nn.Module):
+    """Embeddings of student and teacher, and a memory of the last embeddings of every training image.
+
+    Negatives are a function of (seed, calls so far, rank) alone, all kept in the state dict, so a resumed run draws
+    what the uninterrupted one would have drawn.
+
+    Args:
+        student_dim, teacher_dim: widths of the pooled features.
+        num_samples, num_classes: of the training data.
+        settings: the strategy, for its hyper-parameters.
+    """
+
+    student_memory: Tensor
+    teacher_memory: Tensor
+    constants: Tensor
+    seed: Tensor
+    calls: Tensor
+
+    def __init__(self, student_dim: int, teacher_dim: int, num_samples: int, num_classes: int, settings: CRD) -> None:
+        super().__init__()
+        self.negatives, self.temperature = settings.negatives, settings.temperature
+        self.momentum, self.mode = settings.momentum, settings.mode
+        self.embed_student = LinearEmbedding(student_dim, settings.dim)
+        self.embed_teacher = LinearEmbedding(teacher_dim, settings.dim)
+        self.table = ClassTable(num_samples, num_classes)
+        bound = 1 / math.sqrt(settings.dim / 3)
+        for name in ("student_memory", "teacher_memory"):
+            self.register_buffer(name, torch.empty(num_samples, settings.dim).uniform_(-bound, bound))
+        self.register_buffer("constants", torch.full((2,), -1.0))
+        self.register_buffer("seed", torch.randint(2**62, ()))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        # Copies of `seed` and `calls` on the host: reading the buffers would wait for the device in every step.
+        self._host: tuple[int, int] | None = None
+        self.register_load_state_dict_post_hook(_forget_host)  # type: ignore[no-untyped-call]
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, index: Tensor, label: Tensor, contrast: Tensor | None = None
+    ) -> Tensor:
+        """Loss of a batch; in training mode the memory then takes up its embeddings.
+
+        Args:
+            student: pooled features, shape (B, D).
+            teacher: pooled features, shape (B, D').
+            index: positions among the training images, shape (B,); -1 for a filler, which leaves no trace.
+            label: shape (B,).
+            contrast: shape (B, 1 + K), the positive first; drawn where None.
+        """
+        if contrast is None:
+            contrast = self.draw(index, label)
+        return self._contrast(self.embed_student(student), self.embed_teacher(teacher), index, contrast)
+
+    def draw(self, index: Tensor, label: Tensor) -> Tensor:
+        """Positives and negatives for the current call, shape (B, 1 + K)."""
+        if not self.table.ready:
+            raise RuntimeError("CRD does not know the labels of the training images: they come from the data module")
+        seed, calls = self._counters()
+        draws = generator(seed, "crd", calls, _rank(), device=label.device)
+        negatives = self.table.others(label, self.negatives, draws)
+        positives = index.clamp_min(0) if self.mode == "exact" else self.table.same(label, draws)
+        return torch.cat([positives[:, None], negatives], dim=1)
+
+    @full_precision
+    def _contrast(self, student: Tensor, teacher: Tensor, index: Tensor, contrast: Tensor) -> Tensor:
+        student, teacher = normalize(student), normalize(teacher)  # (B, dim)
+        if not self.training:
+            return self._loss(student, teacher, index, contrast)
+        # The gradient is taken at once: the memory changes below, and a copy of it for later costs more than the loss.
+        with torch.enable_grad():
+            s, t = student.detach().requires_grad_(), teacher.detach().requires_grad_()
+            loss = self._loss(s, t, index, contrast)
+        grad_s, grad_t = torch.autograd.grad(loss, (s, t))
+        self._remember(index, s.detach(), t.detach())
+        self._count()
+        # The value of `loss`, with its gradient.
+        return loss.detach() + ((student - s.detach()) * grad_s).sum() + ((teacher - t.detach()) * grad_t).sum()
+
+    def _loss(self, student: Tensor, teacher: Tensor, index: Tensor, contrast: Tensor) -> Tensor:
+        """Loss of unit embeddings, both (B, dim), against the memory as it stands."""
+        scores = [
+            self._scores(student, self.teacher_memory, contrast),
+            self._scores(teacher, self.student_memory, contrast),
+        ]
+        constants, size = self.constants, len(self.student_memory)
+        if self._counters()[1] == 0:
+            constants = self._means(scores, index) * size
+            if self.training:
+                self.constants.copy_(constants)
+        return crd_loss(scores[0] / constants[0], scores[1] / constants[1], size)
+
+    def _scores(self, embedding: Tensor, memory: Tensor, contrast: Tensor) -> Tensor:
+        """``exp(similarity / temperature)`` with the memory's rows ``contrast``: (B, dim) to (B, 1 + K)."""
+        # One product with the whole memory, (B, N), is much faster than gathering (B, 1 + K, dim) rows.
+        return ((embedding @ memory.T).gather(1, contrast) / self.temperature).exp()
+
+    @torch.no_grad()
+    def _means(self, scores: list[Tensor], index: Tensor) -> Tensor:
+        """Mean scores of both sides over the images of all ranks, shape (2,)."""
+        real = (index >= 0).to(scores[0])[:, None]  # (B, 1)
+        sums = torch.stack([*((x * real).sum() for x in scores), real.sum() * scores[0].shape[1]])
+        if _ranks() > 1:
+            dist.all_reduce(sums)
+        return sums[:2] / sums[2]
+
+    @torch.no_grad()
+    def _remember(self, index: Tensor, student: Tensor, teacher: Tensor) -> None:
+        index, student, teacher = _from_all_ranks(index, student, teacher)
+        real = index >= 0
+        # Without waiting for the device: a filler writes what some real image of the batch writes, to the same row.
+        stand_in = index.argmax()
+        rows = torch.where(real, index, index[stand_in].clamp_min(0))
+        for memory, new in ((self.student_memory, student), (self.teacher_memory, teacher)):
+            old = memory[rows]
+            taken = torch.where(real[:, None], new, new[stand_in]).to(memory)
+            moved = normalize(self.momentum * old + (1 - self.momentum) * taken)
+            memory[rows] = torch.where(real.any(), moved, old)
+
+    def _counters(self) -> tuple[int, int]:
+        if self._host is None:
+            self._host = int(self.seed), int(self.calls)
+        return self._host
+
+    def _count(self) -> None:
+        seed, calls = self._counters()
+        self._host = seed, calls + 1
+        self.calls += 1
+
+
+class CRD(LossStrategy):
+    """Contrast of the pooled features with a memory of all training images (see :func:`crd_loss`).
+
+    Both features are embedded by trained linear layers, the teacher's too. The student's embedding is compared with the
+    teacher's memory and the other way round. Scores are divided by constants fixed by the first batch. Negatives are
+    images of other classes; ``mode`` chooses the positive.
+
+    Negatives are drawn on the device from the batch's indices and a table of labels, not by the data loader as in the
+    original. Under several processes every one draws its own; the memories take up the embeddings of all of them and
+    the constants are means over them.
+
+    Args:
+        weight: factor of the loss; 0.8 in RepDistiller's script, for all pairs.
+        dim: width of the embeddings.
+        negatives: K.
+        temperature: divides the similarities.
+        momentum: share of the old embedding when the memory takes up a new one.
+        mode: the positive is the image itself (``exact``) or any image of its class (``relax``).
+    """
+
+    needs_index = True
+
+    def __init__(
+        self,
+        weight: float = 0.8,
+        dim: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        mode: Mode = "exact",
+    ) -> None:
+        if mode not in {"exact", "relax"}:
+            raise UserError(f"CRD's mode is exact or relax, got {mode}")
+        self.weight = weight
+        self.dim = dim
+        self.negatives = negatives
+        self.temperature = temperature
+        self.momentum = momentum
+        self.mode: Mode = mode
+
+    def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
+        count = data.num_samples if data.train_labels is None else len(data.train_labels)
+        if count is None:
+            raise UserError(
+                "CRD keeps a memory of every training image and must know how many there are: set num_samples "
+                "(model.num_samples; on the command line it comes from the data)"
+            )
+        memory = ContrastMemory(student.pooled[0], teacher.pooled[0], count, data.num_classes, self)
+        if data.train_labels is not None:
+            memory.table.fill(data.train_labels)
+        return memory
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        memory = expect(self, adapter, ContrastMemory)
+        loss: Tensor = memory(student.pooled, teacher.pooled.detach(), batch.index, batch.label)
+        return loss
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the labels of the training images from the data module."""
+        module: Any = pl_module
+        table = expect(self, module.adapter_of(self), ContrastMemory).table
+        labels = getattr(getattr(trainer, "datamodule", None), "train_labels", None)
+        if labels is not None:
+            table.fill(torch.as_tensor(labels))
+        elif not table.ready:
+            raise UserError(
+                "CRD needs the labels of all training images: give the trainer a data module with train_labels"
+            )
+
+
+def _forget_host(memory: ContrastMemory, _: Any) -> None:
+    memory._host = None
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _ranks() > 1 else 0
+
+
+def _from_all_ranks(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+    """The indices and rows of all ranks, in the order of the ranks; shorter ranks are padded with fillers (-1)."""
+    if _ranks() == 1:
+        return index, *rows
+    longest = torch.tensor(len(index), device=index.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    missing = int(longest) - len(index)
+    padded = [torch.cat([index, index.new_full((missing,), -1)])]
+    padded += [torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) for x in rows]
+    gathered = []
+    for x in padded:
+        parts = [torch.empty_like(x) for _ in range(_ranks())]
+        dist.all_gather(parts, x.contiguous())
+        gathered.append(torch.cat(parts))
+    return tuple(gathered)

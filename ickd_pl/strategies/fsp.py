@@ -1,0 +1,84 @@
+"""Flow of solution procedure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from ickd_pl.data.batch import Batch
+from ickd_pl.features import Features, FeatureShapes
+from ickd_pl.pairs import check_channels, check_stage_count, feature_modules, match_size
+from ickd_pl.strategies.base import LossStrategy, at_least_float32, full_precision
+
+
+@full_precision
+def flow_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the channels of two maps of one network, over the number of positions.
+
+    Args:
+        a: shape (B, C, H, W).
+        b: shape (B, C', H', W'); the larger of the two maps is averaged to the smaller one's size.
+
+    Returns:
+        Shape (B, C, C').
+    """
+    a, b = (x.flatten(2) for x in match_size(a, b))  # (B, C, H*W)
+    return a @ b.transpose(1, 2) / a.shape[2]
+
+
+@full_precision
+def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Mean squared error of the flow matrices, summed over pairs of consecutive maps.
+
+    [0] Yim et al., A Gift from Knowledge Distillation, CVPR 2017
+    [1] reference code: HobbitLong/RepDistiller, distiller_zoo/FSP.py
+
+    Args:
+        student: two or more maps, each (B, C, H, W), shallow to deep.
+        teacher: as many maps with the student's channel counts. Gradients do not flow into them.
+
+    Returns:
+        A scalar, at least float32.
+    """
+    teacher = [t.detach() for t in teacher]
+    steps = zip(student[:-1], student[1:], teacher[:-1], teacher[1:], strict=True)
+    terms = [mse_loss(flow_matrix(s0, s1), flow_matrix(t0, t1)) for s0, s1, t0, t1 in steps]  # (B, C, C')
+    return sum(terms[1:], start=terms[0])
+
+
+class FSP(LossStrategy):
+    """Flow matrices from the stem to the last stage (RepDistiller's ``feat[:-1]``), in a first stage of their own.
+
+    First stage: the student's feature layers alone learn :func:`fsp_loss`, at a constant learning rate. Main stage:
+    plain cross entropy, the loss here is 0 and ``weight`` has no effect (RepDistiller's script gives 50).
+
+    The channel counts of the two networks must agree. RepDistiller's 0.00 for wrn_40_2/wrn_40_1 is such a pair, not a
+    result.
+
+    Args:
+        weight: kept for completeness; multiplies 0.
+        pretrain_epochs: length of the first stage.
+        pretrain_lr: its learning rate; None takes the recipe's.
+    """
+
+    def __init__(self, weight: float = 50.0, pretrain_epochs: int = 30, pretrain_lr: float | None = None) -> None:
+        self.weight = weight
+        self.pretrain_epochs = pretrain_epochs
+        self.pretrain_lr = pretrain_lr
+
+    def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        check_stage_count(self, student, teacher)
+        pairs = zip((student.stem, *student.stages), (teacher.stem, *teacher.stages), strict=True)
+        named = [(f"stage {n}" if n else "the stem", s, t) for n, (s, t) in enumerate(pairs)]
+        check_channels(self, student, teacher, named)
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        return at_least_float32(student.logits).new_zeros(())
+
+    def pretrain_loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        return fsp_loss((student.stem, *student.stages), (teacher.stem, *teacher.stages))
+
+    def pretrain_modules(self, student: nn.Module, adapter: nn.Module | None) -> list[nn.Module]:
+        return feature_modules(student)

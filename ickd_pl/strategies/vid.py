@@ -1,0 +1,99 @@
+"""Variational information distillation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ickd_pl.data.batch import Batch, DataInfo
+from ickd_pl.features import Features, FeatureShapes
+from ickd_pl.pairs import check_stage_count, expect, match_size
+from ickd_pl.strategies.base import LossStrategy, full_precision
+
+EPS = 1e-5
+
+
+class VariationalHead(nn.Module):
+    """Gaussian over the teacher's map given the student's: a regressed mean and one trained variance per channel.
+
+    Args:
+        in_channels: channels of the student's map.
+        out_channels: channels of the teacher's map.
+        init_variance: variance at the start.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, init_variance: float) -> None:
+        super().__init__()
+        self.regressor = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 1, bias=False),
+        )
+        start = math.log(math.expm1(init_variance - EPS))  # softplus(start) + EPS is the variance
+        self.log_scale = nn.Parameter(torch.full((out_channels,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.regressor(x)
+        return out
+
+
+@full_precision
+def vid_loss(means: Sequence[Tensor], log_scales: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Negative log likelihood of the teacher's maps under a Gaussian (without its constant), summed over the stages.
+
+    ``0.5 * ((mean - teacher)^2 / variance + log variance)``, averaged over all elements, where the variance of a
+    channel is ``softplus(log_scale) + 1e-5``.
+
+    [0] Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019,
+    https://arxiv.org/abs/1904.05835
+    [1] reference code: HobbitLong/RepDistiller, distiller_zoo/VID.py
+
+    Args:
+        means: regressed maps, each (B, C, H, W), one per stage.
+        log_scales: each (C,).
+        teacher: maps, each (B, C, H, W). Gradients do not flow into them.
+
+    Returns:
+        A scalar, at least float32.
+    """
+    terms = []
+    for mean, scale, target in zip(means, log_scales, teacher, strict=True):
+        variance = (softplus(scale) + EPS)[:, None, None]  # (C, 1, 1)
+        terms.append(0.5 * ((mean - target.detach()).square() / variance + variance.log()).mean())
+    return sum(terms[1:], start=terms[0])
+
+
+class VID(LossStrategy):
+    """A Gaussian head on every stage (see :func:`vid_loss`); RepDistiller's ``feat[1:-1]``.
+
+    The larger of two maps is averaged to the smaller one's size before the regressor. Regressors and variances are
+    trained with the student, at its learning rate and weight decay, as in RepDistiller (mdistiller leaves the
+    variances out of its optimizer).
+
+    Args:
+        weight: factor of the loss; 1 in RepDistiller's script, for all pairs.
+        init_variance: variance of every channel at the start.
+    """
+
+    def __init__(self, weight: float = 1.0, init_variance: float = 5.0) -> None:
+        self.weight = weight
+        self.init_variance = init_variance
+
+    def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        check_stage_count(self, student, teacher)
+
+    def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
+        pairs = zip(student.stages, teacher.stages, strict=True)
+        return nn.ModuleList(VariationalHead(s[0], t[0], self.init_variance) for s, t in pairs)
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        heads = [expect(self, head, VariationalHead) for head in expect(self, adapter, nn.ModuleList)]
+        pairs = [match_size(s, t) for s, t in zip(student.stages, teacher.stages, strict=True)]
+        means = [head(s) for head, (s, _) in zip(heads, pairs, strict=True)]
+        return vid_loss(means, [head.log_scale for head in heads], [t for _, t in pairs])

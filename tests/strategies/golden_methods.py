@@ -1,0 +1,149 @@
+"""One table: how the golden set's methods, tensors and module keys are called here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ickd_pl.data.batch import Batch, DataInfo
+from ickd_pl.features import Features, FeatureShapes
+from ickd_pl.strategies import AB, AT, CC, CRD, FSP, FT, ICKD, KD, KDSVD, NST, PKT, RKD, SP, VID, FitNet, LossStrategy
+
+Named = dict[str, Tensor]
+
+
+def make_features(**given: Any) -> Features:
+    """Features of which a method reads only those given."""
+    size = (
+        len(given[next(iter(given))][0])
+        if isinstance(next(iter(given.values())), tuple)
+        else len(next(iter(given.values())))
+    )
+    blank = torch.zeros(size, 1, 1, 1)
+    rest = {"logits": torch.zeros(size, 1), "stem": blank, "stages": (), "final": blank, "pooled": torch.zeros(size, 1)}
+    return Features(**{**rest, **given})
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the golden set.
+
+    Attributes:
+        strategy: ours, from the entry's hyper-parameters.
+        features: ours, from the entry's tensors in their order.
+        keys: patterns of ``<module>/<key>`` and what they are in our adapter's state dict.
+        first_stage: the entry is about the first stage's loss.
+    """
+
+    strategy: Callable[[dict[str, Any]], LossStrategy]
+    features: Callable[[list[Tensor]], Features]
+    keys: tuple[tuple[str, str], ...] = ()
+    first_stage: bool = False
+
+    def key(self, golden: str) -> str | None:
+        """Our name for ``<module>/<key>``, or None where we have no such tensor."""
+        for pattern, ours in self.keys:
+            if re.match(pattern, golden):
+                return re.sub(pattern, ours, golden, count=1)
+        return None
+
+
+def _stages(x: list[Tensor]) -> Features:
+    return make_features(stages=tuple(x))
+
+
+def _pooled(x: list[Tensor]) -> Features:
+    return make_features(pooled=x[0])
+
+
+METHODS: dict[str, Method] = {
+    "kd": Method(lambda h: KD(temperature=h.get("T", 4.0)), lambda x: make_features(logits=x[0])),
+    "hint": Method(
+        lambda h: FitNet(hint_layer=h.get("hint_layer", 2)),
+        lambda x: make_features(stages=(x[0], x[0])),
+        ((r"regressor/", ""),),
+    ),
+    "attention": Method(lambda h: AT(power=h.get("p", 2)), _stages),
+    "similarity": Method(lambda h: SP(), _stages),
+    "correlation": Method(
+        lambda h: CC(dim=h["feat_dim"]), _pooled, ((r"embed_s/", "student."), (r"embed_t/", "teacher."))
+    ),
+    "vid": Method(
+        lambda h: VID(init_variance=h.get("init_pred_var", 5.0)), _stages, ((r"vid(\d+)/", r"\1."), (r"vid/", ""))
+    ),
+    "rkd": Method(lambda h: RKD(distance_weight=h.get("w_d", 25), angle_weight=h.get("w_a", 50)), _pooled),
+    "pkt": Method(lambda h: PKT(), _pooled),
+    "fsp": Method(lambda h: FSP(), lambda x: make_features(stem=x[0], stages=tuple(x[1:])), first_stage=True),
+    "nst": Method(lambda h: NST(), _stages),
+    "ickd": Method(
+        lambda h: ICKD(),
+        lambda x: make_features(final=x[0]),
+        ((r"embed(_s)?/conv2d\.", "conv."), (r"embed(_s)?/l2norm\.", "bn.")),
+    ),
+    "abound": Method(
+        lambda h: AB(margin=h["margin"]),
+        lambda x: make_features(stages=tuple(x), preact=tuple(x)),
+        ((r"connector/connectors\.", ""),),
+        first_stage=True,
+    ),
+    "factor": Method(lambda h: FT(rate=h["k"]), _stages, ((r"(translator|paraphraser)/", r"\1."),)),
+    "crd": Method(
+        lambda h: CRD(
+            dim=h["feat_dim"], negatives=h["nce_k"], temperature=h["nce_t"], momentum=h["nce_m"]
+        ),
+        _pooled,
+        (
+            (r"(crd/)?embed_s[./]", "embed_student."),
+            (r"(crd/)?embed_t[./]", "embed_teacher."),
+            (r"(crd/)?contrast[./]memory_v1", "student_memory"),
+            (r"(crd/)?contrast[./]memory_v2", "teacher_memory"),
+            (r"(crd/)?contrast[./]params", "constants"),
+        ),
+    ),
+    "kdsvd": Method(lambda h: KDSVD(count=h["k"]), _stages),
+}  # fmt: skip
+
+
+def method_of(name: str) -> Method:
+    """The method's row; skips the running test where there is none."""
+    if name not in METHODS:
+        pytest.skip(f"method not built: {name}")
+    return METHODS[name]
+
+
+def built(
+    strategy: LossStrategy, student: Features, teacher: Features, num_samples: int | None = None
+) -> nn.Module | None:
+    """The adapter for features of these shapes, after the method's own check."""
+    shapes = FeatureShapes.of("student", student), FeatureShapes.of("teacher", teacher)
+    strategy.check(*shapes)
+    return strategy.build(*shapes, DataInfo(num_classes=100, num_samples=num_samples))
+
+
+def load(adapter: nn.Module, method: Method, values: Iterable[tuple[str, Tensor]]) -> set[str]:
+    """Copy the golden set's tensors, named ``<module>/<key>``, into our adapter.
+
+    Returns:
+        The names of ours that were set.
+    """
+    state, filled = adapter.state_dict(), set()
+    for name, value in values:
+        key = method.key(name)
+        if key is None:
+            continue
+        # CRD's parameter vector holds its constants, two of which are ours.
+        state[key].copy_(value[2:4] if key == "constants" else value)
+        filled.add(key)
+    return filled
+
+
+def blank_batch(size: int) -> Batch:
+    """A batch for methods that do not look at it."""
+    zeros = torch.zeros(size, dtype=torch.long)
+    return Batch(torch.zeros(size, 3, 1, 1), zeros, zeros)

@@ -1,0 +1,133 @@
+"""Every loss against the numbers of the original code: value, gradients, buffers after the call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ickd_pl.strategies.crd import ContrastMemory
+from tests.golden import golden_params, tensor
+from tests.strategies.golden_methods import Method, blank_batch, built, load, method_of
+
+pytestmark = pytest.mark.golden
+
+
+class Case:
+    """An entry in one dtype: its leaf tensors, our strategy and our adapter with the entry's weights."""
+
+    def __init__(self, entry: dict[str, Any], dtype: torch.dtype) -> None:
+        self.entry, self.dtype, self.method = entry, dtype, method_of(entry["method"])
+        self.student = {name: tensor(ref).to(dtype).requires_grad_() for name, ref in entry.get("student", {}).items()}
+        self.teacher = {name: tensor(ref).to(dtype) for name, ref in entry["teacher"].items()}
+        self.strategy = self.method.strategy(entry["hyper"])
+        self.f_t = self.method.features(list(self.teacher.values()))
+        self.f_s = self.method.features(list(self.student.values())) if self.student else self.f_t
+        self.adapter = built(self.strategy, self.f_s, self.f_t, entry["hyper"].get("n_data"))
+        if self.adapter is not None:
+            self._load(self.adapter)
+
+    def _load(self, adapter: nn.Module) -> None:
+        names = [f"{module}/{key}" for module, keys in self.entry["modules"].items() for key in keys]
+        filled = load(adapter, self.method, ((name, self.stored(f"param/{name}")) for name in names))
+        self.unset = {name for name, _ in adapter.named_parameters()} - filled
+        adapter.to(self.dtype).train()
+        for module, mode in self.entry["module_mode"].items():
+            if mode == "eval":
+                adapter.get_submodule(module).eval()
+
+    def stored(self, name: str) -> Tensor:
+        return tensor(f"{self.entry['file']}#{name}")
+
+    def loss(self) -> Tensor:
+        batch = blank_batch(len(next(iter(self.teacher.values()))))
+        first_stage = self.method.first_stage or not self.student
+        call = self.strategy.pretrain_loss if first_stage else self.strategy.loss
+        return call(self.f_s, self.f_t, batch, self.adapter)
+
+    def gradients(self) -> dict[str, Tensor | None]:
+        parameters = dict(self.adapter.named_parameters()) if self.adapter is not None else {}
+        ours = {f"input/{name}": leaf.grad for name, leaf in self.student.items()}
+        return ours | {name: parameter.grad for name, parameter in parameters.items()}
+
+
+def check_gradients(case: Case, expected: dict[str, Any], prefix: str = "") -> None:
+    """All gradients that the entry lists, and none besides."""
+    ours = case.gradients()
+    largest = max(e["l2_64"] for e in expected.values())
+    named = {name: _our_name(case.method, name) for name in expected}
+    assert {name for name, grad in ours.items() if grad is not None} == set(named.values())
+    for name, e in expected.items():
+        grad = ours[named[name]]
+        assert grad is not None and list(grad.shape) == e["shape"]
+        if e["noise_only"]:
+            assert grad.norm() < 1e-4 * largest, name
+            continue
+        thinned = grad.flatten()[:: e["stride"]].double()
+        stored = case.stored(f"{prefix}grad/{name}").flatten().double()
+        rtol = case.entry["rtol_grad_l2"]
+        assert (thinned - stored).norm() <= rtol * stored.norm(), name
+        if case.dtype is torch.float64:
+            rtol = 1e-6
+        assert float(grad.double().norm()) == pytest.approx(e["l2_64"], rel=rtol), name
+        assert float(grad.double().abs().max()) == pytest.approx(e["absmax_64"], rel=10 * rtol), name
+        assert float(grad.double().sum()) == pytest.approx(e["sum_64"], abs=rtol * e["l2_64"] * grad.numel() ** 0.5), (
+            name
+        )
+
+
+def check_buffers(case: Case, names: list[str], prefix: str = "") -> None:
+    assert case.adapter is not None or not names
+    for name in names:
+        key = case.method.key(name)
+        assert key is not None, name
+        stored = case.stored(f"{prefix}after/{name}")
+        stored = stored[2:4] if key == "constants" else stored
+        torch.testing.assert_close(case.adapter.state_dict()[key].to(stored.dtype), stored, rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+
+
+def _our_name(method: Method, name: str) -> str:
+    return name if name.startswith("input/") else str(method.key(name.removeprefix("param/")))
+
+
+def check_value(case: Case, loss: Tensor, expected: dict[str, Any]) -> None:
+    """The value of one call, in the case's dtype."""
+    assert loss.dtype == case.dtype and loss.shape == ()
+    suffix = "64" if case.dtype is torch.float64 else ""
+    assert loss.item() == pytest.approx(expected[f"loss{suffix}"], rel=case.entry[f"rtol_loss{suffix}"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("entry", golden_params("losses"))
+def test_loss(entry: dict[str, Any], dtype: torch.dtype, record_property: Any) -> None:
+    case = Case(entry, dtype)
+    if "calls" in entry:
+        return check_calls(case)
+    loss = case.loss()
+    loss.backward()
+    if entry.get("advisory"):  # the original's value depends on arbitrary signs
+        record_property("ratio to the original", loss.item() / entry["loss64"])
+        assert loss.isfinite() and all(
+            leaf.grad is not None and leaf.grad.isfinite().all() for leaf in case.student.values()
+        )
+        return None
+    check_value(case, loss, entry)
+    check_gradients(case, entry["grads"])
+    check_buffers(case, entry["after"])
+    return None
+
+
+def check_calls(case: Case) -> None:
+    """CRD: successive calls with given negatives; each changes the memory."""
+    assert isinstance(case.adapter, ContrastMemory)
+    for number, expected in enumerate(case.entry["calls"], start=1):
+        for leaf in [*case.student.values(), *case.adapter.parameters()]:
+            leaf.grad = None
+        index, contrast = case.stored(f"const/idx{number}"), case.stored(f"const/contrast_idx{number}")
+        loss = case.adapter(case.f_s.pooled, case.f_t.pooled, index, torch.zeros_like(index), contrast)
+        loss.backward()
+        check_value(case, loss, expected)
+        check_gradients(case, expected["grads"], f"call{number}/")
+        check_buffers(case, expected["after"], f"call{number}/")
