@@ -59,7 +59,7 @@ def report(pairs: list[tuple[str, str]], methods: list[str]) -> str:
         "# Methods and pairs",
         "",
         "Written by `python benchmarks/pairs.py`: both real networks, 100 classes, forward, backward and one optimizer",
-        "step on a batch of 8, in every stage of the method. A number is the reason below why the method refuses the pair.",
+        "step on a batch of 8, in every stage of the method. A number is the reason below why the pair is refused.",
         "",
         "| teacher / student | " + " | ".join(methods) + " |",
         "|---|" + ":-:|" * len(methods),

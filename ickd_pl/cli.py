@@ -8,10 +8,11 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -81,26 +82,32 @@ class IckdCLI(LightningCLI):
         return RunFolder.of(root, name, model.teacher_name, model.student_name, methods, model.hparams["seed"])
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        if self.subcommand == "fit":
+        # A trial of a few batches leaves no trace.
+        if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
             self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def fit(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
         """Start the run, continue it, or say that it is finished."""
-        folder = self.folder
-        if ckpt_path is None and not self.trainer.fast_dev_run:
+        folder, trainer = self.folder, cast(Any, self.trainer)
+        if ckpt_path is not None:
+            from_checkpoint(ckpt_path)  # raises where it is none
+        if not trainer.fast_dev_run:
             state = folder.decide(self.settings)
             if state == "finished":
                 _say(f"finished before: {folder.last} (move {folder.path} away to run it again)")
                 return
-            if state == "continue":
+            if state == "continue" and ckpt_path is None:
                 ckpt_path = folder.last
                 _say(f"continuing {ckpt_path}")
         model.prepare_teacher()
-        _warn_of_schedule(model, self.trainer.max_epochs)
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
-        record = next(c for c in self.trainer.callbacks if isinstance(c, EpochRecord))
-        if record.rows:
+        _warn_of_schedule(model, trainer.max_epochs)
+        trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+        record = next((c for c in trainer.callbacks if isinstance(c, EpochRecord)), None)
+        if record is not None and record.rows:
             _say(f"{record.summary()}; checkpoint {folder.last}, metrics {folder.metrics}")
 
     def predict(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
@@ -110,7 +117,7 @@ class IckdCLI(LightningCLI):
         if self.trainer.world_size > 1:
             raise UserError("predict runs on one device: give --trainer.devices 1")
         kwargs["return_predictions"] = True
-        outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+        outputs: Any = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
         parent = Path(ckpt_path).resolve().parent
         folder = parent.parent if parent.name == "checkpoints" else parent
         path = write_predictions(folder / "predictions.csv", outputs or [], datamodule)
@@ -142,6 +149,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _user_error(error: BaseException | None) -> UserError | None:
     """The user's mistake behind an exception: jsonargparse wraps what a constructor raises."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        details = " ".join(str(error).split())
+        return UserError(f"the checkpoint is of another network or other methods than asked for: {details[:300]} ...")
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
@@ -156,7 +166,12 @@ def _quiet() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+    for logger in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(logger).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in ("Tip:", "Seed set to"))
 
 
 def _with_checkpoint_settings(words: list[str], scratch: Path) -> list[str]:
@@ -215,3 +230,8 @@ def _num_samples(data: Any) -> int | None:
 
 def _image_size(data: Any) -> int:
     return int(getattr(data, "image_size", 32))
+
+
+def script() -> None:
+    """The console script ``ickd``."""
+    sys.exit(main())

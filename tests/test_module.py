@@ -165,7 +165,7 @@ def test_infinite_loss_stops_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"lr": -1}, {"num_classes": 0}, {"student": "resnet9"}, {"strategies": [KD()]}])
 def test_wrong_arguments(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="lr|num_classes|resnet8|needs a teacher"):
+    with pytest.raises(UserError, match=r"lr|num_classes|resnet8|needs a teacher"):
         DistillationModule(**{"student": "resnet8", **wrong})
 
 
@@ -208,7 +208,7 @@ def test_own_network_and_plain_data(tmp_path: Path) -> None:
 
 
 def test_own_network_without_layers_is_refused() -> None:
-    with pytest.raises(UserError, match="Own does not show its features.*student_layers"):
+    with pytest.raises(UserError, match=r"Own does not show its features.*student_layers"):
         DistillationModule(Own(), num_classes=10)
 
 

@@ -28,7 +28,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free the space or choose another folder") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free the space or choose another folder"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ickd_pl.errors import UserError, near
 from ickd_pl.weights import read_file
 
@@ -24,7 +26,7 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
     """Let ``--config configs/base.yaml`` work from anywhere: a file that is not here is looked up in the package.
 
     Raises:
-        UserError: the file is neither here nor shipped.
+        UserError: the file is neither here nor shipped, or it is no YAML mapping.
     """
     out: list[str] = []
     expects_path = False
@@ -42,13 +44,31 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
 
 def _find(path: str) -> str:
     if Path(path).is_file():
-        return path
+        return _checked(path)
     shipped = config_root().joinpath(*[p for p in Path(path).parts if p != "configs"])
     if not Path(path).is_absolute() and shipped.is_file():
         return str(shipped)
+    if Path(path).is_dir():
+        raise UserError(f"config file {path} is a folder: give a .yaml file")
     root = config_root()
     known = [f"configs/{p.relative_to(root).as_posix()}" for p in root.rglob("*.yaml")]
     raise UserError(f"config file {path} does not exist: {near(path, known)}")
+
+
+def _checked(path: str) -> str:
+    """Read the file once more than needed: the parser's own message would not say which file is broken."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"config file {path} is no valid YAML: {error.problem}{place}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"config file {path} cannot be read as YAML text ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"config file {path} holds {found}: expected settings, such as `model:` and its values below")
+    return path
 
 
 def from_checkpoint(path: str) -> dict[str, Any]:
@@ -62,10 +82,14 @@ def from_checkpoint(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint of ickd_pl: give the checkpoints/last.ckpt of a run")
     hparams = dict(content["hyper_parameters"])
     if "student" not in hparams:
-        raise UserError(f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint")
+        raise UserError(
+            f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint"
+        )
     config: dict[str, Any] = {"seed_everything": hparams["seed"]}
     config["model"] = {name: value for name, value in hparams.items() if name not in LINKED}
     if data := content["ickd_pl"].get("data"):
-        arguments = {name: value for name, value in data["init_args"].items() if name not in LINKED[:2] and name != "seed"}
+        arguments = {
+            name: value for name, value in data["init_args"].items() if name not in LINKED[:2] and name != "seed"
+        }
         config["data"] = {"class_path": data["class_path"], "init_args": arguments}
     return config

@@ -33,8 +33,9 @@ def option_names(parser: Any) -> set[str]:
     names: set[str] = set()
     for action in parser._actions:
         names |= {option.lstrip("-") for option in action.option_strings if option.startswith("--")}
-        for sub in (getattr(action, "choices", None) or {}) if "subcommand" in str(action.dest) else ():
-            names |= option_names(action.choices[sub])
+        if "subcommand" in str(action.dest):
+            for sub in (action.choices or {}).values():
+                names |= option_names(sub)
     return {name for name in names if not name.endswith((".help", "+"))}
 
 
@@ -45,6 +46,13 @@ def one_line(message: str, options: Iterable[str]) -> str:
         message: the parser's own text.
         options: known option names, for hints.
     """
+    for rule in (_unknown, _unknown_class, _missing, _wrong_value):
+        if text := rule(message, options):
+            return text
+    return " ".join(message.split())
+
+
+def _unknown(message: str, options: Iterable[str]) -> str | None:
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         flag = found[1].lstrip("-").split("=")[0]
         if not found[1].startswith("-"):
@@ -53,27 +61,51 @@ def one_line(message: str, options: Iterable[str]) -> str:
     if found := re.search(r"does not accept option '([^']+)'|[Oo]ption '([^']+)' is not accepted", message):
         name = found[1] or found[2]
         return f"unknown setting {name}: {_near_option(name, options)}"
-    if found := re.search(r"dot import path string: (\S+)", message):
-        key = re.search(r'key "([^"]+)"', message)
-        kind = LossStrategy if key and "strategies" in key[1] else pl.LightningDataModule
-        return f"unknown class {found[1]} for {key[1] if key else 'an option'}: {near(found[1], _subclass_names(kind))}"
-    if found := re.search(r"arguments are required: (.+)", message):
-        # Inside a data set or method the parser knows the argument's own name only.
-        bare = [name.rpartition("init_args.")[2] for name in found[1].split(", ")]
-        names = ", ".join(f"--{name.split('.', 1)[1]}" if "." in name else f"the argument {name}" for name in bare)
-        return f"missing {names}: give it, or a --config file that sets it (see configs/)"
+    return None
+
+
+def _unknown_class(message: str, options: Iterable[str]) -> str | None:
+    found = re.search(r"dot import path string: (\S+)", message)
+    if not found:
+        return None
+    key = re.search(r'key "([^"]+)"', message)
+    kind = LossStrategy if key and "strategies" in key[1] else pl.LightningDataModule
+    return f"unknown class {found[1]} for {key[1] if key else 'an option'}: {near(found[1], _subclass_names(kind))}"
+
+
+def _missing(message: str, options: Iterable[str]) -> str | None:
+    found = re.search(r"arguments are required: (.+)", message)
+    if not found:
+        return None
+    # Inside a data set or method the parser knows the argument's own name only.
+    bare = [name.rpartition("init_args.")[2] for name in found[1].split(", ")]
+    names = ", ".join(f"--{name.split('.', 1)[1]}" if "." in name else f"the argument {name}" for name in bare)
+    return f"missing {names}: give it, or a --config file that sets it (see configs/)"
+
+
+def _wrong_value(message: str, options: Iterable[str]) -> str | None:
+    if found := re.search(r'key "([^"]+)":\s+Expected an? (.+?)\. Got value: (.*)', message):
+        return f"{found[1]}: expected {_plain_type(found[2])}, got {found[3].strip()}"
+    if found := re.search(r"Call to compute_fn of link .* failed: (.*)", message, re.DOTALL):
+        return " ".join(found[1].split())
     value, expected = re.search(r"Given value: (.*)", message), re.search(r"Subtypes: \[(.*)\]", message)
     key = re.search(r'key "([^"]+)"', message)
     if key and value and expected:
-        wanted = re.sub(r"typing\.|<class '([\w.]+)'>", lambda m: m[1] or "", expected[1])
-        return f"{key[1]}: expected {wanted}, got {value[1].strip()}"
-    return " ".join(message.split())
+        return f"{key[1]}: expected {_plain_type(expected[1])}, got {value[1].strip()}"
+    return None
+
+
+def _plain_type(text: str) -> str:
+    """``<class 'int'>, typing.Optional[str]`` without the brackets and module names of Python's own notation."""
+    return re.sub(r"typing\.|<class '([\w.]+)'>", lambda found: found[1] or "", text)
 
 
 def _near_option(name: str, options: Iterable[str]) -> str:
     """The hint for an option; an argument of a data set or method is looked up among all of theirs."""
     last = name.rpartition(".")[2]
-    inner = {p for base in (pl.LightningDataModule, LossStrategy) for cls in _all_subclasses(base) for p in _arguments(cls)}
+    inner = {
+        p for base in (pl.LightningDataModule, LossStrategy) for cls in _all_subclasses(base) for p in _arguments(cls)
+    }
     hint = near(name, options)
     if hint.startswith("known:") or "." not in name:
         hint = near(last, inner)
@@ -85,8 +117,12 @@ def _arguments(cls: type) -> list[str]:
 
 
 def _subclass_names(base: type) -> list[str]:
-    return [c.__name__ for c in _all_subclasses(base) if not inspect.isabstract(c) and not c.__module__.startswith("pytorch_") and c.__name__[0] != "_"]
+    return [
+        c.__name__
+        for c in _all_subclasses(base)
+        if not inspect.isabstract(c) and not c.__module__.startswith("pytorch_") and c.__name__[0] != "_"
+    ]
 
 
-def _all_subclasses(base: type) -> list[type]:
+def _all_subclasses(base: Any) -> list[type]:
     return [c for sub in base.__subclasses__() for c in (sub, *_all_subclasses(sub))]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 import yaml
 from pytorch_lightning.callbacks import Checkpoint
 
 from ickd_pl.errors import UserError
 from ickd_pl.runtime.atomic import replacing, write_text
+from ickd_pl.weights import read_file
 
 # Settings that change how a run is shown, not what it computes.
 _COSMETIC = {
@@ -80,9 +80,11 @@ class RunFolder:
                 "move this one away. What differs (there -> now):\n  " + "\n  ".join(differences)
             )
         try:
-            checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
-        except Exception as error:  # zip, pickle and torch each have their own kinds of damage
-            raise UserError(f"checkpoint {self.last} is damaged ({type(error).__name__}): move it away to start anew") from error
+            checkpoint = read_file(self.last)
+        except UserError as error:
+            raise UserError(
+                f"checkpoint {self.last} cannot be continued ({error}); move it away to start anew"
+            ) from error
         record = checkpoint.get("callbacks", {}).get(EpochRecord.__qualname__, {})
         return "finished" if len(record.get("rows", ())) >= record.get("planned", 1) else "continue"
 
@@ -123,10 +125,11 @@ class EpochRecord(Checkpoint):
         metrics = {k: float(f"{float(v):.6g}") for k, v in trainer.callback_metrics.items() if k != "loss"}
         seconds = round(time.perf_counter() - self._began, 3)
         self.rows.append({"epoch": trainer.current_epoch + 1, **dict(sorted(metrics.items())), "seconds": seconds})
-        self._save(trainer, self.folder.last)
+        # last.ckpt comes last: whatever a kill leaves out before it, the continued run makes again.
+        self._write_rows(trainer)
         if self._is_best():
             self._save(trainer, self.folder.last.with_name("best.ckpt"))
-        self._write_rows(trainer)
+        self._save(trainer, self.folder.last)
 
     def summary(self) -> str:
         """The last epoch's accuracy, with the best epoch's beside it."""

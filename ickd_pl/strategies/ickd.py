@@ -13,7 +13,6 @@ from ickd_pl.strategies.base import LossStrategy, full_precision
 
 
 @full_precision
-@full_precision
 def channel_correlation(x: Tensor) -> Tensor:
     """Inter-channel correlation matrix of every image: the Gram matrix of the channels, each row of unit length.
 
@@ -27,7 +26,6 @@ def channel_correlation(x: Tensor) -> Tensor:
     return normalize(flat @ flat.transpose(1, 2), dim=2)
 
 
-@full_precision
 @full_precision
 def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared distance of the inter-channel correlation matrices, over B * C.

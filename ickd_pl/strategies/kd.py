@@ -11,7 +11,6 @@ from ickd_pl.strategies.base import LossStrategy, full_precision
 
 
 @full_precision
-@full_precision
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """KL divergence from the teacher's to the student's softened probabilities, times the squared temperature.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def load_student(path: str | Path) -> nn.Module:
 
     content = read_file(path)
     if "hyper_parameters" not in content:
-        raise UserError(f"{path} is no checkpoint of ickd_pl (it has no hyper_parameters); for other files use load_teacher")
+        raise UserError(
+            f"{path} is no checkpoint of ickd_pl (it has no hyper_parameters); for other files use load_teacher"
+        )
     module = DistillationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     return module.student.eval()
 
@@ -82,7 +85,13 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
         for what, keys in (("missing keys", missing), ("unexpected keys", unexpected), ("other shapes", clash))
         if keys
     ]
-    classifier_only = clash and not missing and not unexpected and all(own[c.split(":")[0]].shape[:1] != state[c.split(":")[0]].shape[:1] for c in clash) and len(clash) <= 2
+    others = [key.partition(":")[0] for key in clash]
+    classifier_only = (
+        0 < len(clash) <= 2
+        and not missing
+        and not unexpected
+        and all(own[key].shape[:1] != state[key].shape[:1] for key in others)
+    )
     cause = (
         "likely cause: it was trained for another number of classes"
         if classifier_only
@@ -98,16 +107,18 @@ def read_state_dict(path: str | Path) -> StateDict:
         UserError: the file is missing, damaged, unsafe, or holds no weights.
     """
     content: Any = read_file(path)
-    if isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-        # A checkpoint of this project: the student's part, without adapters.
-        if any(k.startswith("student.") for k in content):
-            content = {k: v for k, v in content.items() if k.startswith("student.")}
-    elif isinstance(content.get("model"), dict):
-        content = content["model"]
+    name = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
+    # Keys that are no text fit no network, but must not fail before the message that says so.
+    content = {str(key): value for key, value in (content[name] if name else content).items()}
+    # A checkpoint of this project: the student's part, without adapters.
+    if name == "state_dict" and any(k.startswith("student.") for k in content):
+        content = {k: v for k, v in content.items() if k.startswith("student.")}
     if not content or not all(isinstance(v, Tensor) for v in content.values()):
-        kinds = ", ".join(list(map(str, content))[:5]) or "nothing"
-        raise UserError(f"{path} holds no network weights: expected a state dict, or one under 'model' or 'state_dict'; it has {kinds}")
+        kinds = ", ".join(list(content)[:5]) or "nothing"
+        raise UserError(
+            f"{path} holds no network weights: expected a state dict, or one under 'model' or 'state_dict'; "
+            f"it has {kinds}"
+        )
     for prefix in ("student.", "module.", "model.", "module."):
         if all(k.startswith(prefix) for k in content):
             content = {k[len(prefix) :]: v for k, v in content.items()}
@@ -131,6 +142,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
+        _check_sums(path)
         # RepDistiller's *_last.pth also hold the run's arguments, an argparse.Namespace: plain data, allowed by name.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -141,8 +153,23 @@ def read_file(path: str | Path) -> dict[str, Any]:
                 "Get it from another source, or save its state_dict alone"
             ) from None
         raise UserError(f"weights file {path} is damaged or no weights file: get it again") from None
+    except UserError:
+        raise
     except Exception as error:  # torch, zipfile and safetensors each have their own kinds of damage
-        raise UserError(f"weights file {path} is damaged or no weights file ({type(error).__name__}): get it again") from error
+        raise UserError(
+            f"weights file {path} is damaged or no weights file ({type(error).__name__}): get it again"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"weights file {path} holds a {type(content).__name__}; expected a dictionary of weights")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums of the zip-based format: torch does not, and a flipped bit would read as another number."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise UserError(f"weights file {path} is damaged (checksum of {bad}): get it again")

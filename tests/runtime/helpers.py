@@ -1,0 +1,142 @@
+"""Run the command line in this process, and look at what it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ickd_pl.cli import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Digits, as few as make several batches with an uneven last one.
+TINY = [
+    "--config=configs/base.yaml",
+    "--data=Digits",
+    "--data.init_args.train_size=100",
+    "--data.init_args.batch_size=32",
+    "--model.milestones=[2]",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the user sees of a command."""
+
+    status: Any
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its root, and the words after ``fit``."""
+
+    path: Path
+    root: Path
+    words: list[str]
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        return rows_of(self.path)
+
+
+def cli(*words: object) -> Outcome:
+    """``python cli.py WORDS`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status: Any = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def subprocess_cli(*words: object, seconds: int = 120) -> Outcome:
+    """The real thing: ``python cli.py WORDS`` as a process of its own, with one thread."""
+    command = [sys.executable, str(REPOSITORY / "cli.py"), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # left in this process by earlier runs
+        environment.pop(name, None)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def fit_words(root: Path, words: list[str], epochs: int = 1) -> list[str]:
+    """A tiny ``fit`` into a root."""
+    return ["fit", *TINY, f"--trainer.max_epochs={epochs}", f"--trainer.default_root_dir={root}", *words]
+
+
+def student_words(teacher: Run, method: str = "ickd", *more: str) -> list[str]:
+    """ICKD from its file with KD added on the command line, or a method's file alone."""
+    stacked = ["configs/pairs/resnet20_resnet8.yaml", f"configs/methods/{method}.yaml"]
+    kd = ["--model.strategies+=KD"] if method == "ickd" else []
+    return [f"--config={file}" for file in stacked] + [*kd, f"--model.teacher_weights={teacher.last}", *more]
+
+
+def finished_run(root: Path, where: str, words: list[str], epochs: int) -> Run:
+    """Train; the run's folder must be ``root/where``."""
+    outcome = cli(*fit_words(root, words, epochs))
+    assert outcome.status == 0, outcome.err
+    run = Run(root / where, root, words)
+    assert run.last.is_file(), sorted(root.rglob("*"))
+    return run
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """metrics.csv without the seconds, which no two runs share."""
+    with (path / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint, safely."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of every file."""
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_equal(one: Any, other: Any, place: str = "") -> None:
+    """Nested plain data and tensors, bit for bit."""
+    assert type(one) is type(other), place
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_equal(one[key], other[key], f"{place}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal(a, b, f"{place}/{i}")
+    else:
+        assert one == other, place
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimizer, schedule and metrics of two run folders agree bit for bit."""
+    a, b = load(one / "checkpoints" / "last.ckpt"), load(other / "checkpoints" / "last.ckpt")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        assert_equal(a[part], b[part], part)
+    assert rows_of(one) == rows_of(other)

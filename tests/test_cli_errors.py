@@ -1,0 +1,251 @@
+"""A user's mistake: one line on stderr, status 2, no traceback, nothing trained, no file written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runtime.helpers import QUIET, Outcome, Run, cli, fit_words, snapshot, student_words, subprocess_cli
+
+ROOT = Path("out")
+STUDENT = "--model.student=resnet8"
+
+
+def check_refused(outcome: Outcome, *needles: str) -> None:
+    assert outcome.status == 2, outcome
+    assert outcome.err.startswith("error: ")
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    for needle in needles:
+        assert needle in outcome.err, outcome.err
+    assert not list(ROOT.rglob("*.ckpt"))
+    assert not list(ROOT.rglob("metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("words", "needles"),
+    [
+        (["--model.student=resnet9"], ["unknown network 'resnet9'", "resnet8"]),
+        (["--model.student=Resnet8x5"], ["Resnet8x5", "resnet8x4"]),
+        ([STUDENT, "--model.strategies+=IKD"], ["unknown class IKD", "ICKD"]),
+        ([STUDENT, "--model.strategies+=nowhere.ICKD"], ["nowhere.ICKD"]),
+        ([STUDENT, "--data=Digit"], ["unknown class Digit", "Digits"]),
+        ([STUDENT, "--model.strategies+=KD"], ["KD needs a teacher"]),
+        ([STUDENT, "--model.strategies+=KD", "--model.teacher=resnet20"], ["teacher resnet20 has no weights"]),
+        ([STUDENT, "--model.strategies+=KD", "--model.teacher=resnet21"], ["resnet21", "resnet20"]),
+        ([STUDENT, "--trainer.max_epoch", "1"], ["--trainer.max_epoch", "trainer.max_epochs"]),
+        ([STUDENT, "--trainer.max_epoch=1"], ["--trainer.max_epoch", "trainer.max_epochs"]),
+        ([STUDENT, "--modle.lr", "1"], ["--modle.lr", "model.lr"]),
+        ([STUDENT, "--data.init_args.train_sise=1"], ["train_sise", "train_size"]),
+        ([STUDENT, "stray"], ["stray"]),
+        ([STUDENT, "--model.lr=fast"], ["model.lr: expected float, got fast"]),
+        ([STUDENT, "--model.lr=-1"], ["lr: expected a number above 0, got -1.0"]),
+        ([STUDENT, "--trainer.max_epochs=many"], ["trainer.max_epochs: expected int", "many"]),
+        ([STUDENT, "--data.init_args.batch_size=big"], ["batch_size", "big"]),
+        ([STUDENT, "--data.init_args.batch_size=0"], ["batch_size must be at least 1"]),
+        ([STUDENT, "--data.init_args.val_size=5000"], ["val_size must be between"]),
+        ([STUDENT, "--seed_everything=true"], ["seed_everything: expected a whole number, got True"]),
+        ([STUDENT, "--seed_everything=one"], ["seed_everything", "one"]),
+        ([STUDENT, "--trainer.accelerator=abacus"], ["abacus"]),
+        ([STUDENT, "--trainer.devices=0"], ["devices"]),
+        ([STUDENT, "--trainer.precision=bf17"], ["trainer.precision", "bf17"]),
+        ([STUDENT, "--config=configs/bass.yaml"], ["configs/bass.yaml does not exist", "configs/base.yaml"]),
+        ([STUDENT, "--config=configs/method/ickd.yaml"], ["does not exist", "configs/methods/ickd.yaml"]),
+        ([STUDENT, "--config=nowhere.yaml"], ["config file nowhere.yaml does not exist"]),
+        ([STUDENT, "--config=."], ["config file . is a folder"]),
+        ([STUDENT, "--config"], ["--config"]),
+        ([], ["--model.student"]),
+        ([STUDENT, "--ckpt_path=none.ckpt"], ["none.ckpt does not exist"]),
+    ],
+)
+def test_words(words: list[str], needles: list[str]) -> None:
+    check_refused(cli(*fit_words(ROOT, words)), *needles)
+
+
+@pytest.mark.parametrize(
+    ("text", "needles"),
+    [
+        ("modle:\n  lr: 0.1\n", ["modle", "model"]),
+        ("model:\n  learning_rate: 0.1\n", ["model.learning_rate"]),
+        ("model:\n  ce_wieght: 0.1\n", ["ce_wieght", "model.ce_weight"]),
+        ("trainer:\n  max_epoch: 1\n", ["trainer.max_epoch", "trainer.max_epochs"]),
+        ("data:\n  class_path: Digits\n  init_args:\n    train_sise: 50\n", ["train_sise", "train_size"]),
+        ("data:\n  class_path: Digitz\n", ["Digitz", "Digits"]),
+        ("model:\n  strategies:\n  - class_path: KDD\n", ["KDD", "KD"]),
+        (
+            "model:\n  strategies:\n  - class_path: KD\n    init_args: {temprature: 4}\n",
+            ["temprature", "temperature"],
+        ),
+        ("model:\n  strategies:\n  - class_path: KD\n    init_args: {temperature: hot}\n", ["temperature", "hot"]),
+        ("model:\n  lr: fast\n", ["model.lr", "fast"]),
+        ("model: [\n", ["mistaken.yaml", "no valid YAML", "line"]),
+        ("model:\n\tlr: 1\n", ["mistaken.yaml", "no valid YAML", "line 2"]),
+        ("just a text", ["mistaken.yaml", "str"]),
+        ("- a\n- list\n", ["mistaken.yaml", "list"]),
+        ("", ["mistaken.yaml", "nothing"]),
+        ("seed_everything: true\n", ["seed_everything: expected a whole number, got True"]),
+    ],
+)
+def test_files(text: str, needles: list[str]) -> None:
+    Path("mistaken.yaml").write_text(text)
+    check_refused(cli(*fit_words(ROOT, [STUDENT, "--config=mistaken.yaml"])), *needles)
+
+
+def test_a_file_that_is_no_text() -> None:
+    Path("mistaken.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    check_refused(cli(*fit_words(ROOT, [STUDENT, "--config=mistaken.yaml"])), "mistaken.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "needles"),
+    [
+        ([], ["fit", "test", "predict"]),
+        (["fitt"], ["fitt", "fit"]),
+        (["--config", "configs/base.yaml"], ["fit"]),
+        (["test"], ["--model.student"]),
+        (["test", "--ckpt_path"], ["--ckpt_path"]),
+        (["predict", "--data=Digits", STUDENT], ["--ckpt_path"]),
+    ],
+)
+def test_subcommands(words: list[str], needles: list[str]) -> None:
+    check_refused(cli(*words), *needles)
+
+
+# -- teachers ------------------------------------------------------------------
+
+
+def with_teacher(teacher: Run, *words: str) -> Outcome:
+    return cli(*fit_words(ROOT, student_words(teacher, "kd", *words)))
+
+
+def test_a_teachers_file_that_is_not_there(teacher: Run) -> None:
+    check_refused(with_teacher(teacher, "--model.teacher_weights=no.pth"), "resnet20", "no.pth", "configs/teachers/")
+
+
+def test_a_teachers_file_of_another_network(teacher: Run) -> None:
+    refused = with_teacher(teacher, "--model.teacher=resnet32")
+    check_refused(refused, str(teacher.last), "resnet32", "missing keys", "another network")
+
+
+def test_a_teacher_of_another_number_of_classes(teacher: Run) -> None:
+    weights = dict(torch.load(teacher.last, weights_only=True)["state_dict"])
+    state = {key.removeprefix("student."): value for key, value in weights.items()}
+    state["fc.weight"], state["fc.bias"] = torch.zeros(100, 64), torch.zeros(100)
+    torch.save({"model": state}, "hundred.pth")
+    check_refused(
+        with_teacher(teacher, "--model.teacher_weights=hundred.pth"), "hundred.pth", "number of classes", "(100,)"
+    )
+
+
+def test_a_damaged_teachers_file(teacher: Run) -> None:
+    Path("half.pth").write_bytes(teacher.last.read_bytes()[:5000])
+    check_refused(with_teacher(teacher, "--model.teacher_weights=half.pth"), "half.pth", "damaged")
+
+
+# -- data and folders ----------------------------------------------------------
+
+
+def test_a_folder_without_images() -> None:
+    data = ["--data=ImageFolder", "--data.init_args.root=pets", STUDENT]
+    shared = ["fit", "--trainer.default_root_dir=out", "--trainer.max_epochs=1", *QUIET]
+    check_refused(cli(*shared, *data), "pets")
+    (Path("pets/train/cat")).mkdir(parents=True)
+    check_refused(cli(*shared, *data), "pets/test")
+    (Path("pets/test/cat")).mkdir(parents=True)
+    check_refused(cli(*shared, *data), "pets/train/cat", "no images")
+
+
+def test_an_output_folder_that_is_a_file() -> None:
+    ROOT.write_text("a file")
+    outcome = cli(*fit_words(ROOT, [STUDENT]))
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: cannot write out/")
+    assert ROOT.read_text() == "a file"
+
+
+def test_an_output_folder_that_cannot_be_written() -> None:
+    ROOT.mkdir()
+    ROOT.chmod(0o500)
+    if os.access(ROOT, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    check_refused(cli(*fit_words(ROOT, [STUDENT])), "cannot write out/")
+
+
+# -- checkpoints ---------------------------------------------------------------
+
+
+def foreign(path: Path) -> None:
+    torch.save({"model": {"fc.weight": torch.zeros(3)}}, path)
+
+
+def bare_lightning(path: Path) -> None:
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0", "epoch": 1}, path)
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict", "fit"])
+@pytest.mark.parametrize(
+    ("make", "needle"),
+    [
+        (None, "does not exist"),
+        (Path.mkdir, "is a folder"),
+        (Path.touch, "is empty"),
+        (lambda path: path.write_text("no checkpoint"), "damaged"),
+        (foreign, "is no checkpoint of ickd_pl"),
+        (bare_lightning, "is no checkpoint of ickd_pl"),
+    ],
+)
+def test_a_checkpoint_path(command: str, make: Callable[[Path], object] | None, needle: str) -> None:
+    path = Path("some.ckpt")
+    if make is not None:
+        make(path)
+    words = fit_words(ROOT, [STUDENT]) if command == "fit" else [command, *QUIET]
+    outcome = cli(*words, f"--ckpt_path={path}")
+    check_refused(outcome, "some.ckpt", needle)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_a_truncated_checkpoint(student: Run, share: float) -> None:
+    content = student.last.read_bytes()
+    Path("cut.ckpt").write_bytes(content[: min(int(len(content) * share), len(content) - 1)])
+    check_refused(cli("test", "--ckpt_path=cut.ckpt", *QUIET), "cut.ckpt", "damaged")
+
+
+def test_a_checkpoint_with_a_flipped_bit(student: Run) -> None:
+    content = bytearray(student.last.read_bytes())
+    content[len(content) // 2] ^= 64
+    Path("flipped.ckpt").write_bytes(content)
+    check_refused(cli("test", "--ckpt_path=flipped.ckpt", *QUIET), "flipped.ckpt", "damaged")
+
+
+def test_a_checkpoint_of_another_network(student: Run) -> None:
+    before = snapshot(student.root)
+    outcome = cli("test", f"--ckpt_path={student.last}", "--model.student=resnet14", *QUIET)
+    check_refused(outcome, "another network")
+    assert snapshot(student.root) == before
+
+
+def test_a_checkpoint_of_other_data(student: Run) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            Path("pets", split, label).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (32, 32), (i, 0, 0)).save(Path("pets", split, label, f"{i}.png"))
+    data = ["--data=ImageFolder", "--data.init_args.root=pets"]
+    outcome = cli("test", f"--ckpt_path={student.last}", *data, *QUIET)
+    assert outcome.status == 2, outcome
+    assert outcome.err.splitlines()[-1].startswith("error: ")
+
+
+# -- the real process ----------------------------------------------------------
+
+
+def test_the_whole_stderr_is_one_line() -> None:
+    outcome = subprocess_cli(*fit_words(ROOT, ["--model.student=resnet9"]))
+    check_refused(outcome, "unknown network 'resnet9'")
+    assert outcome.out == ""
