@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import pickle
 import socket
 import tarfile
@@ -20,6 +19,7 @@ import torch
 
 from ickd_pl.data.base import Images, TensorDataModule
 from ickd_pl.errors import UserError
+from ickd_pl.runtime.atomic import replacing
 
 TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""
@@ -219,15 +219,8 @@ def _md5_of(path: Path) -> str | None:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file so that its name never shows half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _from_folder(folder: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:

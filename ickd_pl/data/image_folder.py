@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ickd_pl.data.augment import channel_stats
 from ickd_pl.data.base import Images, TensorDataModule
 from ickd_pl.errors import UserError, near
+from ickd_pl.runtime.atomic import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -240,20 +241,6 @@ def _load_cache(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _save_cache(path: Path, content: dict[str, Any]) -> None:
-    """Write the cache under a temporary name first. Does without where the folder cannot be written or is full."""
-    name = None
-    try:
-        path.parent.mkdir(exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-        name = None
-    except (OSError, RuntimeError):
-        pass
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
+    """Write the cache in one step. Does without where the folder cannot be written or is full."""
+    with suppress(UserError, RuntimeError), replacing(path) as temporary:
+        torch.save(content, temporary)

@@ -15,7 +15,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write to the path this yields; at the end it takes the place of ``path`` in one step.
 
     The temporary file lies in the same folder (a rename across file systems is a copy, which can be cut short).
-    When the block fails, the old file stays and the temporary one is removed.
+    When the block fails, the old file stays and the temporary one is removed; what a killed process leaves is a
+    hidden file ending in ``.tmp``.
 
     Raises:
         UserError: the folder cannot be written.

@@ -111,6 +111,8 @@ class EpochRecord(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
+            for left in self.folder.path.rglob(".*.tmp"):  # by a run that was killed while it wrote
+                left.unlink(missing_ok=True)
             write_text(self.folder.config, yaml.safe_dump(self.config, sort_keys=False))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -178,9 +180,9 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    absent = "(not set)"
+    # A setting that is not there is as good as null: another Lightning may know more settings.
     return [
-        f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"
+        f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, absent) != new.get(key, absent)
+        if old.get(key) != new.get(key)
     ]
