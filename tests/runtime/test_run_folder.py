@@ -47,8 +47,7 @@ def test_differences_name_key_and_both_values() -> None:
     one = {"model": {"lr": 0.1, "strategies": [{"class_path": "KD", "init_args": {"weight": 1.0}}]}, "a": [1, 2]}
     other = {"model": {"lr": 0.2, "strategies": [{"class_path": "KD", "init_args": {"weight": 2.0}}]}, "b": None}
     assert _differences(_flat(one), _flat(other)) == [
-        "a: [1, 2] -> (not set)",
-        "b: (not set) -> None",
+        "a: [1, 2] -> None",  # and null is as good as a setting that is not there
         "model.lr: 0.1 -> 0.2",
         "model.strategies[0].init_args.weight: 1.0 -> 2.0",
     ]
