@@ -229,7 +229,8 @@ def test_predict_names_files_and_classes_of_a_folder() -> None:
 
 @pytest.mark.ddp
 def test_two_processes_train(teacher: Run) -> None:
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    # Evaluation batches of 7: shares of 4 and 3, and of 2 and 1 in the last one.
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.eval_batch_size=7"]
     root = Path("out").resolve()
     outcome = subprocess_cli(*fit_words(root, [*student_words(teacher), *two]), seconds=240)
     assert outcome.status == 0, outcome.err
@@ -237,6 +238,11 @@ def test_two_processes_train(teacher: Run) -> None:
     assert [row["epoch"] for row in rows_of(path)] == ["1"]
     DistillationModule.load_from_checkpoint(path / "checkpoints" / "last.ckpt")
     assert outcome.out.count("test accuracy:") == 1
+    # Two ranks counted every test image once: one process finds the same accuracy.
+    one = cli("test", "--ckpt_path", path / "checkpoints" / "last.ckpt", *QUIET, "--trainer.devices=1")
+    assert one.status == 0, one.err
+    accuracy = float(rows_of(path)[-1]["test/acc1"])
+    assert f"{accuracy:.3f}" in one.out
 
 
 IMPORT = """
