@@ -108,6 +108,7 @@ class DistillationModule(pl.LightningModule):
             self._build_adapters(student_shapes, teacher_shapes, DataInfo(num_classes, num_samples), seed)
         self.stages = Stages(self.strategies)
         self.best_acc1 = 0.0
+        self._main_epoch: int | None = None
         self.metrics = accuracies(num_classes)
         self._sums = TrainSums()
 
@@ -190,7 +191,7 @@ class DistillationModule(pl.LightningModule):
                 raise RuntimeError("a strategy without a teacher")
             if not first_stage:
                 terms[key] = strategy.loss(student, teacher, batch, adapter)
-                total = total + strategy.weight * terms[key]
+                total = total + strategy.weight_at(self._main_epoch) * terms[key]
             elif strategy.pretrain_epochs:
                 terms[key] = strategy.pretrain_loss(student, teacher, batch, adapter)
                 total = total + terms[key]
@@ -296,12 +297,21 @@ class DistillationModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.stages.offset_loader(self.trainer)
+        self._enter_epoch()  # Lightning leaves out on_train_epoch_start where it continues within an epoch
 
     def on_train_epoch_start(self) -> None:
+        self._enter_epoch()
+        self.stages.restart_optimizer(self)
+
+    def _enter_epoch(self) -> None:
         self._sums.clear()
         self.stages.enter(self)
+        self._main_epoch = self.current_epoch - self.stages.epochs + 1
         # Noted now: at the epoch's end the schedule has already moved on.
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_end(self) -> None:
+        self._main_epoch = None
 
     def train(self, mode: bool = True) -> DistillationModule:
         super().train(mode)

@@ -60,11 +60,10 @@ class Stages:
             loader.epoch_offset = -self.epochs
 
     def enter(self, module: DistillationModule) -> None:
-        """Freeze and thaw for the epoch that begins; at the boundary the optimizer starts anew."""
+        """Freeze and thaw for the epoch that begins or is continued."""
         if not self.epochs:
             return
-        epoch = module.current_epoch
-        self.first = epoch < self.epochs
+        self.first = module.current_epoch < self.epochs
         for parameter in module._trainable():
             parameter.requires_grad_(not self.first)
         module.train()
@@ -77,7 +76,10 @@ class Stages:
                 _set(strategy.pretrain_modules(module.student, adapter), trains=True)
             elif not self.first:
                 _set(strategy.frozen_in_main(adapter), trains=False)
-        if epoch == self.epochs:
+
+    def restart_optimizer(self, module: DistillationModule) -> None:
+        """At the beginning of the first main epoch the optimizer starts anew."""
+        if self.epochs and module.current_epoch == self.epochs:
             for optimizer in module.trainer.optimizers:
                 optimizer.state.clear()
                 optimizer.zero_grad(set_to_none=True)

@@ -239,3 +239,29 @@ def test_two_stages_in_one_fit(tmp_path: Path) -> None:
             assert len(watch.seen) == 9
     assert all(torch.equal(a, b) for a, b in zip(seen["one"], seen["two"][6:], strict=True))
     assert not torch.equal(seen["two"][0], seen["two"][6])
+
+
+def test_continues_within_an_epoch(tmp_path: Path) -> None:
+    """From a step checkpoint of Lightning's own the rest of the epoch follows, with the same batches and weights."""
+    for strategies, step in (([KD()], 2), ([FSP(pretrain_epochs=1)], 5)):
+        runs = []
+        for resumed in (False, True):
+            module = DistillationModule("resnet8", get_model("resnet8", 10), strategies=strategies, num_classes=10)
+            for seed, parameter in enumerate(module.teacher.parameters()):  # type: ignore[union-attr]
+                parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) / 20)
+            file = tmp_path / f"{type(strategies[0]).__name__}.ckpt"
+            run = trainer(tmp_path, limit_val_batches=0, callbacks=[] if resumed else [SaveAt(step, file)])
+            run.fit(module, Digits(train_size=40, batch_size=16), ckpt_path=file if resumed else None)
+            runs.append(torch.cat([p.detach().flatten() for p in module.student.parameters()]))
+        assert torch.equal(runs[0], runs[1])
+
+
+class SaveAt(pl.Callback):
+    """Writes a checkpoint within an epoch."""
+
+    def __init__(self, step: int, file: Path) -> None:
+        self.step, self.file = step, file
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.file, weights_only=False)

@@ -25,7 +25,7 @@ class LossStrategy(pl.Callback, ABC):
 
     The total loss of a run is ``ce_weight * CE + sum of strategy.weight * strategy.loss(...)``. What a method trains
     (a regressor, an embedding) is returned by :meth:`build` and kept, trained and saved by the module. Being a
-    Lightning callback, a method may also use any callback hook (to warm up its weight, say); the module attaches it.
+    Lightning callback, a method may also use any callback hook; the module attaches it.
 
     Every argument of a subclass's ``__init__`` is kept in an attribute of the same name: :meth:`spec` reads it there.
 
@@ -76,6 +76,14 @@ class LossStrategy(pl.Callback, ABC):
             batch: images, labels and indices.
             adapter: what :meth:`build` returned.
         """
+
+    def weight_at(self, epoch: int | None) -> float:
+        """The weight in force, for methods that warm up.
+
+        Args:
+            epoch: main epoch, from 1; None outside a fit, where the full weight counts.
+        """
+        return self.weight
 
     def frozen_in_main(self, adapter: nn.Module | None) -> list[nn.Module]:
         """Parts of the adapter that the main stage neither trains nor decays and keeps in eval mode."""
