@@ -1,0 +1,104 @@
+"""The label's share of the teacher's probability and the shape of the rest, weighted apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, logsigmoid
+
+from ickd_pl.data.batch import Batch
+from ickd_pl.features import Features
+from ickd_pl.strategies.base import LossStrategy, full_precision
+
+
+def decouple(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Split K logits into the label's log odds and the other classes' log probabilities among themselves.
+
+    Args:
+        logits: shape (B, K), K of 2 or more.
+        label: shape (B,), class numbers.
+
+    Returns:
+        Log odds of the label against all other classes, shape (B,), and log probabilities, shape (B, K - 1).
+    """
+    own = label[:, None]
+    number = torch.arange(logits.shape[1] - 1, device=logits.device)
+    others = logits.gather(1, number + (number >= own))  # (B, K - 1), the label's column left out
+    return logits.gather(1, own)[:, 0] - others.logsumexp(dim=1), log_softmax(others, dim=1)
+
+
+@full_precision
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    label: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    """KL divergence of (label, not label) times alpha, plus that among the other classes times beta.
+
+    ``T^2 / B * sum over the batch of alpha KL(b_t || b_s) + beta KL(q_t || q_s)``: ``b`` is the softened probability of
+    the label and its complement, ``q`` the softmax of ``logits / T`` over the classes that are not the label.
+
+    [0] Zhao, Cui, Song, Qiu, Liang, Decoupled Knowledge Distillation, CVPR 2022
+    [1] reference code: megvii-research/mdistiller, mdistiller/distillers/DKD.py
+
+    The reference takes the logarithm of ``b`` and, for ``q``, lowers the label's logit by 1000. Here ``log b`` comes
+    from the log odds and the label is left out, so that no probability is rounded to 0 before its logarithm.
+
+    Args:
+        student_logits: shape (B, K), K of 2 or more; with 2 the second term is 0.
+        teacher_logits: shape (B, K); gradients do not flow into it.
+        label: shape (B,), class numbers.
+        alpha: weight of the label's term.
+        beta: weight of the other classes' term.
+        temperature: softening T.
+
+    Returns:
+        A scalar, at least float32.
+    """
+    s_odds, s_rest = decouple(student_logits / temperature, label)
+    t_odds, t_rest = decouple(teacher_logits.detach() / temperature, label)
+    label_term = t_odds.sigmoid() * (logsigmoid(t_odds) - logsigmoid(s_odds))  # (B,)
+    other_term = (-t_odds).sigmoid() * (logsigmoid(-t_odds) - logsigmoid(-s_odds))  # (B,)
+    target = (label_term + other_term).mean()
+    rest = kl_div(s_rest, t_rest, reduction="batchmean", log_target=True)
+    return temperature**2 * (alpha * target + beta * rest)
+
+
+class DKD(LossStrategy):
+    """Decoupled soft targets (see :func:`dkd_loss`); the weight warms up linearly.
+
+    Args:
+        weight: factor of the loss.
+        alpha: weight of the label's term.
+        beta: weight of the other classes' term. mdistiller sets it by pair: 2 for resnet56/resnet20 and
+            resnet110/resnet32; 6 for wrn_40_2/wrn_16_2, wrn_40_2/wrn_40_1, vgg13/vgg8 and vgg13/MobileNetV2; 8 for
+            the others.
+        temperature: softening T.
+        warmup_epochs: the weight in main epoch e is ``weight * min(e / warmup_epochs, 1)``; 0 is no warm-up.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        temperature: float = 4.0,
+        warmup_epochs: int = 20,
+    ) -> None:
+        self.weight = weight
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = temperature
+        self.warmup_epochs = warmup_epochs
+
+    def weight_at(self, epoch: int | None) -> float:
+        if epoch is None or not self.warmup_epochs:
+            return self.weight
+        return self.weight * min(epoch / self.warmup_epochs, 1.0)
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        value: Tensor = dkd_loss(student.logits, teacher.logits, batch.label, self.alpha, self.beta, self.temperature)
+        return value
