@@ -13,7 +13,25 @@ from torch import Tensor, nn
 
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.features import Features, FeatureShapes
-from ickd_pl.strategies import AB, AT, CC, CRD, FSP, FT, ICKD, KD, KDSVD, NST, PKT, RKD, SP, VID, FitNet, LossStrategy
+from ickd_pl.strategies import (
+    AB,
+    AT,
+    CC,
+    CRD,
+    DKD,
+    FSP,
+    FT,
+    ICKD,
+    KD,
+    KDSVD,
+    NST,
+    PKT,
+    RKD,
+    SP,
+    VID,
+    FitNet,
+    LossStrategy,
+)
 
 Named = dict[str, Tensor]
 
@@ -105,6 +123,9 @@ METHODS: dict[str, Method] = {
             (r"(crd/)?contrast[./]memory_v2", "teacher_memory"),
             (r"(crd/)?contrast[./]params", "constants"),
         ),
+    ),
+    "dkd": Method(
+        lambda h: DKD(alpha=h["alpha"], beta=h["beta"], temperature=h["T"]), lambda x: make_features(logits=x[0])
     ),
     "kdsvd": Method(lambda h: KDSVD(count=h["k"]), _stages),
 }  # fmt: skip

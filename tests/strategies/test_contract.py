@@ -19,7 +19,7 @@ from ickd_pl.seeding import seeded
 from ickd_pl.strategies import discover, from_spec
 
 # At least so many; raised with every method that lands.
-METHODS_AT_LEAST = 15
+METHODS_AT_LEAST = 16
 SAMPLES = 40
 ROOT = Path(__file__).parents[2]
 

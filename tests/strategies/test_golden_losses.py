@@ -43,6 +43,8 @@ class Case:
 
     def loss(self) -> Tensor:
         batch = blank_batch(len(next(iter(self.teacher.values()))))
+        if "target" in self.entry["const"]:
+            batch = batch._replace(label=self.stored("const/target").long())
         first_stage = self.method.first_stage or not self.student
         call = self.strategy.pretrain_loss if first_stage else self.strategy.loss
         return call(self.f_s, self.f_t, batch, self.adapter)
