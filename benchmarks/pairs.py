@@ -11,10 +11,13 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 
 from ickd_pl import Batch, DistillationModule, IncompatiblePair, get_model
 from ickd_pl.class_table import ClassTable
+from ickd_pl.models import FeatureNet
 from ickd_pl.runtime.configs import config_root
+from ickd_pl.seeding import generator, seeded
 from ickd_pl.strategies import discover
 
 NUM_SAMPLES = 64
@@ -27,24 +30,35 @@ def benchmark_pairs() -> list[tuple[str, str]]:
     return [(m["teacher"], m["student"]) for m in models if m["teacher_weights"]]
 
 
+def start(name: str, batch: Batch) -> FeatureNet:
+    """An untrained teacher whose batch norms know the batch: without that a deep one's maps grow beyond float32."""
+    with seeded("pairs", name):
+        net = get_model(name, 100)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.train()(batch.image)
+    return net.eval()
+
+
 def attempt(method: str, teacher: str, student: str) -> str:
     """``works``, or the method's own words why not."""
     strategy = discover()[method]()  # type: ignore[call-arg]
-    torch.manual_seed(0)
+    batch = Batch(torch.randn(8, 3, 32, 32, generator=generator("pairs")), torch.arange(8), torch.arange(8))
     try:
-        module = DistillationModule(student, get_model(teacher, 100), strategies=[strategy], num_samples=NUM_SAMPLES)
+        module = DistillationModule(student, start(teacher, batch), strategies=[strategy], num_samples=NUM_SAMPLES)
     except IncompatiblePair as error:
         return str(error)
     for part in module.modules():
         if isinstance(part, ClassTable):
             part.fill(torch.arange(NUM_SAMPLES) % 100)
-    batch = Batch(torch.randn(8, 3, 32, 32), torch.arange(8), torch.arange(8))
     optimizer = torch.optim.SGD(module._trainable(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     for first in (True, False) if strategy.pretrain_epochs else (False,):
         module.stages.first = first
         total = module.losses(batch)[0]
         if not total.isfinite():
-            return f"loss {float(total)}"
+            return f"loss {total.item()}"
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

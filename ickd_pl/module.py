@@ -16,6 +16,7 @@ from ickd_pl.accounting import TrainSums, accuracies
 from ickd_pl.data.batch import Batch, DataInfo, as_batch
 from ickd_pl.errors import UserError
 from ickd_pl.features import Features, FeatureShapes, LayerMap
+from ickd_pl.models import FeatureNet
 from ickd_pl.networks import make_network, network_name, probe
 from ickd_pl.seeding import seeded
 from ickd_pl.stages import Stages
@@ -117,9 +118,11 @@ class DistillationModule(pl.LightningModule):
     def _keep_hparams(self, **values: Any) -> None:
         """Keep the constructor's arguments as plain data, so that every checkpoint loads under ``weights_only=True``.
 
-        A network that was handed over as an object cannot be kept: ``load_from_checkpoint`` then wants it again.
+        A network of the project's is kept by its name. One of the user's own cannot be kept: ``load_from_checkpoint``
+        wants it again.
         """
-        plain = {name: value for name, value in values.items() if not isinstance(value, nn.Module)}
+        named = {k: v.name if isinstance(v, FeatureNet) and v.name else v for k, v in values.items()}
+        plain = {name: value for name, value in named.items() if not isinstance(value, nn.Module)}
         self._set_hparams(plain)
         self._hparams_initial = dict(plain)
 

@@ -18,6 +18,8 @@ def network_name(network: Network) -> str:
     """The name for messages and folders: the registry's, or the class's."""
     if isinstance(network, HookedNet):
         return network_name(network.net)
+    if isinstance(network, FeatureNet) and network.name:
+        return network.name
     return network if isinstance(network, str) else type(network).__name__
 
 

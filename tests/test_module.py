@@ -207,6 +207,17 @@ def test_own_network_and_plain_data(tmp_path: Path) -> None:
     assert torch.equal(again.eval()(images), module.eval()(images))
 
 
+def test_networks_of_the_project_are_kept_by_name(tmp_path: Path) -> None:
+    """Handed over as objects they are still found again: the checkpoint needs no further argument."""
+    module = DistillationModule(get_model("resnet8", 10), get_model("resnet14", 10), strategies=[KD()], num_classes=10)
+    run = trainer(tmp_path, limit_val_batches=0)
+    run.fit(module, Digits(train_size=20))
+    run.save_checkpoint(tmp_path / "named.ckpt", weights_only=False)
+    again = DistillationModule.load_from_checkpoint(tmp_path / "named.ckpt", weights_only=True)
+    assert torch.equal(again.eval()(batch().image), module.eval()(batch().image))
+    assert (again.student_name, again.teacher_name) == ("resnet8", "resnet14")
+
+
 def test_own_network_without_layers_is_refused() -> None:
     with pytest.raises(UserError, match=r"Own does not show its features.*student_layers"):
         DistillationModule(Own(), num_classes=10)

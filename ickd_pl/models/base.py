@@ -9,7 +9,13 @@ from ickd_pl.features import Features
 
 
 class FeatureNet(nn.Module):
-    """A classifier that also shows its inner maps. Called plainly it gives logits: (B, 3, H, W) to (B, K)."""
+    """A classifier that also shows its inner maps. Called plainly it gives logits: (B, 3, H, W) to (B, K).
+
+    Attributes:
+        name: what :func:`ickd_pl.get_model` calls it.
+    """
+
+    name: str = ""
 
     def features(self, image: Tensor, preact: bool = False) -> Features:
         """One forward pass.

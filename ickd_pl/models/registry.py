@@ -53,4 +53,6 @@ def get_model(name: str, num_classes: int = 100) -> FeatureNet:
         raise UserError(f"unknown network '{name}': {near(name, _NETWORKS)}")
     if num_classes < 1:
         raise UserError(f"num_classes must be at least 1, got {num_classes}")
-    return _NETWORKS[name](num_classes)
+    net = _NETWORKS[name](num_classes)
+    net.name = name
+    return net
