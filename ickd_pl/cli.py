@@ -21,7 +21,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.module import DistillationModule
 from ickd_pl.runtime import EpochRecord, RunFolder
 from ickd_pl.runtime.configs import find_configs, from_checkpoint
-from ickd_pl.runtime.parser import OneLineParser
+from ickd_pl.runtime.parser import OneLineParser, constructor_error
 from ickd_pl.runtime.predictions import write_predictions
 
 TRAINER_DEFAULTS = {
@@ -83,6 +83,8 @@ class IckdCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         # A trial of a few batches leaves no trace.
+        if self.subcommand == "fit":
+            self.model.prepare_teacher()  # fails before the trainer says anything
         if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
             self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
         try:
@@ -103,7 +105,6 @@ class IckdCLI(LightningCLI):
             if state == "continue" and ckpt_path is None:
                 ckpt_path = folder.last
                 _say(f"continuing {ckpt_path}")
-        model.prepare_teacher()
         _warn_of_schedule(model, trainer.max_epochs)
         trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
         record = next((c for c in trainer.callbacks if isinstance(c, EpochRecord)), None)
@@ -152,6 +153,8 @@ def _user_error(error: BaseException | None) -> UserError | None:
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         details = " ".join(str(error).split())
         return UserError(f"the checkpoint is of another network or other methods than asked for: {details[:300]} ...")
+    if isinstance(error, ValueError) and (said := constructor_error(str(error))):
+        return UserError(said)
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
@@ -176,11 +179,26 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _with_checkpoint_settings(words: list[str], scratch: Path) -> list[str]:
     """For ``test --ckpt_path FILE`` and its like: put the checkpoint's settings before what the user gave."""
-    path = _value_of("--ckpt_path", words)
-    if path is None or not words or words[0] not in ("test", "validate", "predict"):
+    if not words or words[0] not in ("test", "validate", "predict"):
         return words
+    path = _value_of("--ckpt_path", words)
+    if path is None:
+        if any(word.startswith(("--help", "-h", "--print_config")) for word in words):
+            return words
+        raise UserError(
+            f"{words[0]} needs a trained student: give --ckpt_path FILE, the checkpoints/last.ckpt of a run"
+        )
+    settings = from_checkpoint(path)
+    # Only the student is evaluated: neither teacher nor methods are built.
+    settings["model"]["strategies"] = []
+    data = _value_of("--data", words)
+    if (
+        data is not None
+        and data.rpartition(".")[2] != settings.get("data", {}).get("class_path", "").rpartition(".")[2]
+    ):
+        settings.pop("data", None)  # the arguments of another data set do not fit
     file = scratch / "checkpoint.yaml"
-    file.write_text(yaml.safe_dump(from_checkpoint(path)), encoding="utf-8")
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return [words[0], "--config", str(file), *words[1:]]
 
 
@@ -195,7 +213,7 @@ def _value_of(flag: str, words: Sequence[str]) -> str | None:
 
 def _warn_of_schedule(model: DistillationModule, max_epochs: int | None) -> None:
     first = min(model.hparams["milestones"], default=0)
-    if max_epochs and first >= max_epochs:
+    if max_epochs and 0 < max_epochs <= first:
         _say(
             f"note: the learning rate never decays in {max_epochs} epochs (milestones {model.hparams['milestones']}); "
             "set model.milestones for a shorter run"
@@ -215,6 +233,8 @@ def _complain(text: str) -> None:
 def _seed(value: Any) -> int:
     if isinstance(value, bool):
         raise UserError(f"seed_everything: expected a whole number, got {value}; every run of the benchmark has a seed")
+    if not 0 <= int(value) < 2**32:
+        raise UserError(f"seed_everything: expected a number from 0 to {2**32 - 1}, got {value}")
     return int(value)
 
 

@@ -26,7 +26,9 @@ def near(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(set(known))
     folded = {n.lower(): n for n in names}
-    close = difflib.get_close_matches(name.lower(), folded, n=4, cutoff=0.5)
+    longer = [n for n in folded if n.startswith(name.lower()) and n != name.lower()]
+    alike = difflib.get_close_matches(name.lower(), folded, n=4, cutoff=0.5)
+    close = list(dict.fromkeys([*longer, *(n for n in alike if folded[n] != name)]))[:4]
     if close:
         return f"did you mean {', '.join(folded[c] for c in close)}?"
     shown = ", ".join(names[:30])

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ickd_pl.accounting import TrainSums, accuracies
+from ickd_pl.arguments import above_zero, check_lists, unique_names, zero_or_more
+from ickd_pl.checkpoints import leave_teacher_out, put_back
 from ickd_pl.data.batch import Batch, DataInfo, as_batch
 from ickd_pl.errors import UserError
 from ickd_pl.features import Features, FeatureShapes, LayerMap
@@ -21,7 +23,6 @@ from ickd_pl.networks import make_network, network_name, probe
 from ickd_pl.seeding import seeded
 from ickd_pl.stages import Stages
 from ickd_pl.strategies import LossStrategy, from_spec
-from ickd_pl.version import __version__
 from ickd_pl.weights import load_weights
 
 # How often, in steps, the loss reaches the progress bar and is checked to be finite: each look waits for the device.
@@ -79,10 +80,12 @@ class DistillationModule(pl.LightningModule):
         teacher_layers: LayerMap | None = None,
     ) -> None:
         super().__init__()
-        _check_numbers(lr=lr, num_classes=num_classes, image_size=image_size)
+        above_zero(lr=lr, num_classes=num_classes, image_size=image_size)
+        zero_or_more(momentum=momentum, weight_decay=weight_decay, ce_weight=ce_weight)
+        check_lists(strategies, milestones)
         # A checkpoint hands strategies back as plain data.
         self.strategies = [from_spec(s) if isinstance(s, dict) else s for s in strategies or []]
-        self.keys = _keys(self.strategies)
+        self.keys = unique_names(self.strategies)
         self._keep_hparams(
             student=student, teacher=teacher, teacher_weights=None if teacher_weights is None else str(teacher_weights),
             strategies=[s.spec() for s in self.strategies], ce_weight=ce_weight, num_classes=num_classes,
@@ -160,10 +163,13 @@ class DistillationModule(pl.LightningModule):
         if self.teacher is None or self._teacher_ready:
             return
         name, path = str(self.teacher_name), self.hparams["teacher_weights"]
-        hint = f"train it with `fit --config configs/teachers/{name}.yaml`, then set --model.teacher_weights FILE"
+        hint = (
+            f"train it with `fit --config configs/base.yaml --model.student {name}` on the same data, then give its "
+            "checkpoints/last.ckpt as --model.teacher_weights"
+        )
         if path is None:
             raise UserError(f"teacher {name} has no weights: {hint}")
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise UserError(f"teacher {name}: weights file {path} does not exist: {hint}")
         load_weights(self.teacher, path, name)
         self._teacher_ready = True
@@ -255,7 +261,8 @@ class DistillationModule(pl.LightningModule):
         values = {name: 100 * float(value) for name, value in self.metrics.compute().items()}
         self.metrics.reset()
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, prog_bar=True, sync_dist=True)
-        if self.trainer.state.fn == "fit":
+        # What the first stage leaves is no result.
+        if self.trainer.state.fn == "fit" and not self.stages.first:
             self.best_acc1 = max(self.best_acc1, values["acc1"])
             self.log(f"{split}/acc1_best", self.best_acc1, sync_dist=True)
 
@@ -323,35 +330,8 @@ class DistillationModule(pl.LightningModule):
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
-        checkpoint["ickd_pl"] = {"version": __version__, "best_acc1": self.best_acc1}
-        data = getattr(self._trainer, "datamodule", None)
-        if data is not None:
-            cls = type(data)
-            path = f"{cls.__module__}.{cls.__qualname__}"
-            checkpoint["ickd_pl"]["data"] = {"class_path": path, "init_args": dict(data.hparams)}
+        leave_teacher_out(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # The teacher is not in the file; its own weights stand in, so that loading stays strict for all the rest.
-        if self.teacher is not None:
-            for key, value in self.teacher.state_dict(prefix="teacher.").items():
-                checkpoint["state_dict"].setdefault(key, value)
-        self.best_acc1 = float(checkpoint.get("ickd_pl", {}).get("best_acc1", 0.0))
-
-
-def _keys(strategies: Sequence[LossStrategy]) -> list[str]:
-    """Log and adapter keys: the method's name, with a number from its second use on."""
-    keys: list[str] = []
-    for strategy in strategies:
-        name = strategy.name()
-        keys.append(
-            name if name not in keys else f"{name}_{sum(s.name() == name for s in strategies[: len(keys)]) + 1}"
-        )
-    return keys
-
-
-def _check_numbers(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{name}: expected a number above 0, got {value}")
+        evaluating = self._trainer is None or self._trainer.state.fn != "fit"
+        put_back(self, checkpoint, evaluating)

@@ -44,12 +44,17 @@ def check_refused(outcome: Outcome, *needles: str) -> None:
         ([STUDENT, "stray"], ["stray"]),
         ([STUDENT, "--model.lr=fast"], ["model.lr: expected float, got fast"]),
         ([STUDENT, "--model.lr=-1"], ["lr: expected a number above 0, got -1.0"]),
-        ([STUDENT, "--trainer.max_epochs=many"], ["trainer.max_epochs: expected int", "many"]),
+        ([STUDENT, "--trainer.max_epochs=many"], ["trainer.max_epochs: expected ", "int", "many"]),
         ([STUDENT, "--data.init_args.batch_size=big"], ["batch_size", "big"]),
         ([STUDENT, "--data.init_args.batch_size=0"], ["batch_size must be at least 1"]),
         ([STUDENT, "--data.init_args.val_size=5000"], ["val_size must be between"]),
         ([STUDENT, "--seed_everything=true"], ["seed_everything: expected a whole number, got True"]),
         ([STUDENT, "--seed_everything=one"], ["seed_everything", "one"]),
+        ([STUDENT, "--seed_everything=-1"], ["seed_everything: expected a number from 0"]),
+        ([STUDENT, "--seed=1"], ["unknown option --seed", "seed_everything"]),
+        ([STUDENT, "--model.momentum=-1"], ["momentum: expected 0 or more"]),
+        ([STUDENT, "--model.strategies+=KD", "--model.strategies.temperature=0"], ["temperature must be above 0"]),
+        ([STUDENT, "--trainer.callbacks+=EarlyStoping"], ["EarlyStoping", "full import path"]),
         ([STUDENT, "--trainer.accelerator=abacus"], ["abacus"]),
         ([STUDENT, "--trainer.devices=0"], ["devices"]),
         ([STUDENT, "--trainer.precision=bf17"], ["trainer.precision", "bf17"]),
@@ -106,7 +111,8 @@ def test_a_file_that_is_no_text() -> None:
         ([], ["fit", "test", "predict"]),
         (["fitt"], ["fitt", "fit"]),
         (["--config", "configs/base.yaml"], ["fit"]),
-        (["test"], ["--model.student"]),
+        (["test"], ["test needs a trained student: give --ckpt_path FILE"]),
+        (["validate", "--config", "configs/base.yaml", STUDENT], ["validate needs a trained student"]),
         (["test", "--ckpt_path"], ["--ckpt_path"]),
         (["predict", "--data=Digits", STUDENT], ["--ckpt_path"]),
     ],
@@ -123,7 +129,9 @@ def with_teacher(teacher: Run, *words: str) -> Outcome:
 
 
 def test_a_teachers_file_that_is_not_there(teacher: Run) -> None:
-    check_refused(with_teacher(teacher, "--model.teacher_weights=no.pth"), "resnet20", "no.pth", "configs/teachers/")
+    check_refused(
+        with_teacher(teacher, "--model.teacher_weights=no.pth"), "resnet20", "no.pth", "--model.student resnet20"
+    )
 
 
 def test_a_teachers_file_of_another_network(teacher: Run) -> None:
@@ -139,6 +147,18 @@ def test_a_teacher_of_another_number_of_classes(teacher: Run) -> None:
     check_refused(
         with_teacher(teacher, "--model.teacher_weights=hundred.pth"), "hundred.pth", "number of classes", "(100,)"
     )
+
+
+def test_a_teacher_of_a_failed_training(teacher: Run) -> None:
+    state = torch.load(teacher.last, weights_only=True)["state_dict"]
+    state["student.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save({"state_dict": state}, "nan.ckpt")
+    check_refused(with_teacher(teacher, "--model.teacher_weights=nan.ckpt"), "nan.ckpt", "NaN", "conv1.weight")
+
+
+def test_a_setting_that_comes_from_the_data() -> None:
+    Path("linked.yaml").write_text("model: {student: resnet8, num_classes: 7}")
+    check_refused(cli(*fit_words(ROOT, ["--config=linked.yaml"])), "linked.yaml", "model.num_classes", "the data")
 
 
 def test_a_damaged_teachers_file(teacher: Run) -> None:

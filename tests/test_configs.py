@@ -41,7 +41,10 @@ class Parsed(IckdCLI):
 
 
 class Built(IckdCLI):
-    """Builds data, networks and methods, and runs nothing."""
+    """Builds data, networks and methods, no trainer (which wants the teacher's file), and runs nothing."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
 
     def _run_subcommand(self, subcommand: str) -> None:
         return

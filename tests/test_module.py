@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ickd_pl import Batch, Digits, DistillationModule, LayerMap, UserError, get_model
+from ickd_pl import Batch, Digits, DistillationModule, LayerMap, UserError, get_model, load_student
 from ickd_pl.strategies import CRD, FSP, ICKD, KD  # type: ignore[attr-defined]
 
 
@@ -92,7 +92,7 @@ def test_no_method_means_no_teacher(tmp_path: Path) -> None:
 
 def test_teacher_without_weights_is_refused(tmp_path: Path) -> None:
     module = DistillationModule("resnet8", "resnet14", strategies=[KD()], num_classes=10)
-    with pytest.raises(UserError, match=r"teacher resnet14 has no weights.*configs/teachers/resnet14.yaml"):
+    with pytest.raises(UserError, match=r"teacher resnet14 has no weights.*--model.student resnet14"):
         module.losses(batch())
     with pytest.raises(UserError, match="has no weights"):
         trainer(tmp_path).fit(module, Digits(train_size=20))
@@ -163,9 +163,23 @@ def test_infinite_loss_stops_the_run(tmp_path: Path) -> None:
         trainer(tmp_path).fit(module, Digits(train_size=40, batch_size=16))
 
 
-@pytest.mark.parametrize("wrong", [{"lr": -1}, {"num_classes": 0}, {"student": "resnet9"}, {"strategies": [KD()]}])
-def test_wrong_arguments(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"lr|num_classes|resnet8|needs a teacher"):
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"lr": -1}, "lr"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"momentum": -1}, "momentum: expected 0 or more"),
+        ({"weight_decay": -1}, "weight_decay: expected 0 or more"),
+        ({"ce_weight": -1}, "ce_weight: expected 0 or more"),
+        ({"milestones": [3, 1]}, "rising order"),
+        ({"student": "resnet9"}, "resnet8"),
+        ({"strategies": [KD()]}, "needs a teacher"),
+        ({"strategies": KD()}, "a list of methods"),
+        ({"strategies": ["KD"]}, "a list of methods"),
+    ],
+)
+def test_wrong_arguments(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
         DistillationModule(**{"student": "resnet8", **wrong})
 
 
@@ -276,3 +290,22 @@ class SaveAt(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.file, weights_only=False)
+
+
+def test_a_student_is_taken_out_without_its_teacher(tmp_path: Path) -> None:
+    """Also when the teacher is of the user's own making, so that the checkpoint cannot name it."""
+    layers = LayerMap(stem="a", stages=("a", "b"), final="b", pooled="fc:in")
+    module = DistillationModule("resnet8", Own(), strategies=[ICKD()], num_classes=10, teacher_layers=layers)
+    run = trainer(tmp_path, limit_val_batches=0)
+    run.fit(module, Digits(train_size=20))
+    run.save_checkpoint(tmp_path / "own.ckpt", weights_only=False)
+    assert torch.equal(load_student(tmp_path / "own.ckpt")(batch().image), module.eval()(batch().image))
+
+
+def test_first_stage_is_no_result(tmp_path: Path) -> None:
+    module = DistillationModule(
+        "resnet8", get_model("resnet8", 10), strategies=[FSP(pretrain_epochs=1)], num_classes=10
+    )
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, Digits(train_size=20))
+    assert module.best_acc1 == pytest.approx(float(run.callback_metrics["test/acc1"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -66,7 +66,7 @@ def split_rows(labels: Tensor, val_size: int, train_size: int | None) -> tuple[T
     return rest.sort().values, val.sort().values
 
 
-class TensorDataModule(pl.LightningDataModule):
+class TensorDataModule(pl.LightningDataModule, ABC):
     """A data set held in memory as uint8 tensors.
 
     A subclass sets ``name``, ``num_classes``, ``image_size`` and ``num_available`` before it calls this ``__init__``,

@@ -65,10 +65,18 @@ def _checked(path: str) -> str:
         raise UserError(f"config file {path} is no valid YAML: {error.problem}{place}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"config file {path} cannot be read as YAML text ({' '.join(str(error).split())})") from error
+    linked = sorted(set(LINKED) & set(content["model"])) if isinstance(_model(content), dict) else []
+    if linked:
+        where = "--seed_everything" if linked == ["seed"] else "the data"
+        raise UserError(f"config file {path} sets model.{linked[0]}, which comes from {where}: take it out")
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise UserError(f"config file {path} holds {found}: expected settings, such as `model:` and its values below")
     return path
+
+
+def _model(content: Any) -> Any:
+    return content.get("model") if isinstance(content, dict) else None
 
 
 def from_checkpoint(path: str) -> dict[str, Any]:
@@ -81,7 +89,7 @@ def from_checkpoint(path: str) -> dict[str, Any]:
     if "hyper_parameters" not in content or "ickd_pl" not in content:
         raise UserError(f"{path} is no checkpoint of ickd_pl: give the checkpoints/last.ckpt of a run")
     hparams = dict(content["hyper_parameters"])
-    if "student" not in hparams:
+    if "student" not in hparams or "seed" not in hparams:
         raise UserError(
             f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint"
         )

@@ -53,12 +53,15 @@ def one_line(message: str, options: Iterable[str]) -> str:
 
 
 def _unknown(message: str, options: Iterable[str]) -> str | None:
-    if found := re.search(r"unrecognized arguments: (\S+)", message):
+    if found := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
         flag = found[1].lstrip("-").split("=")[0]
         if not found[1].startswith("-"):
             return f"unexpected argument {found[1]}: options are given as --name value; see --help"
         return f"unknown option --{flag}: {_near_option(flag, options)}"
-    if found := re.search(r"does not accept option '([^']+)'|[Oo]ption '([^']+)' is not accepted", message):
+    if found := re.search(
+        r"does not accept (?:option|nested key) '([^']+)'|(?:[Oo]ption|Key) '([^']+)' is not (?:accepted|expected)",
+        message,
+    ):
         name = found[1] or found[2]
         return f"unknown setting {name}: {_near_option(name, options)}"
     return None
@@ -69,16 +72,18 @@ def _unknown_class(message: str, options: Iterable[str]) -> str | None:
     if not found:
         return None
     key = re.search(r'key "([^"]+)"', message)
-    kind = LossStrategy if key and "strategies" in key[1] else pl.LightningDataModule
-    return f"unknown class {found[1]} for {key[1] if key else 'an option'}: {near(found[1], _subclass_names(kind))}"
+    where = key[1] if key else "an option"
+    base = {"strategies": LossStrategy, "data": pl.LightningDataModule}.get(where.rpartition(".")[2])
+    hint = near(found[1], _subclass_names(base)) if base else "give the class's name, or its full import path"
+    return f"unknown class {found[1]} for {where}: {hint}"
 
 
 def _missing(message: str, options: Iterable[str]) -> str | None:
-    found = re.search(r"arguments are required: (.+)", message)
+    found = re.search(r"arguments are required: (.+)|Key \"([^\"]+)\" is required", message)
     if not found:
         return None
     # Inside a data set or method the parser knows the argument's own name only.
-    bare = [name.rpartition("init_args.")[2] for name in found[1].split(", ")]
+    bare = [name.rpartition("init_args.")[2] for name in (found[1] or found[2]).split(", ")]
     names = ", ".join(f"--{name.split('.', 1)[1]}" if "." in name else f"the argument {name}" for name in bare)
     return f"missing {names}: give it, or a --config file that sets it (see configs/)"
 
@@ -98,6 +103,14 @@ def _wrong_value(message: str, options: Iterable[str]) -> str | None:
 def _plain_type(text: str) -> str:
     """``<class 'int'>, typing.Optional[str]`` without the brackets and module names of Python's own notation."""
     return re.sub(r"typing\.|<class '([\w.]+)'>", lambda found: found[1] or "", text)
+
+
+def constructor_error(message: str) -> str | None:
+    """What a class's constructor said, where an old jsonargparse has only kept it as one line of many."""
+    if "Does not validate against any of the Union subtypes" not in message:
+        return None
+    said = [text for text in re.findall(r"^\s+- (.*)", message, re.MULTILINE) if not text.startswith("Expected a")]
+    return said[0] if said else None
 
 
 def _near_option(name: str, options: Iterable[str]) -> str:

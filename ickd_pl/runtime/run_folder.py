@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, Timer
 
 from ickd_pl.errors import UserError
 from ickd_pl.runtime.atomic import replacing, write_text
@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def finished(self) -> Path:
+        """Marks a run that ended by itself, also before its last planned epoch (early stopping)."""
+        return self.path / "finished"
+
+    @property
     def last(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
@@ -86,7 +91,8 @@ class RunFolder:
                 f"checkpoint {self.last} cannot be continued ({error}); move it away to start anew"
             ) from error
         record = checkpoint.get("callbacks", {}).get(EpochRecord.__qualname__, {})
-        return "finished" if len(record.get("rows", ())) >= record.get("planned", 1) else "continue"
+        complete = 0 < record.get("planned", 1) <= len(record.get("rows", ()))
+        return "finished" if complete or self.finished.is_file() else "continue"
 
 
 class EpochRecord(Checkpoint):
@@ -102,6 +108,7 @@ class EpochRecord(Checkpoint):
         self.rows: list[dict[str, float]] = []
         self.planned = 1
         self._began = 0.0
+        self._evaluated = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "planned": self.planned}
@@ -121,12 +128,20 @@ class EpochRecord(Checkpoint):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
+        self._evaluated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._evaluated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning keeps metrics in float32: six digits are what they are worth.
-        metrics = {k: float(f"{float(v):.6g}") for k, v in trainer.callback_metrics.items() if k != "loss"}
+        # Lightning keeps metrics in float32: six digits are what they are worth. It also keeps those of the last
+        # evaluation, which may have been epochs ago.
+        stale = ("loss",) if self._evaluated else ("loss", "val/", "test/")
+        metrics = {k: float(f"{float(v):.6g}") for k, v in trainer.callback_metrics.items() if not _is_one(k, stale)}
         seconds = round(time.perf_counter() - self._began, 3)
-        self.rows.append({"epoch": trainer.current_epoch + 1, **dict(sorted(metrics.items())), "seconds": seconds})
+        # Main epochs count from 1; those of a first stage end at 0.
+        epoch = trainer.current_epoch + 1 - getattr(getattr(pl_module, "stages", None), "epochs", 0)
+        self.rows.append({"epoch": epoch, **dict(sorted(metrics.items())), "seconds": seconds})
         # last.ckpt comes last: whatever a kill leaves out before it, the continued run makes again.
         self._write_rows(trainer)
         if self._is_best():
@@ -135,12 +150,21 @@ class EpochRecord(Checkpoint):
 
     def summary(self) -> str:
         """The last epoch's accuracy, with the best epoch's beside it."""
-        last = self.rows[-1]
-        split = "val" if "val/acc1" in last else "test"
-        acc1, best = last.get(f"{split}/acc1"), last.get(f"{split}/acc1_best")
-        if acc1 is None or best is None:
-            return f"{len(self.rows)} epochs"
-        return f"{split} accuracy: last epoch {acc1:.2f} (best epoch {best:.2f}) percent after {len(self.rows)} epochs"
+        epochs = int(self.rows[-1]["epoch"])
+        for split in ("val", "test"):
+            evaluated = [row for row in self.rows if f"{split}/acc1_best" in row]
+            if evaluated:
+                last = evaluated[-1]
+                which = "last epoch" if last is self.rows[-1] else f"epoch {int(last['epoch'])}, the last evaluated,"
+                acc1, best = last[f"{split}/acc1"], last[f"{split}/acc1_best"]
+                return f"{split} accuracy: {which} {acc1:.2f} (best epoch {best:.2f}) percent after {epochs} epochs"
+        return f"{epochs} epochs"
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that ran out of its time goes on at the next call.
+        out_of_time = any(isinstance(c, Timer) and (c.time_remaining() or 1) <= 0 for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if trainer.is_global_zero and self.rows and not out_of_time:
+            write_text(self.folder.finished, f"{self.summary()}\n")
 
     def _save(self, trainer: pl.Trainer, path: Path) -> None:
         if not trainer.is_global_zero:
@@ -161,6 +185,11 @@ class EpochRecord(Checkpoint):
             writer.writeheader()
             writer.writerows(self.rows)
             write_text(self.folder.metrics, text.getvalue())
+
+
+def _is_one(name: str, kinds: tuple[str, ...]) -> bool:
+    """Whether a metric is one of these: a whole name, or a beginning that ends with a slash."""
+    return any(name == kind or (kind.endswith("/") and name.startswith(kind)) for kind in kinds)
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 
 from ickd_pl.data.batch import Batch
+from ickd_pl.errors import UserError
 from ickd_pl.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
 
@@ -88,6 +89,8 @@ class DKD(LossStrategy):
         temperature: float = 4.0,
         warmup_epochs: int = 20,
     ) -> None:
+        if not temperature > 0:
+            raise UserError(f"DKD's temperature must be above 0, got {temperature}")
         self.weight = weight
         self.alpha = alpha
         self.beta = beta

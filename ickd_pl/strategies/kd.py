@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from ickd_pl.data.batch import Batch
+from ickd_pl.errors import UserError
 from ickd_pl.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
 
@@ -42,6 +43,8 @@ class KD(LossStrategy):
     """
 
     def __init__(self, weight: float = 1.0, temperature: float = 4.0) -> None:
+        if not temperature > 0:
+            raise UserError(f"KD's temperature must be above 0, got {temperature}")
         self.weight = weight
         self.temperature = temperature
 

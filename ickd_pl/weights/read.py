@@ -54,7 +54,8 @@ def load_student(path: str | Path) -> nn.Module:
         raise UserError(
             f"{path} is no checkpoint of ickd_pl (it has no hyper_parameters); for other files use load_teacher"
         )
-    module = DistillationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    # Without methods no teacher is built, nor asked for.
+    module = DistillationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True, strategies=[])
     return module.student.eval()
 
 
@@ -78,6 +79,11 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
         if k in state and own[k].shape != state[k].shape
     ]
     if not (missing or unexpected or clash):
+        infinite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+        if infinite:
+            raise UserError(
+                f"{path} holds NaN or infinite weights ({infinite[0]}): its training failed; take another file"
+            )
         net.load_state_dict(state)
         return
     details = [
