@@ -119,10 +119,10 @@ def _near_option(name: str, options: Iterable[str]) -> str:
     inner = {
         p for base in (pl.LightningDataModule, LossStrategy) for cls in _all_subclasses(base) for p in _arguments(cls)
     }
-    hint = near(name, options)
-    if hint.startswith("known:") or "." not in name:
-        hint = near(last, inner)
-    return hint if not hint.startswith("known:") else "see --help for all options"
+    hints = [near(name, options), near(last, inner)]
+    if "." not in name:  # from inside a data set or method the parser says the argument's own name only
+        hints.reverse()
+    return next((hint for hint in hints if not hint.startswith("known:")), "see --help for all options")
 
 
 def _arguments(cls: type) -> list[str]:
