@@ -229,6 +229,43 @@ def test_predict_names_files_and_classes_of_a_folder() -> None:
 # -- processes of their own ----------------------------------------------------
 
 
+STOPPING = [
+    "--trainer.callbacks+=EarlyStopping",
+    "--trainer.callbacks.monitor=loss/total",
+    "--trainer.callbacks.patience=0",
+    "--trainer.callbacks.min_delta=1000",
+]
+
+
+def test_a_run_that_stopped_early_is_finished() -> None:
+    root = Path("out").resolve()
+    words = fit_words(root, ["--model.student=resnet8", *STOPPING], epochs=5)
+    first = cli(*words)
+    assert first.status == 0, first.err
+    path = root / "digits/resnet8/vanilla/seed_0"
+    before = rows_of(path)
+    assert 0 < len(before) < 5
+    again = cli(*words)
+    assert again.status == 0 and "finished before" in again.out
+    assert rows_of(path) == before
+
+
+def test_an_epoch_without_evaluation_repeats_no_old_accuracy() -> None:
+    root = Path("out").resolve()
+    words = ["--model.student=resnet8", "--trainer.check_val_every_n_epoch=2"]
+    outcome = cli(*fit_words(root, words, epochs=3))
+    assert outcome.status == 0, outcome.err
+    shown = [bool(row["test/acc1"]) for row in rows_of(root / "digits/resnet8/vanilla/seed_0")]
+    assert shown == [False, True, False]
+    assert "epoch 2, the last evaluated," in outcome.out
+
+
+def test_another_data_set_does_not_inherit_arguments(student: Run) -> None:
+    """train_size of the checkpoint's Digits is none of a folder's."""
+    refused = cli("test", "--ckpt_path", student.last, *QUIET, "--data=ImageFolder", "--data.init_args.root=none")
+    assert refused.status == 2 and "none is no folder" in refused.err
+
+
 @pytest.mark.ddp
 def test_two_processes_train(teacher: Run) -> None:
     # Evaluation batches of 7: shares of 4 and 3, and of 2 and 1 in the last one.
