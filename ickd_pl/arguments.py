@@ -28,8 +28,15 @@ def check_lists(strategies: Any, milestones: Sequence[int]) -> None:
     given = list(strategies or []) if isinstance(strategies, list | tuple | type(None)) else [None]
     if not all(isinstance(strategy, LossStrategy | dict) for strategy in given):
         raise UserError(f"strategies: expected a list of methods such as [ICKD(), KD()], got {strategies!r}")
-    if list(milestones) != sorted(set(milestones)):
-        raise UserError(f"milestones: expected epochs in rising order, got {list(milestones)}")
+    for strategy in given:
+        if isinstance(strategy, LossStrategy) and not strategy.weight >= 0:
+            raise UserError(f"{type(strategy).__name__}: expected a weight of 0 or more, got {strategy.weight}")
+        if isinstance(strategy, LossStrategy) and strategy.pretrain_epochs < 0:
+            raise UserError(
+                f"{type(strategy).__name__}: expected pretrain_epochs of 0 or more, got {strategy.pretrain_epochs}"
+            )
+    if list(milestones) != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
+        raise UserError(f"milestones: expected epochs from 1 in rising order, got {list(milestones)}")
 
 
 def unique_names(strategies: Sequence[LossStrategy]) -> list[str]:

@@ -32,6 +32,8 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
     expects_path = False
     for argument in arguments:
         flag, equals, value = argument.partition("=")
+        if flag in ("--data.seed", "--data.init_args.seed"):
+            raise UserError(f"{flag} comes from --seed_everything: give that")
         if expects_path:
             out.append(_find(argument))
         elif flag in ("--config", "-c") and equals:
