@@ -62,6 +62,9 @@ def rank_main(rank: int, weights: str, folder: str, port: int) -> None:
         equal.append(name)
     if rank == 0:
         print(f"equal: {','.join(equal)}", flush=True)
+    # Spawned processes run no exit handlers: a group left open may abort while its threads still wait.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
