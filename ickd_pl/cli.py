@@ -1,4 +1,4 @@
-"""The command line: ``fit``, ``validate``, ``test`` and ``predict`` by YAML files and flags."""
+"""The command line: ``fit``, ``validate``, ``test`` and ``predict`` by YAML files and flags, and the other commands."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
 import ickd_pl.data  # noqa: F401  its classes are then known by their short names
-from ickd_pl.errors import UserError
+from ickd_pl import commands
+from ickd_pl.errors import UserError, near
 from ickd_pl.module import DistillationModule
 from ickd_pl.runtime import EpochRecord, RunFolder
 from ickd_pl.runtime.configs import find_configs, from_checkpoint
 from ickd_pl.runtime.parser import OneLineParser, constructor_error
 from ickd_pl.runtime.predictions import write_predictions
 
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 TRAINER_DEFAULTS = {
     "max_epochs": 240,
     "default_root_dir": "outputs",
@@ -45,6 +47,7 @@ class IckdCLI(LightningCLI):
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
             parser_class=OneLineParser,
+            parser_kwargs={"description": "Knowledge distillation.", "epilog": _other_commands()},
             subclass_mode_data=True,
             args=args,
             auto_configure_optimizers=False,
@@ -138,6 +141,11 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     with tempfile.TemporaryDirectory() as scratch:
         try:
+            if words and words[0] in commands.names():
+                return int(commands.load(words[0]).run(words[1:]))
+            if words and not words[0].startswith("-") and words[0] not in LIGHTNING_COMMANDS:
+                known = [*LIGHTNING_COMMANDS, *commands.names()]
+                raise UserError(f"unknown command {words[0]}: {near(words[0], known)}")
             IckdCLI(_with_checkpoint_settings(find_configs(words), Path(scratch)))
         except Exception as error:
             cause = _user_error(error)
@@ -146,6 +154,11 @@ def main(args: Sequence[str] | None = None) -> int:
             _complain(f"error: {cause}")
             return 2
     return 0
+
+
+def _other_commands() -> str:
+    lines = [f"{name}: {commands.load(name).SUMMARY}" for name in commands.names()]
+    return "Further commands (NAME --help says more): " + "; ".join(lines) + "." if lines else ""
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

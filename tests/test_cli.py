@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from ickd_pl import DistillationModule, load_student, load_teacher
+from ickd_pl import DistillationModule, commands, load_student, load_teacher
 from ickd_pl.cli import IckdCLI
 from ickd_pl.runtime.configs import find_configs
 from tests.runtime.helpers import (
@@ -334,7 +334,9 @@ def test_importing_the_package_changes_nothing() -> None:
 
 
 def test_help_is_help() -> None:
-    assert cli("--help").status == 0
+    outcome = cli("--help")
+    assert outcome.status == 0
+    assert all(name in outcome.out for name in ("fit", "test", *commands.names()))
     outcome = cli("fit", "--help")
     assert outcome.status == 0
     assert "--model.ce_weight" in outcome.out
