@@ -21,5 +21,6 @@ class CommandParser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1].split('=')[0], known)}")
         if found := re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)", message):
-            raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1], re.findall(r'[\w-]+', found[2]))}")
+            choices = re.findall(r"[\w-]+", found[2])
+            raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1], choices)}")
         raise UserError(f"{self.prog}: {message}; see --help")
