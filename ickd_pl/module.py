@@ -23,7 +23,7 @@ from ickd_pl.networks import make_network, network_name, probe
 from ickd_pl.seeding import seeded
 from ickd_pl.stages import Stages
 from ickd_pl.strategies import LossStrategy, from_spec
-from ickd_pl.weights import load_weights
+from ickd_pl.teacher import check_floor, check_floor_value, read_teacher
 
 # How often, in steps, the loss reaches the progress bar and is checked to be finite: each look waits for the device.
 LOOK_EVERY = 50
@@ -43,6 +43,8 @@ class DistillationModule(pl.LightningModule):
         student: a network's name (see :func:`ickd_pl.model_names`) or any ``nn.Module`` with ``student_layers``.
         teacher: likewise.
         teacher_weights: file of the named teacher's weights; an ``nn.Module`` is taken as trained.
+        teacher_floor: top-1 accuracy in percent that the teacher must reach on the images that every epoch is evaluated
+            on; measured once before training, which is refused below it. None: not measured.
         strategies: distillation methods; their losses are added.
         ce_weight: weight of the cross entropy with the labels.
         num_classes: K; the command line takes it from the data.
@@ -78,11 +80,13 @@ class DistillationModule(pl.LightningModule):
         milestones: list[int] | tuple[int, ...] = (150, 180, 210),
         student_layers: LayerMap | None = None,
         teacher_layers: LayerMap | None = None,
+        teacher_floor: float | None = None,
     ) -> None:
         super().__init__()
         above_zero(lr=lr, num_classes=num_classes, image_size=image_size)
         zero_or_more(momentum=momentum, weight_decay=weight_decay, ce_weight=ce_weight)
         check_lists(strategies, milestones)
+        check_floor_value(teacher_floor)
         # A checkpoint hands strategies back as plain data.
         self.strategies = [from_spec(s) if isinstance(s, dict) else s for s in strategies or []]
         self.keys = unique_names(self.strategies)
@@ -91,6 +95,7 @@ class DistillationModule(pl.LightningModule):
             strategies=[s.spec() for s in self.strategies], ce_weight=ce_weight, num_classes=num_classes,
             num_samples=num_samples, image_size=image_size, seed=seed, lr=lr, momentum=momentum,
             weight_decay=weight_decay, milestones=list(milestones),
+            teacher_floor=teacher_floor,
         )  # fmt: skip
         self.ce_weight, self.num_classes = ce_weight, num_classes
         self.student_name = network_name(student)
@@ -162,16 +167,7 @@ class DistillationModule(pl.LightningModule):
         """
         if self.teacher is None or self._teacher_ready:
             return
-        name, path = str(self.teacher_name), self.hparams["teacher_weights"]
-        hint = (
-            f"train it with `fit --config configs/base.yaml --model.student {name}` on the same data, then give its "
-            "checkpoints/last.ckpt as --model.teacher_weights"
-        )
-        if path is None:
-            raise UserError(f"teacher {name} has no weights: {hint}")
-        if not Path(path).exists():
-            raise UserError(f"teacher {name}: weights file {path} does not exist: {hint}")
-        load_weights(self.teacher, path, name)
+        read_teacher(self.teacher, str(self.teacher_name), self.hparams["teacher_weights"])
         self._teacher_ready = True
 
     # -- one step ------------------------------------------------------------------------------------------------
@@ -306,6 +302,9 @@ class DistillationModule(pl.LightningModule):
             self.stages.extend(self.trainer)
 
     def on_train_start(self) -> None:
+        floor = self.hparams["teacher_floor"]
+        if self.teacher is not None and floor is not None:
+            check_floor(self, floor)
         self.stages.offset_loader(self.trainer)
         self._enter_epoch()  # Lightning leaves out on_train_epoch_start where it continues within an epoch
 

@@ -271,8 +271,11 @@ def test_two_processes_train(teacher: Run) -> None:
     # Evaluation batches of 7: shares of 4 and 3, and of 2 and 1 in the last one.
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.eval_batch_size=7"]
     root = Path("out").resolve()
-    outcome = subprocess_cli(*fit_words(root, [*student_words(teacher), *two]), seconds=240)
+    floor = "--model.teacher_floor=0"
+    outcome = subprocess_cli(*fit_words(root, [*student_words(teacher), *two, floor]), seconds=240)
     assert outcome.status == 0, outcome.err
+    # The teacher was measured over both ranks' images, each counted once.
+    assert f"teacher resnet20: {float(teacher.rows[-1]['test/acc1']):.2f} percent" in outcome.err + outcome.out
     path = root / "digits/resnet20_resnet8/ickd_kd/seed_0"
     assert [row["epoch"] for row in rows_of(path)] == ["1"]
     DistillationModule.load_from_checkpoint(path / "checkpoints" / "last.ckpt")
