@@ -101,12 +101,14 @@ class IckdCLI(LightningCLI):
         if ckpt_path is not None:
             from_checkpoint(ckpt_path)  # raises where it is none
         if not trainer.fast_dev_run:
-            state = folder.decide(self.settings)
+            state, checkpoint, warning = folder.decide(self.settings)
+            if warning and ckpt_path is None:
+                _complain(f"warning: {warning}")
             if state == "finished":
-                _say(f"finished before: {folder.last} (move {folder.path} away to run it again)")
+                _say(f"finished before: {checkpoint} (move {folder.path} away to run it again)")
                 return
             if state == "continue" and ckpt_path is None:
-                ckpt_path = folder.last
+                ckpt_path = checkpoint
                 _say(f"continuing {ckpt_path}")
         _warn_of_schedule(model, trainer.max_epochs)
         trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)

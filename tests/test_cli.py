@@ -54,7 +54,7 @@ def accuracy(outcome_text: str, name: str) -> float:
 
 def test_a_run_leaves_its_files_and_no_others(student: Run) -> None:
     files = sorted(p.relative_to(student.path).as_posix() for p in student.root.rglob("*") if p.is_file())
-    assert files == ["checkpoints/last.ckpt", "config.yaml", "finished", "metrics.csv"]
+    assert files == ["checkpoints/last.ckpt", "checkpoints/previous.ckpt", "config.yaml", "finished", "metrics.csv"]
 
 
 def test_metrics_have_a_row_for_every_epoch(student: Run) -> None:

@@ -11,26 +11,35 @@ from ickd_pl.errors import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """Write to the path this yields; at the end it takes the place of ``path`` in one step.
 
     The temporary file lies in the same folder (a rename across file systems is a copy, which can be cut short).
     When the block fails, the old file stays and the temporary one is removed; what a killed process leaves is a
     hidden file ending in ``.tmp``.
 
+    Args:
+        path: the file to write.
+        keep: the name that the old file then has, in the same folder; None: it is gone. A process killed at any
+            moment leaves the old file under one of the two names, or the new one as ``path``.
+
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written; with the path and how many bytes were written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            _rename_old(path, keep)
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
+        written = f" after {temporary.stat().st_size} bytes" if temporary.is_file() else ""
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free the space or choose another folder"
+            f"cannot write {path}: {error.strerror or error}{written}; free the space or choose another folder"
         ) from error
     finally:
         with suppress(OSError):
@@ -41,3 +50,30 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _rename_old(path: Path, keep: Path) -> None:
+    """Give the file its second name before it loses the first: no moment without it under a final name."""
+    link = _temporary(keep)
+    try:
+        os.link(path, link)
+        link.replace(keep)
+    except OSError:  # a file system without hard links: for a moment only ``keep`` is there
+        path.replace(keep)
+    finally:
+        with suppress(OSError):  # replace() does nothing where both names were the same file already
+            link.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names as lasting as the contents; not every file system can, and nothing is lost where it cannot."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

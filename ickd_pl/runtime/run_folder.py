@@ -7,7 +7,7 @@ import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import yaml
@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint, Timer
 
 from ickd_pl.errors import UserError
 from ickd_pl.runtime.atomic import replacing, write_text
+from ickd_pl.runtime.checkpoint_io import writing_in_place
 from ickd_pl.weights import read_file
 
 # Settings that change how a run is shown, not what it computes.
@@ -31,6 +32,20 @@ _COSMETIC = {
     "trainer.log_every_n_steps",
     "trainer.profiler",
 }
+
+
+class Decision(NamedTuple):
+    """What ``fit`` has to do with a run folder.
+
+    Attributes:
+        state: of the run.
+        checkpoint: the newest whole one; None where the run starts.
+        warning: what is wrong with the newer ones, and from where the run goes on; empty where nothing is.
+    """
+
+    state: Literal["start", "continue", "finished"]
+    checkpoint: Path | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,18 +77,23 @@ class RunFolder:
     def last(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
-    def decide(self, config: dict[str, Any]) -> Literal["start", "continue", "finished"]:
-        """What ``fit`` has to do here.
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one: what is left where that is damaged."""
+        return self.path / "checkpoints" / "previous.ckpt"
+
+    def decide(self, config: dict[str, Any]) -> Decision:
+        """What ``fit`` has to do here. Changes nothing.
 
         Args:
             config: the run's whole configuration, plain data.
 
         Raises:
-            UserError: the folder holds a run of another configuration (the message lists what differs), or its
-                checkpoint cannot be read.
+            UserError: the folder holds a run of another configuration (the message lists what differs), or none of its
+                checkpoints can be read.
         """
-        if not self.last.is_file():
-            return "start"
+        if not (self.last.exists() or self.previous.exists()):
+            return Decision("start")
         try:
             kept = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
@@ -84,19 +104,30 @@ class RunFolder:
                 f"{self.path} holds a run of another configuration; give --trainer.default_root_dir another folder, or "
                 "move this one away. What differs (there -> now):\n  " + "\n  ".join(differences)
             )
-        try:
-            checkpoint = read_file(self.last)
-        except UserError as error:
-            raise UserError(
-                f"checkpoint {self.last} cannot be continued ({error}); move it away to start anew"
-            ) from error
-        record = checkpoint.get("callbacks", {}).get(EpochRecord.__qualname__, {})
-        complete = 0 < record.get("planned", 1) <= len(record.get("rows", ()))
-        return "finished" if complete or self.finished.is_file() else "continue"
+        wrong: list[str] = []
+        for path in (self.last, self.previous):
+            try:
+                record = _record_of(path)
+            except UserError as error:
+                if path.exists() or path == self.last:
+                    wrong.append(f"{path} {error}")
+                continue
+            ended = 0 < record["planned"] <= len(record["rows"]) or (path == self.last and self.finished.is_file())
+            warning = (
+                f"{'; '.join(wrong)}; continuing from {path} (epoch {int(record['rows'][-1]['epoch'])})"
+                if wrong
+                else ""
+            )
+            return Decision("finished" if ended else "continue", path, warning)
+        raise UserError(
+            f"checkpoint {self.last} cannot be continued: {'; '.join(wrong)}; move {self.path} away to start anew"
+        )
 
 
 class EpochRecord(Checkpoint):
     """Writes the run folder: after every epoch a row of metrics.csv and ``checkpoints/last.ckpt``.
+
+    The checkpoint before it stays as ``previous.ckpt``, for the day on which the last one turns out to be damaged.
 
     The rows are also in the checkpoint, so that a continued run's metrics.csv is cut back to where its weights are.
     ``checkpoints/best.ckpt`` is written only where a validation split chooses it: the test set chooses nothing.
@@ -109,6 +140,7 @@ class EpochRecord(Checkpoint):
         self.planned = 1
         self._began = 0.0
         self._evaluated = False
+        self._last_is_whole = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "planned": self.planned}
@@ -120,6 +152,7 @@ class EpochRecord(Checkpoint):
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
             for left in self.folder.path.rglob(".*.tmp"):  # by a run that was killed while it wrote
                 left.unlink(missing_ok=True)
+            self.folder.finished.unlink(missing_ok=True)  # of an end whose checkpoint is gone
             write_text(self.folder.config, yaml.safe_dump(self.config, sort_keys=False))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -146,7 +179,8 @@ class EpochRecord(Checkpoint):
         self._write_rows(trainer)
         if self._is_best():
             self._save(trainer, self.folder.last.with_name("best.ckpt"))
-        self._save(trainer, self.folder.last)
+        self._save(trainer, self.folder.last, self._to_keep(trainer))
+        self._last_is_whole = True
 
     def summary(self) -> str:
         """The last epoch's accuracy, with the best epoch's beside it."""
@@ -166,12 +200,21 @@ class EpochRecord(Checkpoint):
         if trainer.is_global_zero and self.rows and not out_of_time:
             write_text(self.folder.finished, f"{self.summary()}\n")
 
-    def _save(self, trainer: pl.Trainer, path: Path) -> None:
+    def _save(self, trainer: pl.Trainer, path: Path, keep: Path | None = None) -> None:
         if not trainer.is_global_zero:
             trainer.save_checkpoint(path, weights_only=False)  # takes part in the collectives; only rank 0 writes
             return
-        with replacing(path) as temporary:
+        with replacing(path, keep) as temporary, writing_in_place(trainer.strategy):
             trainer.save_checkpoint(temporary, weights_only=False)
+
+    def _to_keep(self, trainer: pl.Trainer) -> Path | None:
+        """The name that the old last.ckpt gets; none where it is damaged, or it would replace a good one."""
+        if trainer.is_global_zero and not self._last_is_whole and self.folder.last.is_file():
+            try:
+                _record_of(self.folder.last)
+            except UserError:
+                return None
+        return self.folder.previous
 
     def _is_best(self) -> bool:
         chosen = [row["val/acc1"] for row in self.rows if "val/acc1" in row]
@@ -185,6 +228,24 @@ class EpochRecord(Checkpoint):
             writer.writeheader()
             writer.writerows(self.rows)
             write_text(self.folder.metrics, text.getvalue())
+
+
+def _record_of(path: Path) -> dict[str, Any]:
+    """What EpochRecord kept in a checkpoint: ``rows`` and ``planned``. All of the file is read and checked.
+
+    Raises:
+        UserError: what is wrong with the file, without its name.
+    """
+    if not path.exists():
+        raise UserError("is missing")
+    try:
+        content = read_file(path)
+    except UserError as error:
+        raise UserError(str(error).removeprefix(f"weights file {path} ").partition(": ")[0]) from error
+    record = content.get("callbacks", {}).get(EpochRecord.__qualname__, {})
+    if "state_dict" not in content or not record.get("rows") or "planned" not in record:
+        raise UserError("is no checkpoint of a run")
+    return dict(record)
 
 
 def _is_one(name: str, kinds: tuple[str, ...]) -> bool:
