@@ -176,7 +176,10 @@ class TensorDataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def _read(self, split: str) -> Images:
-        """Read "train" (all images, before the split) or "test", or another split that the subclass knows."""
+        """Read "train" (all images, before the split) or "test", or another split that the subclass knows.
+
+        Labels are from 0 to num_classes - 1; -1 where there is none, which no training image may have.
+        """
 
     @abstractmethod
     def _read_class_names(self) -> list[str]:
@@ -188,11 +191,25 @@ class TensorDataModule(pl.LightningDataModule, ABC):
             if split in ("train", "val"):
                 self._read_training()
             else:
-                self._parts[split] = self._read(split)
+                self._parts[split] = self._checked(split)
         return self._parts[split]
 
+    def _checked(self, split: str) -> Images:
+        """Read a split; a label that is no class would otherwise fail on a GPU without a word of where it came from."""
+        images = self._read(split)
+        least = 0 if split == "train" else -1
+        if len(images.label):
+            low, high = int(images.label.min()), int(images.label.max())
+            if low < least or high >= self.num_classes:
+                wrong = f"largest is {high}" if high >= self.num_classes else f"smallest is {low}"
+                raise UserError(
+                    f"labels of the {split} images of {self.name} must be from 0 to {self.num_classes - 1} "
+                    f"({self.num_classes} classes); the {wrong}."
+                )
+        return images
+
     def _read_training(self) -> None:
-        images = self._read("train")
+        images = self._checked("train")
         if self._constants is None:
             self._constants = channel_stats(images.image)
         if self.val_size == 0 and self.train_size is None:

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -60,7 +60,8 @@ class _CIFAR(TensorDataModule):
         if not bad:
             return
         if self.archive is not None:
-            self._take(Path(self.archive).expanduser())
+            with _leaving_no_folder(folder):
+                self._take(Path(self.archive).expanduser())
             return
         for name, found in bad.items():
             if found is not None:
@@ -69,7 +70,8 @@ class _CIFAR(TensorDataModule):
         if local.is_file():
             self._take(local)
         elif self.download:
-            self._fetch()
+            with _leaving_no_folder(folder):
+                self._fetch()
         else:
             raise UserError(
                 f"{folder / next(iter(bad))} is missing. Set download=true, or give archive=, a local {spec.filename} "
@@ -237,6 +239,19 @@ def _from_tar(path: Path, base_folder: str, names: list[str]) -> Iterator[tuple[
             file = tar.extractfile(member) if member.isreg() else None
             if file is not None and place.name in names and place.parent.name == base_folder:
                 yield place.name, file.read()
+
+
+@contextmanager
+def _leaving_no_folder(folder: Path) -> Iterator[None]:
+    """On failure remove the folders that were made for it and are empty, the folder and those above it."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 @contextmanager

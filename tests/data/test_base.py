@@ -93,6 +93,37 @@ def test_a_smaller_subset_is_part_of_a_larger_one():
     assert small < large
 
 
+@pytest.mark.parametrize(
+    ("split", "label", "needle"),
+    [
+        ("train", K, rf"labels of the train images of toy must be from 0 to 5 \(6 classes\); the largest is {K}\."),
+        ("train", -1, r"labels of the train images .* the smallest is -1\."),
+        ("test", 255, r"labels of the test images .* the largest is 255\."),
+        ("test", -2, r"labels of the test images .* the smallest is -2\."),
+    ],
+)
+def test_a_label_that_is_no_class_is_named(split, label, needle):
+    class Wrong(Toy):
+        def _read(self, which):
+            images = super()._read(which)
+            if which == split:
+                images.label[7] = label
+            return images
+
+    for val_size in (0, 12):
+        with pytest.raises(UserError, match=needle):
+            Wrong(val_size=val_size).setup()
+
+
+def test_an_image_without_label_may_be_in_no_training():
+    class Unlabelled(Toy):
+        def _read(self, split):
+            images = super()._read(split)
+            return images if split == "train" else Images(images.image, torch.full_like(images.label, -1))
+
+    Unlabelled().setup()
+
+
 def test_uneven_classes_are_split_in_proportion_and_never_emptied():
     labels = torch.cat([torch.zeros(80), torch.ones(20), torch.full((1,), 2), torch.full((3,), 3)]).long()
     train, val = split_rows(labels, 26, None)

@@ -172,7 +172,7 @@ def test_a_download_is_checked_and_leaves_only_the_files(source, mirror, tmp_pat
     mirror.write_bytes(whole[:-1] + b"x")
     with pytest.raises(UserError, match=r"cannot be downloaded from .*corrupted"):
         CIFAR100(str(root)).prepare_data()
-    assert list(root.iterdir()) == []
+    assert not root.exists()
     mirror.write_bytes(whole)
     check(CIFAR100(str(root)), source)
     assert [p.name for p in root.iterdir()] == ["cifar-100-python"]
@@ -186,7 +186,15 @@ def test_no_network(source, tmp_path, monkeypatch, error):
     monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
     with pytest.raises(UserError, match=r"cannot be downloaded .*give archive=, a local cifar-100-python\.tar\.gz"):
         CIFAR100(str(tmp_path / "data")).prepare_data()
-    assert list((tmp_path / "data").iterdir()) == []
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_failed_download_removes_no_folder_of_the_users(source, mirror, tmp_path):
+    mirror.write_bytes(b"no archive")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        CIFAR100(str(tmp_path / "mine" / "new" / "data")).prepare_data()
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_missing_and_not_to_be_downloaded(source, tmp_path):
