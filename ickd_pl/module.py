@@ -19,7 +19,7 @@ from ickd_pl.data.batch import Batch, DataInfo, as_batch
 from ickd_pl.errors import UserError
 from ickd_pl.features import Features, FeatureShapes, LayerMap
 from ickd_pl.models import FeatureNet
-from ickd_pl.networks import make_network, network_name, probe
+from ickd_pl.networks import check_classes, make_network, network_name, probe
 from ickd_pl.seeding import seeded
 from ickd_pl.stages import Stages
 from ickd_pl.strategies import LossStrategy, from_spec
@@ -105,7 +105,8 @@ class DistillationModule(pl.LightningModule):
         self.student = make_network(student, num_classes, student_layers, seed, "student")
         self.teacher = None
         self.adapters = nn.ModuleDict()
-        student_shapes = self._probe(self.student, self.student_name, image_size)
+        student_shapes = probe(self.student, self.student_name, image_size, self._preact)
+        teacher_shapes = None
         if self.strategies:
             if teacher is None:
                 names = ", ".join(type(s).__name__ for s in self.strategies)
@@ -113,7 +114,9 @@ class DistillationModule(pl.LightningModule):
                     f"{names} needs a teacher and none was given: set model.teacher and model.teacher_weights"
                 )
             self.teacher = make_network(teacher, num_classes, teacher_layers, "teacher").eval().requires_grad_(False)
-            teacher_shapes = self._probe(self.teacher, network_name(teacher), image_size)
+            teacher_shapes = probe(self.teacher, network_name(teacher), image_size, self._preact)
+        check_classes(num_classes, student_shapes, teacher_shapes)
+        if teacher_shapes is not None:
             self._build_adapters(student_shapes, teacher_shapes, DataInfo(num_classes, num_samples), seed)
         self.stages = Stages(self.strategies)
         self.best_acc1 = 0.0
@@ -133,15 +136,6 @@ class DistillationModule(pl.LightningModule):
         plain = {name: value for name, value in named.items() if not isinstance(value, nn.Module)}
         self._set_hparams(plain)
         self._hparams_initial = dict(plain)
-
-    def _probe(self, net: Any, name: str, image_size: int) -> FeatureShapes:
-        shapes = probe(net, name, image_size, self._preact)
-        if shapes.logits != (self.num_classes,):
-            raise UserError(
-                f"{name} has {shapes.logits[0]} classes, the data {self.num_classes}: "
-                "give a network of as many classes as the data, or set num_classes"
-            )
-        return shapes
 
     def _build_adapters(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo, seed: int) -> None:
         for position, (key, strategy) in enumerate(zip(self.keys, self.strategies, strict=True)):
@@ -294,8 +288,11 @@ class DistillationModule(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         classes = getattr(data, "num_classes", self.num_classes)
         if classes != self.num_classes:
+            networks = [f"student {self.student_name}"]
+            networks += [] if self.teacher is None else [f"teacher {self.teacher_name}"]
             raise UserError(
-                f"the data have {classes} classes, the networks {self.num_classes}: set num_classes to {classes}"
+                f"the data have {classes} classes, the networks {self.num_classes} ({', '.join(networks)}): "
+                f"set num_classes to {classes}"
             )
         if stage == "fit":
             self.prepare_teacher()

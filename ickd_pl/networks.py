@@ -52,6 +52,19 @@ def make_network(
     )
 
 
+def check_classes(num_classes: int, student: FeatureShapes, teacher: FeatureShapes | None) -> None:
+    """Raise :class:`UserError` where a network has other classes than the data; with all their numbers."""
+    networks = [("student", student)] + ([] if teacher is None else [("teacher", teacher)])
+    networks.sort(key=lambda network: network[1].logits == (num_classes,))  # what is wrong comes first
+    (role, wrong), *others = networks
+    if wrong.logits != (num_classes,):
+        rest = "".join(f", {other} {shapes.name} {shapes.logits[0]}" for other, shapes in others)
+        raise UserError(
+            f"{role} {wrong.name} has {wrong.logits[0]} classes, the data {num_classes}{rest}: "
+            "give networks of as many classes as the data, or set num_classes"
+        )
+
+
 def probe(net: FeatureNet | HookedNet, name: str, image_size: int, preact: bool) -> FeatureShapes:
     """Shapes of the features of one image; the network (mode, buffers) is left as it was.
 
