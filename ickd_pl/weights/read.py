@@ -38,27 +38,6 @@ def load_teacher(name: str, path: str | Path, num_classes: int = 100) -> Feature
     return net.eval().requires_grad_(False)
 
 
-def load_student(path: str | Path) -> nn.Module:
-    """The student of a checkpoint of this project, in eval mode.
-
-    Args:
-        path: a checkpoint written by ``fit`` (``.../checkpoints/last.ckpt``).
-
-    Raises:
-        UserError: the file is missing, damaged, or no checkpoint of this project.
-    """
-    from ickd_pl.module import DistillationModule
-
-    content = read_file(path)
-    if "hyper_parameters" not in content:
-        raise UserError(
-            f"{path} is no checkpoint of ickd_pl (it has no hyper_parameters); for other files use load_teacher"
-        )
-    # Without methods no teacher is built, nor asked for.
-    module = DistillationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True, strategies=[])
-    return module.student.eval()
-
-
 def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
     """Read a file into a network; every key and shape must agree, or nothing is changed.
 

@@ -1,0 +1,77 @@
+"""``export``: the student of a checkpoint as a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ickd_pl.commands.parser import CommandParser
+from ickd_pl.errors import UserError
+
+SUMMARY = "write a trained student as safetensors, ONNX, RepDistiller's .pth or a torch.export program"
+_FORMATS = """formats:
+  safetensors   weights; the configuration is the metadata entry "config"; for ickd_pl.load_student
+  onnx          program for any batch size, input "image", output "logits"; needs pip install 'ickd-pl[export]'
+  repdistiller  {"epoch", "model", "best_acc", "config"}: for RepDistiller and ickd_pl.load_teacher
+  torch_export  program for any batch size that torch alone runs; the configuration is its extra file config.json
+The configuration: network, num_classes, image_size, mean, std, class_names. All take normalised images."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Write the file, and print one line: what was written and how it is read.
+
+    Raises:
+        UserError: wrong words, a file that is no student, or one that cannot be written.
+    """
+    from ickd_pl.weights.export import FORMATS, Result, check_target, write_student
+    from ickd_pl.weights.read import read_file
+    from ickd_pl.weights.student import load_student, read_config
+
+    parser = CommandParser(prog="export", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.", epilog=_FORMATS)
+    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="the checkpoints/last.ckpt of a run")
+    parser.add_argument("--format", required=True, choices=list(FORMATS), help="see below")
+    parser.add_argument("--output", metavar="FILE", help="default: student.* in the run's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file where there is one")
+    given = parser.parse_args(words)
+    source = Path(given.ckpt_path)
+    path = Path(given.output) if given.output else _folder(source) / f"student{FORMATS[given.format].suffix}"
+    if path.resolve() == source.resolve():
+        raise UserError(f"{path} is the file that is exported: give another --output")
+    config = read_config(source)
+    if config.network is None:
+        raise UserError(
+            f"{source} was trained in Python with a network of its own, which no name stands for: export it there, "
+            "with ickd_pl.weights.export_student(net, path, format)"
+        )
+    check_target(path, given.format, given.overwrite)
+    net = load_student(source)
+    epoch, accuracy = _result(read_file(source))
+    done = write_student(net, path, given.format, config, Result(epoch, accuracy), given.overwrite)
+    if config.mean is None or config.std is None or config.class_names is None:
+        print(
+            f"note: {source} does not say how its images were normalised, or its class names: they are null in {path}"
+        )
+    if not done.verified:
+        print("note: not read back, since onnxruntime is not installed: run pip install 'ickd-pl[export]' to check it")
+    usage = FORMATS[given.format].usage.format(path=path, **config.as_dict())
+    what = f"{config.network}, {config.num_classes} classes, {done.size / 1e6:.2f} MB"
+    print(f"wrote {path} ({what}); read it with {usage}", flush=True)
+    return 0
+
+
+def _folder(checkpoint: Path) -> Path:
+    """The run's folder, or the file's own where it lies elsewhere."""
+    parent = checkpoint.parent
+    return parent.parent if parent.name == "checkpoints" else parent
+
+
+def _result(content: dict[str, Any]) -> tuple[int | None, float | None]:
+    """Epochs trained and the accuracy of the last one, where the checkpoint has them."""
+    epoch = content.get("epoch")
+    try:
+        last = content["callbacks"]["EpochRecord"]["rows"][-1]
+        accuracy = next(float(last[name]) for name in ("test/acc1", "val/acc1") if name in last)
+    except (LookupError, TypeError, ValueError, StopIteration):
+        accuracy = None
+    return (epoch + 1 if isinstance(epoch, int) else None), accuracy

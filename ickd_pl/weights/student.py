@@ -1,0 +1,159 @@
+"""A trained student and what one must know to use it: its network, its classes, and how its images are normalised."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ickd_pl.errors import UserError
+from ickd_pl.models import get_model, model_names
+from ickd_pl.models.base import FeatureNet
+from ickd_pl.seeding import seeded
+from ickd_pl.version import __version__
+from ickd_pl.weights.read import load_weights, read_file
+
+KEY = "config"
+"""Under this name every exported file holds the configuration as JSON text (a ``.pth`` as a dictionary)."""
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What goes with a student's weights.
+
+    Attributes:
+        network: the name that ``get_model`` knows; None for a network of the user's own.
+        num_classes: K.
+        image_size: height and width in pixels.
+        mean: per channel, of pixels scaled to 0..1; None where it is not known.
+        std: likewise.
+        class_names: one for each class, in the order of the logits; None where they are not known.
+
+    Raises:
+        UserError: a value of another kind or length than said here.
+    """
+
+    network: str | None
+    num_classes: int
+    image_size: int = 32
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    class_names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.network is not None and self.network not in model_names():
+            raise UserError(f"network: expected a name that get_model knows, got {self.network!r}")
+        for name, size in (("num_classes", self.num_classes), ("image_size", self.image_size)):
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise UserError(f"{name}: expected a whole number from 1 on, got {size!r}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not _three_numbers(values, above_zero=name == "std"):
+                what = "three numbers above 0" if name == "std" else "three numbers"
+                raise UserError(f"{name}: expected {what}, one per channel, got {values!r}")
+        names = self.class_names
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise UserError(f"class_names: expected a list of texts, got {type(names).__name__}")
+        if names is not None and len(names) != self.num_classes:
+            raise UserError(f"class_names: expected {self.num_classes}, one per class, got {len(names)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a file, with a word on what goes in and comes out."""
+        return {
+            **asdict(self),
+            "input": "image: float32 (B, 3, image_size, image_size), RGB, (pixels / 255 - mean) / std per channel",
+            "output": "logits: float32 (B, num_classes)",
+            "ickd_pl": __version__,
+        }
+
+    def as_json(self) -> str:
+        return json.dumps(self.as_dict())
+
+
+def load_student(path: str | Path) -> FeatureNet:
+    """A trained student in eval mode.
+
+    Args:
+        path: a checkpoint written by ``fit`` (``.../checkpoints/last.ckpt``), or what ``export`` made of one as
+            ``.safetensors`` or RepDistiller's ``.pth``.
+
+    Raises:
+        UserError: the file is missing, damaged, or none of these, or its network is one of the user's own.
+    """
+    config = read_config(path)
+    if config.network is None:
+        raise UserError(
+            f"{path} holds a network of its own, which no name stands for: build it in Python, then read its weights "
+            "with ickd_pl.weights.load_weights(net, path, name)"
+        )
+    with seeded("load_student"):
+        net = get_model(config.network, config.num_classes)
+    load_weights(net, path, config.network)
+    return net.eval()
+
+
+def read_config(path: str | Path) -> StudentConfig:
+    """What a checkpoint of ``fit``, or a ``.safetensors`` or ``.pth`` of ``export``, says about its student.
+
+    Raises:
+        UserError: as :func:`load_student`.
+    """
+    path = Path(path)
+    if path.suffix in (".onnx", ".pt2"):
+        reader = "onnxruntime.InferenceSession" if path.suffix == ".onnx" else "torch.export.load"
+        raise UserError(f"{path} holds a whole program: read it with {reader}, or give the checkpoint it was made from")
+    content = read_file(path)
+    try:
+        if "hyper_parameters" in content and "ickd_pl" in content:
+            return _of_checkpoint(content)
+        config = _metadata(path) if path.suffix == ".safetensors" else content.get(KEY)
+        if isinstance(config, dict) and "network" in config:
+            values: dict[str, Any] = {name: config.get(name) for name in StudentConfig.__dataclass_fields__}
+            return StudentConfig(**values)
+    except UserError as error:
+        raise UserError(f"{path}: its configuration is damaged ({error}): get it again") from error
+    raise UserError(
+        f"{path} is no checkpoint of ickd_pl, nor a student exported from one: give the checkpoints/last.ckpt of a "
+        "run, or read other weights with load_teacher"
+    )
+
+
+def _of_checkpoint(content: dict[str, Any]) -> StudentConfig:
+    arguments, ours = content["hyper_parameters"], content["ickd_pl"]
+    if not isinstance(arguments, dict) or not isinstance(ours, dict):
+        raise UserError("hyper_parameters and ickd_pl: expected dictionaries")
+    # Lightning stores what the data module keeps under the name of its class.
+    data = ours.get("data") or {}
+    place = str(data.get("class_path", "")) if isinstance(data, dict) else ""
+    kept: Any = next((v for k, v in content.items() if isinstance(v, dict) and place.endswith(f".{k}")), {})
+    return StudentConfig(
+        network=arguments.get("student"),
+        num_classes=arguments.get("num_classes", 100),
+        image_size=arguments.get("image_size", 32),
+        mean=kept.get("mean"),
+        std=kept.get("std"),
+        class_names=kept.get("class_names"),
+    )
+
+
+def _metadata(path: Path) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:  # read_file has found it whole
+        metadata: dict[str, str] = file.metadata() or {}
+    if KEY not in metadata:
+        return None
+    try:
+        return json.loads(metadata[KEY])
+    except ValueError as error:
+        raise UserError(f"expected JSON, got {metadata[KEY][:30]!r}") from error
+
+
+def _three_numbers(values: Any, above_zero: bool) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        and (not above_zero or min(values) > 0)
+    )
