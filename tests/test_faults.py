@@ -211,6 +211,7 @@ def test_a_teacher_of_another_network() -> None:
     words = ["fit", *data, "--model.student=resnet8", "--model.teacher=resnet8x4", "--model.strategies+=KD"]
     refused = cli(*words, "--model.teacher_weights=resnet20.pth")
     check_refused(refused, "resnet20.pth", "does not fit resnet8x4", "missing keys", "unexpected keys", "other shapes")
+    assert "it is the file of another network, resnet20; give" in refused.err
     assert "nowhere" not in refused.err
     # The right file comes as far as the data, which are not there.
     check_refused(cli(*words, "--model.teacher_weights=resnet8x4.pth"), "nowhere/cifar-100-python")

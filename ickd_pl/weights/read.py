@@ -15,6 +15,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.seeding import seeded
+from ickd_pl.weights.recognise import network_of
 
 StateDict = dict[str, Tensor]
 
@@ -77,10 +78,12 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
         and not unexpected
         and all(own[key].shape[:1] != state[key].shape[:1] for key in others)
     )
+    known = None if classifier_only else network_of(state)
+    other = f"another network, {known}" if known not in (None, name) else "another network"
     cause = (
         "likely cause: it was trained for another number of classes"
         if classifier_only
-        else "likely cause: it is the file of another network; give the network that it was trained as"
+        else f"likely cause: it is the file of {other}; give the network that it was trained as"
     )
     raise UserError(f"{path} does not fit {name}: {'; '.join(details)}; {cause}")
 
