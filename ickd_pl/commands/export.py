@@ -24,7 +24,8 @@ def run(words: Sequence[str]) -> int:
     Raises:
         UserError: wrong words, a file that is no student, or one that cannot be written.
     """
-    from ickd_pl.weights.export import FORMATS, Result, check_target, write_student
+    from ickd_pl.weights.export import check_target, write_student
+    from ickd_pl.weights.formats import FORMATS, Result
     from ickd_pl.weights.read import read_file
     from ickd_pl.weights.student import load_student, read_config
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import io
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +21,12 @@ from ickd_pl.models import FeatureNet, model_names
 from ickd_pl.networks import network_name
 from ickd_pl.runtime.atomic import replacing
 from ickd_pl.seeding import generator
-from ickd_pl.weights.student import KEY, StudentConfig
+from ickd_pl.weights.formats import FORMATS, Format, Result
+from ickd_pl.weights.student import StudentConfig
 
-OPSET = 18
-"""ONNX opset of the written files: the one that torch's exporter writes by itself, without a conversion."""
 TOLERANCE = 1e-5
-"""How far an exported file's logits may be from the module's; relative where the logits exceed 1."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What RepDistiller's format says beside the weights.
-
-    Attributes:
-        epoch: epochs trained; None where it is not known.
-        accuracy: percent of these weights at the end of their training; None where it is not known.
-    """
-
-    epoch: int | None = None
-    accuracy: float | None = None
+"""How far an exported file's logits may be from the module's, times the largest one where that exceeds 1: the float32
+rounding of another order of sums grows with them."""
 
 
 @dataclass(frozen=True)
@@ -55,26 +43,6 @@ class Exported:
     path: Path
     size: int
     verified: bool
-
-
-@dataclass(frozen=True)
-class Format:
-    """One way to write a student.
-
-    Attributes:
-        suffix: that its files end in.
-        write: network, configuration and result to the file's bytes.
-        read: the file's bytes and the network back to a function from images to logits; None where a library for it
-            is not installed.
-        libraries: that ``write`` needs beyond the project's own.
-        usage: one line of Python that reads the file.
-    """
-
-    suffix: str
-    write: Callable[[nn.Module, StudentConfig, Result], bytes]
-    read: Callable[[bytes, nn.Module], Callable[[Tensor], Tensor] | None]
-    usage: str
-    libraries: tuple[str, ...] = ()
 
 
 def export_student(
@@ -133,7 +101,8 @@ def write_student(
     if bad:
         raise UserError(f"the network holds NaN or infinite weights ({bad[0]}): its training failed")
     try:
-        content = how.write(bare, config, result or Result())
+        with _quietly():
+            content = how.write(bare, config, result or Result())
     except UserError:
         raise
     except Exception as error:  # the exporters raise what they like for networks that they cannot take
@@ -142,9 +111,12 @@ def write_student(
         raise UserError(
             f"{network_name(net)} cannot be exported as {format} ({versions}): {type(error).__name__}: {text}"
         ) from error
+    # Before anything is on the disk, so that a failure leaves nothing behind, not even a new folder.
+    verified = _verify(how.read(content, bare), bare, config, path)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-        verified = _verify(how.read(temporary.read_bytes(), bare), bare, config, path)
+        if temporary.read_bytes() != content:
+            raise UserError(f"{path} was not written: the disk gave other bytes back")
     return Exported(path, len(content), verified)
 
 
@@ -167,6 +139,19 @@ def check_target(path: Path, format: str, overwrite: bool) -> Format:
     if missing:
         raise UserError(f"format {format} needs {' and '.join(missing)}: run pip install 'ickd-pl[export]'")
     return how
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out what the exporters say of operators that no classifier here has, and of their own future."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _bare(net: nn.Module) -> nn.Module:
@@ -193,109 +178,3 @@ def _verify(run: Callable[[Tensor], Tensor] | None, net: nn.Module, config: Stud
             if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
                 raise UserError(f"{path} was not written: read back, its logits are off by {difference:.1e}")
     return True
-
-
-# -- weights -----------------------------------------------------------------------------------------------------------
-
-
-def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    # Clones: no two entries may share memory in a safetensors file.
-    return {key: value.detach().clone().contiguous() for key, value in net.state_dict().items()}
-
-
-def _with_weights(net: nn.Module, weights: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    other = copy.deepcopy(net)
-    for value in other.state_dict().values():
-        value.zero_()
-    other.load_state_dict(weights)
-    return other
-
-
-def _write_safetensors(net: nn.Module, config: StudentConfig, result: Result) -> bytes:
-    from safetensors.torch import save
-
-    # "format" is what other readers of such files look for.
-    return save(_tensors(net), {"format": "pt", KEY: config.as_json()})
-
-
-def _read_safetensors(content: bytes, net: nn.Module) -> Callable[[Tensor], Tensor]:
-    from safetensors.torch import load
-
-    return _with_weights(net, load(content))
-
-
-def _write_repdistiller(net: nn.Module, config: StudentConfig, result: Result) -> bytes:
-    file = io.BytesIO()
-    weights = {"epoch": result.epoch, "model": _tensors(net), "best_acc": result.accuracy, KEY: config.as_dict()}
-    torch.save(weights, file)
-    return file.getvalue()
-
-
-def _read_repdistiller(content: bytes, net: nn.Module) -> Callable[[Tensor], Tensor]:
-    return _with_weights(net, torch.load(io.BytesIO(content), weights_only=True)["model"])
-
-
-# -- programs ----------------------------------------------------------------------------------------------------------
-
-
-def _program(net: nn.Module, config: StudentConfig) -> torch.export.ExportedProgram:
-    """The network as a graph for any batch size."""
-    # Four images: a batch of 1 would become a constant of the graph.
-    images = torch.zeros(4, 3, config.image_size, config.image_size)
-    shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(net, (images,), dynamic_shapes=shapes, strict=False)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # file names of this machine, of no use elsewhere
-    return program
-
-
-def _write_torch_export(net: nn.Module, config: StudentConfig, result: Result) -> bytes:
-    file = io.BytesIO()
-    torch.export.save(_program(net, config), file, extra_files={f"{KEY}.json": config.as_json()})
-    return file.getvalue()
-
-
-def _read_torch_export(content: bytes, net: nn.Module) -> Callable[[Tensor], Tensor]:
-    return torch.export.load(io.BytesIO(content)).module()
-
-
-def _write_onnx(net: nn.Module, config: StudentConfig, result: Result) -> bytes:
-    import onnx
-
-    program: Any = torch.onnx.export(
-        _program(net, config), dynamo=True, verbose=False, opset_version=OPSET,
-        input_names=["image"], output_names=["logits"],
-    )  # fmt: skip
-    model = program.model_proto
-    for part in (*model.graph.node, model.graph):
-        del part.metadata_props[:]  # notes for those who debug the exporter
-    onnx.helper.set_model_props(model, {KEY: config.as_json()})
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
-
-
-def _read_onnx(content: bytes, net: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    if find_spec("onnxruntime") is None:
-        return None
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0])
-
-
-FORMATS = {
-    "safetensors": Format(
-        ".safetensors", _write_safetensors, _read_safetensors, 'ickd_pl.load_student("{path}")'
-    ),
-    "onnx": Format(
-        ".onnx", _write_onnx, _read_onnx,
-        'onnxruntime.InferenceSession("{path}").run(None, {{"image": images}})', ("onnx", "onnxscript"),
-    ),
-    "repdistiller": Format(
-        ".pth", _write_repdistiller, _read_repdistiller,
-        'ickd_pl.load_teacher("{network}", "{path}", num_classes={num_classes})',
-    ),
-    "torch_export": Format(
-        ".pt2", _write_torch_export, _read_torch_export, 'torch.export.load("{path}").module()(images)'
-    ),
-}  # fmt: skip

@@ -45,9 +45,10 @@ class StudentConfig:
     def __post_init__(self) -> None:
         if self.network is not None and self.network not in model_names():
             raise UserError(f"network: expected a name that get_model knows, got {self.network!r}")
-        for name, size in (("num_classes", self.num_classes), ("image_size", self.image_size)):
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise UserError(f"{name}: expected a whole number from 1 on, got {size!r}")
+        # A damaged file must not ask for all memory.
+        for name, size, most in (("num_classes", self.num_classes, 10**6), ("image_size", self.image_size, 4096)):
+            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
+                raise UserError(f"{name}: expected a whole number from 1 to {most}, got {size!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not _three_numbers(values, above_zero=name == "std"):
                 what = "three numbers above 0" if name == "std" else "three numbers"
