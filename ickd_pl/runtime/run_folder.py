@@ -152,8 +152,8 @@ class EpochRecord(Checkpoint):
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
             for left in self.folder.path.rglob(".*.tmp"):  # by a run that was killed while it wrote
                 left.unlink(missing_ok=True)
-            self.folder.finished.unlink(missing_ok=True)  # of an end whose checkpoint is gone
             write_text(self.folder.config, yaml.safe_dump(self.config, sort_keys=False))
+            self.folder.finished.unlink(missing_ok=True)  # of an end whose checkpoint is gone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.planned = trainer.fit_loop.max_epochs or 1
