@@ -1,0 +1,46 @@
+"""The published figures that a table is set beside.
+
+``published.csv`` holds the 98 figures of ICKD's table (``ICKD/Cifar100/README.md``; its 77 baselines are
+RepDistiller's) and, for what is not in it, RepDistiller's README: the cross-family pairs, AB, FT and CRD. CRD+KD is in
+neither; its figures are the CRD paper's as another repository copied them, and say so. ``epoch`` says which epoch a
+figure is of: the last for RepDistiller's, unstated for ICKD's own two rows. A top-1 of 0.00 (FSP on a pair whose
+channels differ) is how the source prints "not applicable"; it is kept there as printed and never returned.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ickd_pl.benchmark.names import row_name
+
+EPOCHS = 240
+DATA = "cifar100"
+NUM_TEST = 10_000
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published test accuracy in percent."""
+
+    top1: float
+    source: str
+    epoch: str  # last, best or unstated
+
+
+def published(method: str | None, teacher: str, student: str) -> Published | None:
+    """The published figure of a method (a name of configs/methods/; None: the teacher) on a pair, if there is one."""
+    return _table().get((row_name(method), teacher, student))
+
+
+@cache
+def _table() -> dict[tuple[str, str, str], Published]:
+    with (Path(__file__).parent / "published.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (r["method"], r["teacher"], r["student"]): Published(float(r["top1"]), r["source"], r["epoch"])
+        for r in rows
+        if float(r["top1"]) > 0
+    }

@@ -1,0 +1,302 @@
+"""What lies in a results folder: every planned cell and what became of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from ickd_pl.errors import UserError
+
+_NUMBER = (int, float)
+# Field of result.json: the types it may have besides null.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "reason": str,
+    "data": str,
+    "split": str,
+    "num_test": int,
+    "acc1_last": _NUMBER,
+    "acc1_best": _NUMBER,
+    "best_epoch": int,
+    "acc5_last": _NUMBER,
+    "train_acc1_last": _NUMBER,
+    "epochs": int,
+    "parameters": int,
+    "seconds": _NUMBER,
+    "images_per_second": _NUMBER,
+    "packed_with": list,
+    "device": str,
+    "precision": str,
+    "versions": dict,
+    "code_hash": str,
+    "data_hash": str,
+    "teacher_hash": str,
+    "accepted_code": bool,
+    "chosen_on_validation": dict,
+}
+_NEEDED_WHEN_DONE = ("data", "split", "num_test", "acc1_last", "epochs")
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One result.json. What a cell that was not finished does not have is None."""
+
+    folder: Path
+    status: str  # done, failed or refused
+    reason: str | None
+    data: str | None
+    split: str | None
+    num_test: int | None
+    acc1_last: float | None  # percent, as all accuracies here
+    acc1_best: float | None
+    best_epoch: int | None
+    acc5_last: float | None
+    train_acc1_last: float | None
+    epochs: int | None
+    parameters: int | None
+    seconds: float | None
+    images_per_second: float | None
+    packed_with: list[str]
+    device: str | None
+    precision: str | None
+    versions: dict[str, Any]
+    code_hash: str | None
+    data_hash: str | None
+    teacher_hash: str | None
+    accepted_code: bool
+    chosen_on_validation: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell of the table, whether something lies there or not.
+
+    ``state`` is that of its result (done, failed, refused), else ``unfinished`` (a run began) or ``missing``.
+    ``planned`` is False for a result that benchmark.yaml does not ask for: shown, but in no mean.
+    """
+
+    folder: Path
+    pair: str | None  # None: a teacher's own training
+    teacher: str
+    student: str | None
+    method: str | None
+    seed: int | None  # None: a teacher that is not there, in any seed
+    state: str
+    reason: str
+    result: CellResult | None
+    planned: bool = True
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A column of the table."""
+
+    name: str
+    teacher: str
+    student: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """A benchmark and what was done of it."""
+
+    folder: Path
+    name: str
+    settings: dict[str, Any]
+    pairs: list[Pair]
+    methods: list[str]
+    seeds: list[int]
+    runs: list[Run]
+
+    def of(self, pair: str, method: str) -> list[Run]:
+        """The planned runs of a student's cell, one a seed."""
+        return [r for r in self.runs if r.planned and r.pair == pair and r.method == method]
+
+    def teachers(self, network: str) -> list[Run]:
+        """The runs that trained a teacher."""
+        return [r for r in self.runs if r.pair is None and r.teacher == network]
+
+    @property
+    def done(self) -> list[CellResult]:
+        return [r.result for r in self.runs if r.state == "done" and r.result is not None]
+
+    @property
+    def epochs(self) -> int | None:
+        """As the benchmark asks for."""
+        trainer = self.settings.get("trainer")
+        value = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+        return value if isinstance(value, int) else None
+
+    @property
+    def data(self) -> str:
+        """The data set's name: as the cells say, else its class in small letters."""
+        named = [c.data for c in self.done if c.data]
+        place = self.settings.get("data")
+        return named[0] if named else str(place.get("class_path", "") if isinstance(place, dict) else "").lower()
+
+    @property
+    def split(self) -> str:
+        return next((c.split for c in self.done if c.split), "test")
+
+
+def read_results(folder: Path) -> Results:
+    """Read a results folder, complete or not.
+
+    Raises:
+        UserError: it is no results folder, or one of its files is damaged (named).
+    """
+    settings = _settings(folder)
+    found = {place: _read(place) for place in _places(folder)}
+    pairs = [_pair(name, found, folder) for name in settings["pairs"]]
+    methods, seeds = list(settings["methods"]), list(settings["seeds"])
+    runs: list[Run] = []
+    for network in dict.fromkeys(p.teacher for p in pairs):
+        runs += _teacher_runs(folder, network, found)
+    for pair in pairs:
+        for method in methods:
+            for seed in seeds:
+                place = folder / "cells" / pair.name / method / f"seed_{seed}"
+                state, reason, result = _state(place, found)
+                runs.append(Run(place, pair.name, pair.teacher, pair.student, method, seed, state, reason, result))
+    known = {r.folder for r in runs}
+    runs += [_unplanned(place, content) for place, content in found.items() if place not in known]
+    return Results(folder, str(settings.get("name") or folder.name), settings, pairs, methods, seeds, runs)
+
+
+def predictions(cell: CellResult) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]] | None:
+    """Which test images a cell got right (N,), and the labels (N,); None where the file is missing.
+
+    Raises:
+        UserError: the file is damaged, or is of another number of images than the result.
+    """
+    path = cell.folder / "predictions.npz"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            predicted, label = content["predicted"], content["label"]
+    except Exception as error:  # zip, header, pickle, missing array: numpy raises many kinds
+        raise _damaged(path, " ".join(str(error).split())) from error
+    if predicted.ndim != 1 or predicted.shape != label.shape or len(label) != cell.num_test:
+        raise _damaged(path, f"{predicted.shape} predictions, {label.shape} labels, {cell.num_test} images in the test")
+    return predicted == label, label
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "benchmark.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no results folder of a benchmark: expected {path}, which `bench run` writes")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+    lists = {"pairs": str, "methods": str, "seeds": int}
+    for key, kind in lists.items():
+        values = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
+            raise _damaged(path, f"expected `{key}`, a list")
+    return dict(content)
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    """Folders with a result, at the depth of cells: what a cell keeps further down is its own affair."""
+    for path in sorted(folder.glob("cells/*/*/seed_*/result.json")):
+        if re.fullmatch(r"seed_\d+", path.parent.name):
+            yield path.parent
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], CellResult]:
+    path = folder / "result.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+    if not isinstance(content, dict) or not isinstance(content.get("cell"), dict):
+        raise _damaged(path, "expected a mapping with `cell`")
+    values: dict[str, Any] = {name: _field(content, name, kind, path) for name, kind in _FIELDS.items()}
+    if values["status"] not in ("done", "failed", "refused"):
+        raise _damaged(path, f"status is {values['status']!r}, expected done, failed or refused")
+    if values["status"] == "done":
+        absent = [name for name in _NEEDED_WHEN_DONE if values[name] is None]
+        if absent:
+            raise _damaged(path, f"no {absent[0]}, which a finished cell has")
+    for name, empty in (("packed_with", []), ("versions", {}), ("accepted_code", False)):
+        values[name] = empty if values[name] is None else values[name]
+    return _cell(content["cell"], path), CellResult(folder=folder, **values)
+
+
+def _field(content: dict[str, Any], name: str, kind: type | tuple[type, ...], path: Path) -> Any:
+    value = content.get(name)
+    wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+    if value is not None and (wrong or (isinstance(value, float) and not math.isfinite(value))):
+        raise _damaged(path, f"{name} is {value!r}")
+    return value
+
+
+def _cell(cell: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Check that a result lies where its cell belongs: a copied folder would count twice."""
+    seed, teacher = cell.get("seed"), cell.get("teacher")
+    parent = ("teachers", teacher) if cell.get("kind") == "teacher" else (cell.get("pair"), cell.get("method"))
+    place = (*parent, f"seed_{seed}")
+    if place != path.parent.parts[-3:]:
+        raise _damaged(path, f"it is the result of {'/'.join(map(str, place))} and lies elsewhere")
+    if not isinstance(seed, int) or not isinstance(teacher, str):
+        raise _damaged(path, "expected the cell's teacher and seed")
+    return cell
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is damaged ({why}): delete it, and `bench run` makes its cell again")
+
+
+def _pair(name: str, found: dict[Path, tuple[dict[str, Any], CellResult]], folder: Path) -> Pair:
+    """The two networks of a pair: of its configuration, else of a result, else unknown."""
+    from ickd_pl.runtime.configs import config_root
+
+    path = config_root() / "pairs" / f"{name}.yaml"
+    if path.is_file():
+        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        return Pair(name, model["teacher"], model["student"])
+    for place, (cell, _) in found.items():
+        if place.relative_to(folder).parts[1] == name:
+            return Pair(name, cell["teacher"], str(cell.get("student")))
+    return Pair(name, f"teacher of {name}", name)
+
+
+def _state(place: Path, found: dict[Path, tuple[dict[str, Any], CellResult]]) -> tuple[str, str, CellResult | None]:
+    if place in found:
+        result = found[place][1]
+        return result.status, result.reason or "", result
+    if (place / "metrics.csv").is_file() or (place / "checkpoints").is_dir():
+        return "unfinished", "began and has no result: still running, or stopped", None
+    return "missing", "not run yet", None
+
+
+def _teacher_runs(folder: Path, network: str, found: dict[Path, tuple[dict[str, Any], CellResult]]) -> list[Run]:
+    root = folder / "cells" / "teachers" / network
+    runs = []
+    for place in sorted(root.glob("seed_*")):
+        if re.fullmatch(r"seed_\d+", place.name):
+            state, reason, result = _state(place, found)
+            runs.append(Run(place, None, network, None, None, int(place.name[5:]), state, reason, result))
+    nothing = Run(root, None, network, None, None, None, "missing", "no cell here: not trained yet", None)
+    return runs or [nothing]
+
+
+def _unplanned(place: Path, content: tuple[dict[str, Any], CellResult]) -> Run:
+    cell, result = content
+    reason = f"not in benchmark.yaml, in no mean{': ' if result.reason else ''}{result.reason or ''}"
+    pair = cell["pair"] if cell.get("kind") != "teacher" else None
+    method, student = cell.get("method"), cell.get("student")
+    return Run(
+        place, pair, cell["teacher"], student, method, cell["seed"], result.status, reason, result, planned=False
+    )
