@@ -43,7 +43,8 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "accepted_code": bool,
     "chosen_on_validation": dict,
 }
-_NEEDED_WHEN_DONE = ("data", "split", "num_test", "acc1_last", "epochs")
+# A teacher that was fetched has no epochs, time or speed of its own.
+_NEEDED_WHEN_DONE = ("data", "split", "num_test", "acc1_last")
 
 
 @dataclass(frozen=True)

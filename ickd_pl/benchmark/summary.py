@@ -111,7 +111,8 @@ def why_not_compared(results: Results) -> str | None:
         return "the published figures are of students trained on all 50,000 training images, these on a part of them"
     if any(c.num_test != NUM_TEST for c in results.done):
         return f"the published figures are of {NUM_TEST:,} test images, these of {results.done[0].num_test}"
-    fewest = min((c.epochs for c in results.done if c.epochs is not None), default=results.epochs or 0)
+    students = [r.result for r in results.runs if r.pair is not None and r.state == "done" and r.result is not None]
+    fewest = min((c.epochs for c in students if c.epochs is not None), default=results.epochs or 0)
     if fewest < EPOCHS:
         return f"the published figures are after {EPOCHS} epochs, these after {fewest}"
     return None

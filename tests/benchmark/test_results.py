@@ -171,6 +171,15 @@ def test_published_figures_are_compared_where_they_can_be(
     assert (entry.published is None) == (data != "cifar100")
 
 
+def test_a_fetched_teacher_has_no_epochs_and_hinders_no_comparison(tmp_path: Path) -> None:
+    plan(tmp_path, pairs=["resnet56_resnet20"], methods=["kd"], seeds=[0], epochs=240, data="CIFAR100")
+    about = {"data": "cifar100", "num_test": 10_000}
+    cell(tmp_path, None, "resnet56", 0, accuracy=72.3, epochs=None, seconds=None, images_per_second=None, **about)
+    cell(tmp_path, "resnet56_resnet20", "kd", 0, accuracy=71.0, epochs=240, **about)
+    entry = summarise(read_results(tmp_path)).entries["resnet56_resnet20", None]
+    assert entry.to_published == pytest.approx(-0.04) and entry.hours is None
+
+
 def test_a_seed_that_only_one_method_has_takes_no_part_in_the_difference(tmp_path: Path) -> None:
     plan(tmp_path, methods=["kd", "ickd"], seeds=[0, 1])
     cell(tmp_path, PAIR, "kd", 0, RIGHT)
