@@ -53,7 +53,7 @@ def attempt(method: str, teacher: str, student: str) -> str:
     for part in module.modules():
         if isinstance(part, ClassTable):
             part.fill(torch.arange(NUM_SAMPLES) % 100)
-    optimizer = torch.optim.SGD(module._trainable(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(module.trainable(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     for first in (True, False) if strategy.pretrain_epochs else (False,):
         module.stages.first = first
         total = module.losses(batch)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,7 @@ class DistillationModule(pl.LightningModule):
             self._build_adapters(student_shapes, teacher_shapes, DataInfo(num_classes, num_samples), seed)
         self.stages = Stages(self.strategies)
         self.best_acc1 = 0.0
+        self.param_group = 0
         self._main_epoch: int | None = None
         self.metrics = accuracies(num_classes)
         self._sums = TrainSums()
@@ -171,14 +172,18 @@ class DistillationModule(pl.LightningModule):
         logits: Tensor = self.student(image)
         return logits
 
-    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def losses(self, batch: Batch, teacher: Features | None = None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The loss of a batch.
+
+        Args:
+            batch: images, labels and indices.
+            teacher: the teacher's features of the batch where they are known already; None computes them.
 
         Returns:
             The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits.
         """
         student: Features = self.student.features(batch.image, preact=self._preact)
-        teacher = self._teacher_features(batch.image)
+        teacher = self.teacher_features(batch.image) if teacher is None else teacher
         first_stage = self.stages.first
         total = torch.zeros((), device=batch.image.device)
         terms: dict[str, Tensor] = {"ce": cross_entropy(student.logits, batch.label)}
@@ -196,13 +201,14 @@ class DistillationModule(pl.LightningModule):
                 total = total + terms[key]
         return total, terms, student.logits
 
-    def _teacher_features(self, image: Tensor) -> Features | None:
+    def teacher_features(self, image: Tensor, preact: bool = False) -> Features | None:
+        """What the frozen teacher shows of the images, without gradient; None without a teacher."""
         if self.teacher is None:
             return None
         if not self._teacher_ready:
             self.prepare_teacher()
         with torch.no_grad():
-            features: Features = self.teacher.features(image, preact=self._preact)
+            features: Features = self.teacher.features(image, preact=preact or self._preact)
         return features
 
     def _as_batch(self, batch: Any) -> Batch:
@@ -215,20 +221,28 @@ class DistillationModule(pl.LightningModule):
         return as_batch(batch)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        batch = self._as_batch(batch)
-        total, terms, logits = self.losses(batch)
-        self._sums.add(total, terms, logits, batch)
+        total = self.counted_loss(self._as_batch(batch), batch_idx)
         if batch_idx % LOOK_EVERY == 0:
-            self._sums.check_finite(self.current_epoch + 1, self.global_step)
             self.log("loss", total.detach(), prog_bar=True, logger=False)
         # A rank's mean counts by its share of the global batch, so that the ranks' average is the global mean.
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
 
+    def counted_loss(self, batch: Batch, batch_idx: int, teacher: Features | None = None) -> Tensor:
+        """The total loss of a batch, counted in the epoch's means and now and then checked to be finite."""
+        total, terms, logits = self.losses(batch, teacher)
+        self._sums.add(total, terms, logits, batch)
+        if batch_idx % LOOK_EVERY == 0:
+            self._sums.check_finite(self.current_epoch + 1, self.global_step)
+        return total
+
     def on_train_epoch_end(self) -> None:
         self._sums.check_finite(self.current_epoch + 1, self.global_step)
-        # The same on every rank already; sync_dist only keeps Lightning from warning.
-        self.log_dict({**self._sums.means(self.trainer), "lr": self._lr}, sync_dist=True)
+        self.note({**self._sums.means(self.trainer), "lr": self._lr})
+
+    def note(self, values: dict[str, float], prog_bar: bool = False) -> None:
+        """Log values that are the same on every rank already; sync_dist only keeps Lightning from warning."""
+        self.log_dict(values, prog_bar=prog_bar, sync_dist=True)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
@@ -250,11 +264,11 @@ class DistillationModule(pl.LightningModule):
     def _log_metrics(self, split: str) -> None:
         values = {name: 100 * float(value) for name, value in self.metrics.compute().items()}
         self.metrics.reset()
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, prog_bar=True, sync_dist=True)
+        self.note({f"{split}/{name}": value for name, value in values.items()}, prog_bar=True)
         # What the first stage leaves is no result.
         if self.trainer.state.fn == "fit" and not self.stages.first:
             self.best_acc1 = max(self.best_acc1, values["acc1"])
-            self.log(f"{split}/acc1_best", self.best_acc1, sync_dist=True)
+            self.note({f"{split}/acc1_best": self.best_acc1})
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities, (B, K)."""
@@ -267,20 +281,25 @@ class DistillationModule(pl.LightningModule):
         return list(self.strategies)
 
     def configure_optimizers(self) -> Any:
-        parameters = list(self._trainable())
+        parameters = list(self.trainable())
         hp = self.hparams
         # foreach also on the CPU: fused and foreach SGD differ in the last bits, and runs must compare.
         optimizer = torch.optim.SGD(
             parameters, lr=hp["lr"], momentum=hp["momentum"], weight_decay=hp["weight_decay"], foreach=True
         )
-        first, first_factor = self.stages.epochs, self.stages.lr(hp["lr"]) / hp["lr"]
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor())}
+
+    def lr_factor(self) -> Callable[[int], float]:
+        """The schedule: from the epoch of the fit, from 0, to the learning rate as a multiple of ``lr``."""
+        first, lr, milestones = self.stages.epochs, float(self.hparams["lr"]), self.hparams["milestones"]
 
         def factor(epoch: int) -> float:
-            return first_factor if epoch < first else 0.1 ** bisect_right(hp["milestones"], epoch - first)
+            return self.stages.lr(lr) / lr if epoch < first else float(0.1 ** bisect_right(milestones, epoch - first))
 
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+        return factor  # a plain function: of other callables the scheduler keeps the attributes in checkpoints
 
-    def _trainable(self) -> Iterator[nn.Parameter]:
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The student's parameters, then the methods'."""
         yield from self.student.parameters()
         yield from self.adapters.parameters()
 
@@ -314,7 +333,7 @@ class DistillationModule(pl.LightningModule):
         self.stages.enter(self)
         self._main_epoch = self.current_epoch - self.stages.epochs + 1
         # Noted now: at the epoch's end the schedule has already moved on.
-        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._lr = self.trainer.optimizers[0].param_groups[self.param_group]["lr"]
 
     def on_train_end(self) -> None:
         self._main_epoch = None

@@ -64,7 +64,7 @@ class Stages:
         if not self.epochs:
             return
         self.first = module.current_epoch < self.epochs
-        for parameter in module._trainable():
+        for parameter in module.trainable():
             parameter.requires_grad_(not self.first)
         module.train()
         if self.first:
