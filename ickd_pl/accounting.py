@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ickd_pl.data.batch import Batch
-from ickd_pl.errors import UserError
+from ickd_pl.errors import NonFiniteLoss
 
 
 class TrainSums:
@@ -42,12 +42,12 @@ class TrainSums:
         """Raise when a loss became infinite or NaN; waits for the device.
 
         Raises:
-            UserError: naming the terms.
+            NonFiniteLoss: naming the terms.
         """
         values = self._sums.tolist()
         bad = [name for name, value in zip(self._names, values, strict=False) if not math.isfinite(value)]
         if bad:
-            raise UserError(
+            raise NonFiniteLoss(
                 f"{', '.join(bad)} became infinite or NaN in epoch {epoch}, at or before step {step}: lower model.lr "
                 "or the method's weight; the last checkpoint is from before"
             )

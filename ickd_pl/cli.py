@@ -150,7 +150,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise UserError(f"unknown command {words[0]}: {near(words[0], known)}")
             IckdCLI(_with_checkpoint_settings(find_configs(words), Path(scratch)))
         except Exception as error:
-            cause = _user_error(error)
+            cause = user_error(error)
             if cause is None:
                 raise
             _complain(f"error: {cause}")
@@ -163,7 +163,7 @@ def _other_commands() -> str:
     return "Further commands (NAME --help says more): " + "; ".join(lines) + "." if lines else ""
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
+def user_error(error: BaseException | None) -> UserError | None:
     """The user's mistake behind an exception: jsonargparse wraps what a constructor raises."""
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         details = " ".join(str(error).split())

@@ -14,6 +14,10 @@ class IncompatiblePair(UserError):
     """A method cannot work on this teacher and this student; the message names both and the shapes that clash."""
 
 
+class NonFiniteLoss(UserError):
+    """A loss became infinite or NaN; the message names the terms."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest known ones, or all of them when none is near.
 

@@ -21,6 +21,7 @@ from ickd_pl.weights import read_file
 # Settings that change how a run is shown, not what it computes.
 _COSMETIC = {
     "config",
+    "model.teacher_floor",
     "ckpt_path",
     "weights_only",
     "trainer.default_root_dir",
@@ -98,7 +99,7 @@ class RunFolder:
             kept = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"{self.config} cannot be read ({error}): move {self.path} away to start anew") from error
-        differences = _differences(_flat(kept), _flat(config))
+        differences = differing(flat(kept), flat(config))
         if differences:
             raise UserError(
                 f"{self.path} holds a run of another configuration; give --trainer.default_root_dir another folder, or "
@@ -253,8 +254,8 @@ def _is_one(name: str, kinds: tuple[str, ...]) -> bool:
     return any(name == kind or (kind.endswith("/") and name.startswith(kind)) for kind in kinds)
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names; cosmetic ones left out."""
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names; those that only change how a run is shown are left out."""
     items: list[tuple[str, Any]]
     if isinstance(config, dict):
         items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in config.items()]
@@ -262,14 +263,15 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
         items = [(f"{prefix}[{i}]", value) for i, value in enumerate(config)]
     else:
         return {prefix: config}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in items:
         if name not in _COSMETIC:
-            flat.update(_flat(value, name))
-    return flat
+            found.update(flat(value, name))
+    return found
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two flat settings, as ``name: old -> new``."""
     # A setting that is not there is as good as null: another Lightning may know more settings.
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"

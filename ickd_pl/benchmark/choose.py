@@ -1,0 +1,87 @@
+"""Choose a method's arguments on validation images, never on the test images."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ickd_pl.benchmark.cells import Job, remove, train_alone
+from ickd_pl.benchmark.plan import Cell
+from ickd_pl.errors import UserError
+from ickd_pl.runtime import RunFolder
+from ickd_pl.runtime.atomic import write_text
+from ickd_pl.runtime.configs import config_root
+
+if TYPE_CHECKING:
+    from ickd_pl.benchmark.runner import Runner
+
+
+def choose(runner: Runner, cell: Cell) -> dict[str, Any]:
+    """Train a cell with each combination of its listed arguments, without the validation images, and take the best.
+
+    The choice is the last epoch's accuracy on ``val_size`` training images that are held out; the first listed wins a
+    tie. The cell itself is then trained on all training images.
+
+    Args:
+        runner: whose cell it is; the benchmark's ``choices`` has ``{method: {Class.argument: [values]}}``.
+        cell: the cell.
+
+    Returns:
+        ``arguments`` (the chosen ones), ``candidates`` (each with its accuracy), ``val_size``, and ``overrides``, the
+        settings that put the choice into the ``fit``.
+    """
+    settings = runner.benchmark.settings
+    listed = settings["choices"][cell.method]
+    combinations = [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]
+    held_out = {"data": {"init_args": {"val_size": settings["val_size"]}}}
+    candidates: list[dict[str, Any]] = []
+    for number, arguments in enumerate(combinations):
+        place = runner.folder / "choices" / cell.path / str(number)
+        overrides = {**_strategies(str(cell.method), arguments), **held_out}
+        candidates.append({"arguments": arguments, "val_acc1": _accuracy(runner, cell, place, overrides)})
+        runner.say(f"  {cell} {arguments}: {candidates[-1]['val_acc1']:.2f} percent on validation images")
+    best = max(candidates, key=lambda candidate: float(candidate["val_acc1"]))
+    return {
+        "arguments": best["arguments"],
+        "candidates": candidates,
+        "val_size": settings["val_size"],
+        "overrides": _strategies(str(cell.method), best["arguments"]),
+    }
+
+
+def _accuracy(runner: Runner, cell: Cell, place: Path, overrides: dict[str, Any]) -> float:
+    kept = place / "accuracy.json"
+    if kept.is_file():
+        return float(json.loads(kept.read_text(encoding="utf-8")))
+    weights = runner.teachers.weights(str(cell.teacher))
+    outcome = train_alone(Job(cell, runner.benchmark.words(cell, weights, place, overrides), place))
+    accuracy = 0.0
+    if outcome.status == "done":
+        with RunFolder(place).metrics.open(newline="", encoding="utf-8") as file:
+            accuracy = float(list(csv.DictReader(file))[-1]["val/acc1"])
+    write_text(kept, json.dumps(accuracy))
+    remove(place / "checkpoints")
+    return accuracy
+
+
+def _strategies(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The method's strategies with the arguments put in.
+
+    Raises:
+        UserError: an argument that is not ``Class.argument`` of one of the method's classes.
+    """
+    content = yaml.safe_load((config_root() / "methods" / f"{method}.yaml").read_text(encoding="utf-8"))
+    strategies = content["model"]["strategies"]
+    for name, value in arguments.items():
+        cls, _, argument = name.partition(".")
+        matching = [strategy for strategy in strategies if strategy["class_path"].rpartition(".")[2] == cls]
+        if not matching or not argument:
+            classes = ", ".join(strategy["class_path"] for strategy in strategies)
+            raise UserError(f"choices, {method}: {name} is no argument of its methods: give Class.argument ({classes})")
+        matching[0].setdefault("init_args", {})[argument] = value
+    return {"model": {"strategies": strategies}}

@@ -1,0 +1,77 @@
+"""How far a benchmark is, also while it runs."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from ickd_pl.benchmark.plan import Benchmark, Cell
+from ickd_pl.benchmark.result import read_result
+from ickd_pl.errors import UserError
+from ickd_pl.runtime import RunFolder
+
+
+def status(folder: Path) -> str:
+    """A line for each run of the benchmark, and a summary.
+
+    Args:
+        folder: the results folder.
+
+    Raises:
+        UserError: it is none, or a file in it is damaged.
+    """
+    path = folder / "benchmark.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no results folder of a benchmark: expected {path}, which `bench run` writes")
+    benchmark = Benchmark.of(yaml.safe_load(path.read_text(encoding="utf-8")), path)
+    lines, counts = [], Counter[str]()
+    for group in benchmark.groups:
+        holder = _holder(folder / group.path)
+        for cell in group.cells:
+            state, text = _state(folder, cell, holder, benchmark)
+            counts[state] += 1
+            lines.append(f"{state:9} {cell}{text}")
+    total = sum(counts.values())
+    summary = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    return "\n".join([*lines, "", f"{benchmark.settings['name']}: {total} cells: {summary}"])
+
+
+def _state(folder: Path, cell: Cell, holder: str, benchmark: Benchmark) -> tuple[str, str]:
+    place = folder / "cells" / cell.path
+    result = read_result(place)
+    if result is not None:
+        accuracy = result.get("acc1_last")
+        reason = f": {result['reason']}" if result.get("reason") else ""
+        return result["status"], (f" {accuracy:.2f}" if accuracy is not None else "") + reason
+    own = benchmark.settings["teachers"]["trainer"] if cell.kind == "teacher" else {}
+    epochs = own.get("max_epochs", benchmark.settings["trainer"].get("max_epochs", 240))
+    done = _epochs(RunFolder(place).metrics)
+    if holder:
+        return "running", f" epoch {done} of {epochs} ({holder})"
+    return ("half done", f" epoch {done} of {epochs}") if done else ("to do", "")
+
+
+def _epochs(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with path.open(newline="", encoding="utf-8") as file:
+        return sum(1 for row in csv.DictReader(file) if float(row["epoch"]) >= 1)
+
+
+def _holder(place: Path) -> str:
+    """Who holds the lock of a run, empty where nobody does; a killed process holds none."""
+    from filelock import FileLock, Timeout
+
+    if not (place / ".lock").exists():
+        return ""
+    try:
+        with FileLock(place / ".lock", timeout=0):
+            return ""
+    except Timeout:
+        try:
+            return (place / ".holder").read_text(encoding="utf-8").strip() or "another process"
+        except OSError:
+            return "another process"

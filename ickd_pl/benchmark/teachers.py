@@ -1,0 +1,110 @@
+"""The benchmark's teachers: trained as cells of their own, fetched, or given as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ickd_pl.benchmark.cells import predict_with
+from ickd_pl.benchmark.identity import network_hash
+from ickd_pl.benchmark.plan import Benchmark, Cell
+from ickd_pl.errors import UserError
+from ickd_pl.models import get_model
+from ickd_pl.runtime import RunFolder
+from ickd_pl.seeding import seeded
+from ickd_pl.weights import load_weights, read_state_dict
+
+
+class Teachers:
+    """Knows where each teacher's weights are and what they are.
+
+    Args:
+        benchmark: its ``teachers`` block says how they come.
+        folder: the results folder.
+        say: takes a line on what is being done.
+        checkpoints: where fetched teachers live.
+    """
+
+    def __init__(
+        self, benchmark: Benchmark, folder: Path, say: Callable[[str], None], checkpoints: Path = Path("checkpoints")
+    ) -> None:
+        self.settings = benchmark.settings["teachers"]
+        self.folder, self.say, self.checkpoints = folder, say, checkpoints
+        self._hashes: dict[str, str] = {}
+
+    def weights(self, network: str) -> Path:
+        """The file of a teacher: given, trained here, or where fetched ones lie. It need not be there yet."""
+        if network in self.settings["weights"]:
+            return Path(self.settings["weights"][network])
+        trained = RunFolder(self._place(network)).last
+        if self.settings["get"] == "train" or trained.is_file():
+            return trained
+        return self._fetched(network)
+
+    def hash_of(self, network: str) -> str | None:
+        """The weights' hash, None where there are none yet."""
+        if network not in self._hashes:
+            path = self.weights(network)
+            if not path.is_file():
+                return None
+            classes = next(reversed([v for v in read_state_dict(path).values() if v.ndim == 1])).shape[0]
+            with seeded("benchmark"):
+                net = get_model(network, classes)
+            load_weights(net, path, network)
+            self._hashes[network] = network_hash(net)
+        return self._hashes[network]
+
+    def forget(self, cell: Cell) -> None:
+        """A teacher was trained anew: look again."""
+        if cell.kind == "teacher":
+            self._hashes.pop(cell.network, None)
+
+    def get(self, cell: Cell) -> Path | None:
+        """The file of a teacher that need not be trained; None where it has to be.
+
+        Raises:
+            UserError: a given file is not there, or no source has it and it may not be trained.
+        """
+        if cell.network in self.settings["weights"]:
+            path = Path(self.settings["weights"][cell.network])
+            if not path.is_file():
+                raise UserError(f"teachers, weights: {path} for {cell.network} does not exist")
+            return path
+        if self.settings["get"] == "train":
+            return None
+        from ickd_pl.weights.fetch import fetch
+        from ickd_pl.weights.manifest import manifest_of
+
+        try:
+            fetch([cell.network], self.checkpoints, manifest_of(self.checkpoints), say=self.say)
+        except UserError as error:
+            if self.settings["get"] == "fetch":
+                raise UserError(f"{error}; or set teachers.get to fetch_or_train") from error
+            self.say(f"  {cell.network} cannot be fetched ({error}): it is trained")
+            return None
+        return self._fetched(cell.network)
+
+    def measured(self, cell: Cell, path: Path, data: Any, place: Path) -> dict[str, Any]:
+        """Read and measure a teacher that was not trained here.
+
+        Raises:
+            UserError: a bad file.
+        """
+        with seeded("benchmark"):
+            net = get_model(cell.network, data.num_classes)
+        load_weights(net, path, cell.network)
+        predicted, labels = predict_with(net.eval(), data, place)
+        return {
+            "split": "test",
+            "num_test": len(labels),
+            "acc1_last": 100 * float((predicted == labels).mean()),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "teacher_hash": network_hash(net),
+        }
+
+    def _place(self, network: str) -> Path:
+        return self.folder / "cells" / Cell("teacher", network, self.settings["seed"]).path
+
+    def _fetched(self, network: str) -> Path:
+        return self.checkpoints / f"{network}_vanilla" / "ckpt_epoch_240.pth"
