@@ -41,6 +41,7 @@ def download(url: str, path: Path, timeout: float) -> None:
     """
     import pooch
     import requests
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
     meter = _Meter(timeout)
     get = pooch.HTTPDownloader(
@@ -57,9 +58,9 @@ def download(url: str, path: Path, timeout: float) -> None:
     except (requests.RequestException, ValueError) as error:
         if meter.too_slow:
             raise DownloadError(f"slower than {FLOOR / 1024:g} KiB a second over {timeout:g} s") from error
-        silent = isinstance(error, requests.ReadTimeout)
-        connected = meter.response is not None or silent or not isinstance(error, requests.ConnectionError)
-        raise DownloadError(_reason(error, timeout), unreachable=not connected) from error
+        cause = getattr(error.args[0] if error.args else None, "reason", None)
+        no_way = isinstance(cause, NewConnectionError | ConnectTimeoutError) and meter.response is None
+        raise DownloadError(_reason(error, timeout), unreachable=no_way) from error
     finally:
         meter.close()
     if meter.too_slow:  # a body of unannounced length just ends when the meter stops it
@@ -122,13 +123,18 @@ class _Meter:
 
 def _reason(error: Exception, timeout: float) -> str:
     """requests' message without the objects it names."""
-    response, text = getattr(error, "response", None), str(error)
-    if response is not None:
-        return f"HTTP {response.status_code} {response.reason}".strip()
-    if "timed out" in text or type(error).__name__.endswith("Timeout"):
-        return f"no answer within {timeout:g} s"
+    response, text, kind = getattr(error, "response", None), str(error), type(error).__name__
+    if kind == "HTTPError":
+        return f"HTTP {response.status_code} {response.reason}".strip() if response is not None else text
     if found := re.search(r"IncompleteRead\((\d+) bytes read, (\d+) more expected", text):
         return f"cut short after {found[1]} bytes, {found[2]} more were announced"
-    if found := re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", text):
-        return found[1]
-    return f"{type(error).__name__}: {' '.join(text.split())[:150]}"
+    known = {
+        "redirects without end": kind == "TooManyRedirects",
+        f"no answer within {timeout:g} s": "timed out" in text or kind.endswith("Timeout"),
+        "the connection was closed": "Remote end closed" in text or "Connection reset" in text,
+    }
+    for reason, holds in known.items():
+        if holds:
+            return reason
+    found = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", text)
+    return found[1] if found else f"{kind}: {' '.join(text.split())[:150]}"

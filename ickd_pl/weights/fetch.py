@@ -180,10 +180,17 @@ class _Fetch:
 
 
 def sha256_of(path: Path) -> str:
-    """64 lower-case hex digits."""
+    """A file's SHA-256, 64 lower-case hex digits.
+
+    Raises:
+        UserError: it is a folder, or cannot be read.
+    """
     import pooch
 
-    return str(pooch.file_hash(str(path), alg="sha256"))
+    try:
+        return str(pooch.file_hash(str(path), alg="sha256"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _not_here(
@@ -199,10 +206,8 @@ def _not_here(
         try:
             if teacher.sha256 is None:
                 load_teacher(teacher.name, path, CLASSES)
-                say(
-                    f"{teacher.name}: {path} is here already, from elsewhere: no SHA-256 is recorded to compare it with"
-                )
-            elif path.is_file() and (found := sha256_of(path)) != teacher.sha256:
+                say(f"{teacher.name}: {path} is here already; no SHA-256 is recorded to compare it with")
+            elif (found := sha256_of(path)) != teacher.sha256:
                 faults.append(
                     f"{path} is not the file that was recorded: expected SHA-256 {teacher.sha256} ({manifest}), found "
                     f"{found}; delete it or give --force to fetch it again"
