@@ -322,7 +322,10 @@ class DistillationModule(pl.LightningModule):
         if self.teacher is not None and floor is not None:
             check_floor(self, floor)
         self.stages.offset_loader(self.trainer)
+        leaves_first_stage = self.stages.first  # as a checkpoint of the first stage's last batch says
         self._enter_epoch()  # Lightning leaves out on_train_epoch_start where it continues within an epoch
+        if leaves_first_stage and not self.stages.first:
+            self.stages.restart_optimizer(self)
 
     def on_train_epoch_start(self) -> None:
         self._enter_epoch()
@@ -346,7 +349,11 @@ class DistillationModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         leave_teacher_out(self, checkpoint)
+        if self.stages.epochs:
+            checkpoint["ickd_pl"]["first_stage"] = self.stages.first
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         evaluating = self._trainer is None or self._trainer.state.fn != "fit"
         put_back(self, checkpoint, evaluating)
+        if not evaluating:
+            self.stages.first = bool(checkpoint.get("ickd_pl", {}).get("first_stage", False))

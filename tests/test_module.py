@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ickd_pl import Batch, Digits, DistillationModule, LayerMap, UserError, get_model, load_student
-from ickd_pl.strategies import CRD, FSP, ICKD, KD  # type: ignore[attr-defined]
+from ickd_pl import Batch, Digits, DistillationModule, LayerMap, LossStrategy, UserError, get_model, load_student
+from ickd_pl.strategies import AB, CRD, FSP, FT, ICKD, KD  # type: ignore[attr-defined]
 
 
 def batch(size: int = 6) -> Batch:
@@ -269,19 +269,33 @@ def test_two_stages_in_one_fit(tmp_path: Path) -> None:
     assert not torch.equal(seen["two"][0], seen["two"][6])
 
 
-def test_continues_within_an_epoch(tmp_path: Path) -> None:
-    """From a step checkpoint of Lightning's own the rest of the epoch follows, with the same batches and weights."""
-    for strategies, step in (([KD()], 2), ([FSP(pretrain_epochs=1)], 5)):
-        runs = []
-        for resumed in (False, True):
-            module = DistillationModule("resnet8", get_model("resnet8", 10), strategies=strategies, num_classes=10)
-            for seed, parameter in enumerate(module.teacher.parameters()):  # type: ignore[union-attr]
-                parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) / 20)
-            file = tmp_path / f"{type(strategies[0]).__name__}.ckpt"
-            run = trainer(tmp_path, limit_val_batches=0, callbacks=[] if resumed else [SaveAt(step, file)])
-            run.fit(module, Digits(train_size=40, batch_size=16), ckpt_path=file if resumed else None)
-            runs.append(torch.cat([p.detach().flatten() for p in module.student.parameters()]))
-        assert torch.equal(runs[0], runs[1])
+@pytest.mark.parametrize(
+    ("strategy", "step"),
+    [
+        (KD(), 2),
+        (FSP(pretrain_epochs=1), 2),
+        (FSP(pretrain_epochs=1), 3),  # the last step of the first stage: its momentum must not go on
+        (AB(pretrain_epochs=2), 6),
+        (FT(pretrain_epochs=1), 3),
+        (FSP(pretrain_epochs=1), 4),  # the first main step: its momentum must go on
+        (FSP(pretrain_epochs=1), 5),
+        (FSP(pretrain_epochs=1), 6),
+    ],
+    ids=lambda value: value.name() if isinstance(value, LossStrategy) else str(value),
+)
+def test_continues_after_a_step(strategy: LossStrategy, step: int, tmp_path: Path) -> None:
+    """From a checkpoint after any step (three make an epoch) the rest follows with the same batches and weights."""
+    runs = []
+    for resumed in (False, True):
+        module = DistillationModule("resnet8", get_model("resnet8", 10), strategies=[strategy], num_classes=10)
+        for seed, parameter in enumerate(module.teacher.parameters()):  # type: ignore[union-attr]
+            parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) / 20)
+        file = tmp_path / "step.ckpt"
+        run = trainer(tmp_path, limit_val_batches=0, max_epochs=2, callbacks=[] if resumed else [SaveAt(step, file)])
+        run.fit(module, Digits(train_size=40, batch_size=16), ckpt_path=file if resumed else None)
+        assert run.global_step == 3 * (2 + strategy.pretrain_epochs)
+        runs.append(torch.cat([p.detach().flatten() for p in module.student.parameters()]))
+    assert torch.equal(runs[0], runs[1])
 
 
 class SaveAt(pl.Callback):
