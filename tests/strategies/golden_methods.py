@@ -106,7 +106,7 @@ METHODS: dict[str, Method] = {
     ),
     "abound": Method(
         lambda h: AB(margin=h["margin"]),
-        lambda x: make_features(stages=tuple(x), preact=tuple(x)),
+        lambda x: make_features(preact=tuple(x)),
         ((r"connector/connectors\.", ""),),
         first_stage=True,
     ),

@@ -1,4 +1,8 @@
-"""Values of the original losses on inputs by formula, and checks that many methods share. All in float64."""
+"""What the methods' tests share, all in float64.
+
+Values of the original losses on inputs by formula; checks that many methods keep; and, for a method's loss as a whole,
+features whose fields all differ, adapters whose weights all count, and their layers once more in numpy.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ickd_pl.features import FeatureShapes
+from ickd_pl.features import Features, FeatureShapes
+from ickd_pl.strategies import LossStrategy
+from tests.strategies.golden_methods import built
+
+Array = npt.NDArray[np.float64]
 
 # What RepDistiller's and ICKD's own files give on the inputs below.
 VALUES: dict[str, float] = json.loads((Path(__file__).parent / "reference_values.json").read_text())
@@ -64,3 +74,98 @@ def check_half(loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teache
     assert expected.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(loss(*half), expected, rtol=1e-6, atol=0)
+
+
+def full_features(
+    seed: int,
+    *stages: tuple[int, ...],
+    stem: tuple[int, ...] = (3, 8, 8),
+    final: tuple[int, ...] = (5, 3, 3),
+    width: int = 7,
+    size: int = 4,
+) -> Features:
+    """Every field from a random draw of its own, so that a method which reads another one gives another value."""
+    draws = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.from_numpy(draws.standard_normal((size, *shape)))
+
+    maps, before = (tuple(draw(*shape) for shape in stages) for _ in range(2))
+    return Features(draw(width), draw(*stem), maps, draw(*final), draw(width), before)
+
+
+def filled_adapter(strategy: LossStrategy, student: Features, teacher: Features, training: bool = True) -> nn.Module:
+    """The method's adapter with random weights, biases and running statistics."""
+    adapter = built(strategy, student, teacher)
+    assert adapter is not None
+    draws = np.random.default_rng(99)
+    for name, value in adapter.double().state_dict().items():
+        if value.is_floating_point():
+            new = torch.from_numpy(draws.standard_normal(tuple(value.shape)))
+            value.copy_(new.abs() + 0.5 if name.endswith("running_var") else new)
+    return adapter.train(training)
+
+
+def arrays(module: nn.Module) -> dict[str, Array]:
+    """Copies of its parameters and buffers as they are now, by their names."""
+    return {name: value.numpy().copy() for name, value in module.state_dict().items()}
+
+
+def unit(x: Array, axis: int) -> Array:
+    """Vectors of length one along an axis."""
+    return x / np.maximum(np.sqrt((x * x).sum(axis, keepdims=True)), 1e-12)
+
+
+def one_size(a: Tensor, b: Tensor) -> tuple[Array, Array]:
+    """Two maps, the larger averaged to the smaller one's size."""
+    size = min(a.shape[2], b.shape[2])
+    return averaged(a.numpy(), size), averaged(b.numpy(), size)
+
+
+def averaged(x: Array, size: int) -> Array:
+    """Square maps (B, C, H, H) averaged to (B, C, size, size): cell i is of positions iH/size to (i + 1)H/size."""
+    edges = [(i * x.shape[2] // size, -(-(i + 1) * x.shape[2] // size)) for i in range(size)]
+    rows = [[x[:, :, a:b, c:d].mean((2, 3)) for c, d in edges] for a, b in edges]
+    return np.moveaxis(np.array(rows), (0, 1), (2, 3))
+
+
+def conv(x: Array, weight: Array, bias: Array | None = None, stride: int = 1, padding: int = 0) -> Array:
+    """Convolution of (B, C, H, W) with a weight (O, C, h, w)."""
+    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
+    out: Array = np.einsum("bchwij,ocij->bohw", windows, weight)
+    return out if bias is None else out + bias[:, None, None]
+
+
+def conv_transposed(x: Array, weight: Array, bias: Array, stride: int = 1, padding: int = 1) -> Array:
+    """Transposed convolution of (B, C, H, W) with a weight (C, O, h, w)."""
+    spread = np.zeros((*x.shape[:2], stride * (x.shape[2] - 1) + 1, stride * (x.shape[3] - 1) + 1))
+    spread[:, :, ::stride, ::stride] = x
+    turned = weight.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
+    return conv(spread, turned, bias, padding=weight.shape[2] - 1 - padding)
+
+
+def batch_norm(x: Array, values: dict[str, Array], name: str, training: bool) -> Array:
+    """Batch norm ``name`` with the weights of ``values``, by the batch's statistics or the running ones."""
+    mean, variance = values[f"{name}.running_mean"], values[f"{name}.running_var"]
+    if training:
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    mean, scale, shift = (
+        v[:, None, None] for v in (mean, values[f"{name}.weight"] / np.sqrt(variance + 1e-5), values[f"{name}.bias"])
+    )
+    return (x - mean) * scale + shift
+
+
+def regressed(x: Array, values: dict[str, Array], size: int, training: bool, name: str = "") -> Array:
+    """RepDistiller's regressor to maps of a size: the convolution of its rule, then batch norm; no ReLU."""
+    weight, bias = values[f"{name}conv.weight"], values[f"{name}conv.bias"]
+    if x.shape[2] == 2 * size:
+        assert weight.shape[2:] == (3, 3)
+        x = conv(x, weight, bias, stride=2, padding=1)
+    elif 2 * x.shape[2] == size:
+        assert weight.shape[2:] == (4, 4)
+        x = conv_transposed(x, weight, bias, stride=2)
+    else:
+        assert weight.shape[2:] == (1 + x.shape[2] - size,) * 2
+        x = conv(x, weight, bias)
+    return batch_norm(x, values, f"{name}bn", training)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from ickd_pl.errors import IncompatiblePair
 from ickd_pl.strategies.at import AT, at_loss
-from tests.strategies.reference import VALUES, check_properties, s, shapes, t
+from tests.strategies.golden_methods import blank_batch
+from tests.strategies.reference import VALUES, check_properties, full_features, one_size, s, shapes, t, unit
 
 
 @pytest.mark.parametrize(("key", "size"), [("at", 4), ("at pooled", 8)])
@@ -34,3 +36,16 @@ def test_unequal_stage_counts_raise() -> None:
         AT().check(shapes("resnet"), shapes("vgg", stages=((4, 8, 8),)))
     with pytest.raises(ValueError, match="zip"):
         at_loss([s(1, 2, 4, 4)] * 2, [t(1, 2, 4, 4)])
+
+
+@pytest.mark.parametrize("power", [2, 3])
+def test_loss_equals_numpy(power: float) -> None:
+    """Three stages; the larger map is once the student's, once the teacher's."""
+    student = full_features(1, (4, 9, 9), (5, 4, 4), (6, 3, 3))
+    teacher = full_features(2, (3, 9, 9), (2, 7, 7), (4, 2, 2))
+    expected = 0.0
+    for a, b in zip(student.stages, teacher.stages, strict=True):
+        maps = [unit((np.abs(x) ** power).mean(1).reshape(4, -1), 1) for x in one_size(a, b)]
+        expected += ((maps[0] - maps[1]) ** 2).mean()
+    value = AT(power=power).loss(student, teacher, blank_batch(4), None)
+    assert value.item() == pytest.approx(expected, rel=1e-10)

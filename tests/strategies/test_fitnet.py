@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,18 @@ from ickd_pl.adapters import ConvRegressor
 from ickd_pl.data.batch import DataInfo
 from ickd_pl.errors import IncompatiblePair
 from ickd_pl.strategies.fitnet import FitNet, fitnet_loss
-from tests.strategies.reference import VALUES, check_properties, s, shapes, t
+from tests.strategies.golden_methods import blank_batch
+from tests.strategies.reference import (
+    VALUES,
+    arrays,
+    check_properties,
+    filled_adapter,
+    full_features,
+    regressed,
+    s,
+    shapes,
+    t,
+)
 
 
 def test_reference() -> None:
@@ -37,3 +49,19 @@ def test_sizes_without_a_convolution_raise() -> None:
         FitNet().check(student, teacher)
     with pytest.raises(IncompatiblePair, match=r"hint_layer 3 is not in 0\.\.2"):
         FitNet(hint_layer=3).check(shapes("a"), shapes("b"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("hint_layer", [None, 0, 1, 2, 3])
+def test_loss_equals_numpy(hint_layer: int | None, training: bool) -> None:
+    """Of stem and three stages the chosen map (by default the second stage's), through convolution, norm and ReLU."""
+    student = full_features(1, (4, 8, 8), (5, 4, 4), (6, 6, 6), stem=(3, 9, 9))
+    teacher = full_features(2, (3, 4, 4), (2, 8, 8), (4, 4, 4), stem=(2, 9, 9))
+    strategy = FitNet() if hint_layer is None else FitNet(hint_layer=hint_layer)
+    position = 2 if hint_layer is None else hint_layer
+    adapter = filled_adapter(strategy, student, teacher, training)
+    hint, target = ((x.stem, *x.stages)[position].numpy() for x in (student, teacher))
+    mapped = np.maximum(regressed(hint, arrays(adapter), target.shape[2], training), 0)
+    expected = ((mapped - target) ** 2).mean()
+    value = strategy.loss(student, teacher, blank_batch(4), adapter)
+    assert value.item() == pytest.approx(expected, rel=1e-10)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 
 from ickd_pl.errors import IncompatiblePair, UserError
+from ickd_pl.features import FeatureShapes
 from ickd_pl.models import get_model
 from ickd_pl.strategies.fsp import FSP, fsp_loss
 from tests.strategies.golden_methods import blank_batch, make_features
-from tests.strategies.reference import VALUES, check_properties, s, shapes, t
+from tests.strategies.reference import VALUES, check_properties, full_features, one_size, s, shapes, t
 
 
 def test_reference() -> None:
@@ -45,3 +49,23 @@ def test_other_channels_raise() -> None:
     with pytest.raises(IncompatiblePair, match=r"wide.*thin.*stage 2 is 6x4x4 against 5x4x4"):
         FSP().check(shapes("wide"), shapes("thin", stages=((4, 8, 8), (5, 4, 4))))
     FSP().check(shapes("a"), shapes("b", stages=((4, 4, 4), (6, 2, 2))))
+
+
+def test_loss_equals_numpy() -> None:
+    """From the stem over three stages, of growing and of shrinking sizes."""
+    student = full_features(1, (4, 9, 9), (5, 4, 4), (6, 6, 6), stem=(3, 9, 9))
+    teacher = full_features(2, (4, 5, 5), (5, 5, 5), (6, 2, 2), stem=(3, 7, 7))
+    flows = []
+    for net in (student, teacher):
+        maps = (net.stem, *net.stages)
+        pairs = [one_size(a, b) for a, b in pairwise(maps)]
+        flows.append([np.einsum("bihw,bjhw->bij", a, b) / (a.shape[2] * a.shape[3]) for a, b in pairs])
+    expected = sum(((a - b) ** 2).mean() for a, b in zip(*flows, strict=True))
+    value = FSP().pretrain_loss(student, teacher, blank_batch(4), None)
+    assert value.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_stem_of_other_channels_raises() -> None:
+    thin = FeatureShapes("thin", (5,), (3, 8, 8), ((4, 8, 8),), (4, 8, 8), (4,))
+    with pytest.raises(IncompatiblePair, match="the stem is 4x8x8 against 3x8x8"):
+        FSP().check(shapes("wide", stages=((4, 8, 8),)), thin)

@@ -7,7 +7,19 @@ from ickd_pl.adapters import ConvBN
 from ickd_pl.data.batch import DataInfo
 from ickd_pl.strategies.ickd import ICKD, ickd_loss
 from tests.strategies.golden_methods import blank_batch, make_features
-from tests.strategies.reference import VALUES, check_properties, s, shapes, t
+from tests.strategies.reference import (
+    VALUES,
+    arrays,
+    batch_norm,
+    check_properties,
+    conv,
+    filled_adapter,
+    full_features,
+    s,
+    shapes,
+    t,
+    unit,
+)
 
 
 def test_reference() -> None:
@@ -41,3 +53,17 @@ def test_embedding_keeps_no_unused_weight() -> None:
     assert {name: tuple(p.shape) for name, p in adapter.named_parameters()} == {
         "conv.weight": (9, 6, 1, 1), "bn.weight": (9,), "bn.bias": (9,),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_equals_numpy(training: bool) -> None:
+    """On the map that enters the pooling, which is not the last stage's here."""
+    student = full_features(1, (4, 8, 8), (6, 4, 4), final=(5, 4, 4))
+    teacher = full_features(2, (3, 8, 8), (2, 3, 3), final=(3, 3, 3))
+    adapter = filled_adapter(ICKD(), student, teacher, training)
+    values = arrays(adapter)
+    mapped = batch_norm(conv(student.final.numpy(), values["conv.weight"]), values, "bn", training)
+    a, b = (x.reshape(4, 3, -1) for x in (mapped, teacher.final.numpy()))
+    off = unit(a @ a.transpose(0, 2, 1), 2) - unit(b @ b.transpose(0, 2, 1), 2)
+    value = ICKD().loss(student, teacher, blank_batch(4), adapter)
+    assert value.item() == pytest.approx((off**2).sum() / (4 * 3), rel=1e-10)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from ickd_pl.strategies.kd import kd_loss
-from tests.strategies.reference import VALUES, check_properties, s, t
+from ickd_pl.strategies.kd import KD, kd_loss
+from tests.strategies.golden_methods import blank_batch
+from tests.strategies.reference import VALUES, check_properties, full_features, s, t
 
 
 @pytest.mark.parametrize("temperature", [1, 4])
@@ -36,3 +38,13 @@ def test_gradient_is_the_difference_of_probabilities() -> None:
 
 def test_far_logits_stay_finite() -> None:
     assert kd_loss(torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])).isfinite()
+
+
+@pytest.mark.parametrize("temperature", [None, 3])
+def test_loss_equals_numpy(temperature: float | None) -> None:
+    student, teacher = full_features(1, (4, 2, 2)), full_features(2, (4, 2, 2))
+    strategy, used = (KD(), 4) if temperature is None else (KD(temperature=temperature), temperature)
+    p, q = (np.exp(x.logits.numpy() / used) for x in (teacher, student))
+    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+    expected = used**2 * (p * np.log(p / q)).sum() / 4
+    assert strategy.loss(student, teacher, blank_batch(4), None).item() == pytest.approx(expected, rel=1e-10)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from ickd_pl.errors import IncompatiblePair
 from ickd_pl.strategies.nst import NST, nst_loss
-from tests.strategies.reference import VALUES, check_properties, s, shapes, t
+from tests.strategies.golden_methods import blank_batch
+from tests.strategies.reference import VALUES, check_properties, full_features, one_size, s, shapes, t, unit
 
 
 @pytest.mark.parametrize(("key", "size"), [("nst", 4), ("nst pooled", 8)])
@@ -39,3 +41,16 @@ def test_properties() -> None:
 def test_unequal_stage_counts_raise() -> None:
     with pytest.raises(IncompatiblePair, match="stage 2 of a has no partner"):
         NST().check(shapes("a"), shapes("b", stages=((4, 8, 8),)))
+
+
+def test_loss_equals_numpy() -> None:
+    """Three stages; the larger map is once the student's, once the teacher's."""
+    student = full_features(1, (4, 9, 9), (5, 4, 4), (6, 3, 3))
+    teacher = full_features(2, (3, 9, 9), (2, 7, 7), (4, 2, 2))
+    expected = 0.0
+    for pair in zip(student.stages, teacher.stages, strict=True):
+        a, b = (unit(x.reshape(4, x.shape[1], -1), 2) for x in one_size(*pair))
+        for factor, x, y in ((1, a, a), (1, b, b), (-2, a, b)):
+            expected += factor * (np.einsum("bip,bjp->bij", x, y) ** 2).mean()
+    value = NST().loss(student, teacher, blank_batch(4), None)
+    assert value.item() == pytest.approx(expected, rel=1e-10)

@@ -5,8 +5,8 @@ import torch
 
 from ickd_pl.data.batch import Batch
 from ickd_pl.strategies.sp import SP, sp_loss
-from tests.strategies.golden_methods import make_features
-from tests.strategies.reference import VALUES, check_properties, s, t
+from tests.strategies.golden_methods import blank_batch, make_features
+from tests.strategies.reference import VALUES, check_properties, full_features, s, t, unit
 
 
 @pytest.mark.parametrize(("key", "channels"), [("sp", 6), ("sp 3 channels", 3)])
@@ -30,3 +30,11 @@ def test_takes_the_last_stage() -> None:
     student, teacher = make_features(stages=(b, a)), make_features(stages=(a, b))
     batch = Batch(a, torch.zeros(4).long(), torch.zeros(4).long())
     assert SP().loss(student, teacher, batch, None) == sp_loss(a, b)
+
+
+def test_loss_equals_numpy() -> None:
+    student = full_features(1, (4, 8, 8), (5, 4, 4), final=(5, 4, 4))
+    teacher = full_features(2, (3, 8, 8), (2, 3, 3), final=(2, 3, 3))
+    a, b = (x.stages[-1].numpy().reshape(4, -1) for x in (student, teacher))
+    expected = ((unit(a @ a.T, 1) - unit(b @ b.T, 1)) ** 2).sum() / 16
+    assert SP().loss(student, teacher, blank_batch(4), None).item() == pytest.approx(expected, rel=1e-10)
