@@ -118,7 +118,7 @@ class DistillationModule(pl.LightningModule):
         check_classes(num_classes, student_shapes, teacher_shapes)
         if teacher_shapes is not None:
             self._build_adapters(student_shapes, teacher_shapes, DataInfo(num_classes, num_samples), seed)
-        self.stages = Stages(self.strategies)
+        self.stages = Stages(self.strategies, self.student_name)
         self.best_acc1 = 0.0
         self.param_group = 0
         self._main_epoch: int | None = None

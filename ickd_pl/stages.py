@@ -22,11 +22,15 @@ class Stages:
     ``max_epochs`` counts main epochs. First-stage epochs come before them and have negative numbers in the order of
     the data, so that two-stage and one-stage runs see the same batches in their main epochs.
 
+    Args:
+        strategies: the module's methods.
+        student: the student's name, on which a method's first learning rate may depend.
+
     Raises:
         UserError: two methods want first stages of different lengths.
     """
 
-    def __init__(self, strategies: Sequence[LossStrategy]) -> None:
+    def __init__(self, strategies: Sequence[LossStrategy], student: str) -> None:
         lengths = {s.pretrain_epochs for s in strategies if s.pretrain_epochs}
         if len(lengths) > 1:
             names = ", ".join(f"{type(s).__name__} {s.pretrain_epochs}" for s in strategies if s.pretrain_epochs)
@@ -34,13 +38,15 @@ class Stages:
                 f"first stages of different lengths cannot run together ({names}): give them the same pretrain_epochs"
             )
         self.strategies = strategies
+        self.student = student
         self.epochs = max(lengths, default=0)
         self.first = False
         self._extended: pl.Trainer | None = None
 
     def lr(self, recipe: float) -> float:
         """Constant learning rate of the first stage; the recipe's where the method names none."""
-        own = [s.pretrain_lr for s in self.strategies if s.pretrain_epochs and s.pretrain_lr is not None]
+        named = [s.first_stage_lr(self.student) for s in self.strategies if s.pretrain_epochs]
+        own = [lr for lr in named if lr is not None]
         return own[0] if own else recipe
 
     def extend(self, trainer: pl.Trainer) -> None:

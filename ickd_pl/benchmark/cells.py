@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,10 +21,10 @@ from ickd_pl.benchmark.pack_record import PackRecord, write_members
 from ickd_pl.benchmark.plan import Cell
 from ickd_pl.cli import IckdCLI, user_error
 from ickd_pl.errors import IncompatiblePair, NonFiniteLoss, UserError
-from ickd_pl.runtime import RunFolder
+from ickd_pl.runtime import EpochRecord, RunFolder
 from ickd_pl.runtime.atomic import replacing
 from ickd_pl.runtime.configs import find_configs
-from ickd_pl.weights import load_student
+from ickd_pl.weights import load_student, read_file
 
 
 class CellCLI(IckdCLI):
@@ -49,8 +48,9 @@ class CellCLI(IckdCLI):
         return self._place
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        if self._builds_only:
-            return LightningCLI.instantiate_trainer(self, callbacks=self._more, **kwargs)
+        if self._builds_only:  # the teacher need not be read
+            self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
+            return LightningCLI.instantiate_trainer(self, **kwargs)
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.extend(self._more)  # type: ignore[attr-defined]
         return trainer
@@ -105,13 +105,16 @@ def train_alone(job: Job) -> Outcome:
         return _refusal(error)
 
 
-def train_pack(jobs: Sequence[Job], path: Path, callbacks: Sequence[pl.Callback] = ()) -> list[Outcome]:
+def train_pack(
+    jobs: Sequence[Job], path: Path, callbacks: Sequence[pl.Callback] = (), trained_teacher: bool = True
+) -> list[Outcome]:
     """Train several cells as one pack, or continue it.
 
     Args:
         jobs: cells with the same data, seed, trainer and teacher.
         path: the pack's checkpoint.
         callbacks: further callbacks of the trainer.
+        trained_teacher: read the teacher's weights; a timing needs none.
     """
     built = [build(job) for job in jobs]
     fine = [(job, cli) for job, cli in zip(jobs, built, strict=True) if isinstance(cli, CellCLI)]
@@ -123,6 +126,9 @@ def train_pack(jobs: Sequence[Job], path: Path, callbacks: Sequence[pl.Callback]
         first = fine[0][1]
         clip = first.settings["trainer"].get("gradient_clip_val")
         pack = Pack([cli.model for _, cli in fine], names, gradient_clip_val=clip)
+        if not trained_teacher:
+            for member in pack:
+                member._teacher_ready = True
         record = PackRecord(path, [RunFolder(job.place) for job, _ in fine], [cli.settings for _, cli in fine])
         first.trainer_defaults["callbacks"] = [record, *callbacks]
         trainer = LightningCLI.instantiate_trainer(first, gradient_clip_val=None)
@@ -137,10 +143,18 @@ def train_pack(jobs: Sequence[Job], path: Path, callbacks: Sequence[pl.Callback]
     return [outcomes[str(job.cell)] for job in jobs]
 
 
+def members_of(path: Path) -> list[str]:
+    """The names of a pack's members, by its checkpoint; none where there is no whole checkpoint."""
+    if not path.is_file():
+        return []
+    try:
+        return [str(name) for name in read_file(path).get("ickd_pl_pack", {}).get("names", [])]
+    except UserError:
+        return []
+
+
 def _continues(path: Path, names: list[str], record: PackRecord) -> str:
     """ "" to start, "continue", or "finished"; a pack of other members starts anew, for it has no result yet."""
-    from ickd_pl.weights import read_file
-
     if not path.is_file():
         return ""
     try:
@@ -221,20 +235,6 @@ def quietly() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-class Clock(pl.Callback):
-    """Seconds of training, from the first step to the last, without building and reading."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began = time.perf_counter()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds = time.perf_counter() - self._began
 
 
 def remove(path: Path) -> None:

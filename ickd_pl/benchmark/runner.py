@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ickd_pl.benchmark.cells import Job, Outcome, quietly, remove, train_alone, train_pack
+from ickd_pl.benchmark.cells import Job, Outcome, members_of, quietly, remove, train_alone, train_pack
 from ickd_pl.benchmark.choose import choose
 from ickd_pl.benchmark.identity import code_hash, data_hash
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
@@ -95,7 +95,7 @@ class Runner:
             ) from error
         with FileLock(self.folder / ".benchmark.lock"):
             if not path.is_file():
-                strangers = [p.name for p in self.folder.iterdir() if p.name != ".benchmark.lock"]
+                strangers = [p.name for p in self.folder.iterdir() if p.name not in (".benchmark.lock", "commands")]
                 if strangers:
                     raise UserError(
                         f"{self.folder} is not empty and holds no benchmark ({sorted(strangers)[0]}, ...): "
@@ -215,6 +215,10 @@ class Runner:
             self._do_teacher(group.cells[0])
             return
         pending = self._pending(group)
+        pack = self.folder / group.path / "pack.ckpt"
+        # A pack that was killed while its results were written goes on with the members that it had.
+        had = members_of(pack) if len(group.cells) > 1 else []
+        cells = [cell for cell in group.cells if cell in pending or cell.method in had]
         chosen = {cell: choose(self, cell) for cell in pending if cell.method in self.benchmark.settings["choices"]}
         jobs = [
             Job(
@@ -222,19 +226,19 @@ class Runner:
                 self._words(cell, (chosen[cell] or {}).get("overrides") if cell in chosen else None),
                 self._place(cell),
             )
-            for cell in pending
+            for cell in cells
         ]
         for cell in pending:
             self._note_identity(cell)
         if len(group.cells) > 1:
-            outcomes = train_pack(jobs, self.folder / group.path / "pack.ckpt")
+            outcomes = train_pack(jobs, pack)
         else:
             outcomes = [train_alone(jobs[0])]
         for job, outcome in zip(jobs, outcomes, strict=True):
-            self._finish(job.cell, outcome, chosen.get(job.cell))
+            if job.cell in pending:
+                self._finish(job.cell, outcome, chosen.get(job.cell))
         if len(group.cells) > 1:
-            remove(self.folder / group.path / "pack.ckpt")
-            remove(self.folder / group.path / "previous.ckpt")
+            remove(pack)
 
     def _do_teacher(self, cell: Cell) -> None:
         self._note_identity(cell)

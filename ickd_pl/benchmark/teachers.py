@@ -60,6 +60,10 @@ class Teachers:
         if cell.kind == "teacher":
             self._hashes.pop(cell.network, None)
 
+    def given(self, cell: Cell) -> bool:
+        """Whether a teacher comes as a file, so that nothing is trained."""
+        return cell.network in self.settings["weights"] or self.settings["get"] == "fetch"
+
     def get(self, cell: Cell) -> Path | None:
         """The file of a teacher that need not be trained; None where it has to be.
 

@@ -34,7 +34,7 @@ class LossStrategy(pl.Callback, ABC):
         needs_preact: ask both networks for :attr:`Features.preact`.
         needs_index: the batches must say which training image is which.
         pretrain_epochs: length of a first stage before the main epochs; 0 for a one-stage method.
-        pretrain_lr: constant learning rate of the first stage; None takes the recipe's.
+        pretrain_lr: constant learning rate of the first stage; None leaves it to :meth:`first_stage_lr`.
     """
 
     needs_preact: ClassVar[bool] = False
@@ -84,6 +84,10 @@ class LossStrategy(pl.Callback, ABC):
             epoch: main epoch, from 1; None outside a fit, where the full weight counts.
         """
         return self.weight
+
+    def first_stage_lr(self, student: str) -> float | None:
+        """Learning rate of the first stage for a student of this name; None takes the recipe's."""
+        return self.pretrain_lr
 
     def frozen_in_main(self, adapter: nn.Module | None) -> list[nn.Module]:
         """Parts of the adapter that the main stage neither trains nor decays and keeps in eval mode."""

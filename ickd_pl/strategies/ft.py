@@ -11,6 +11,9 @@ from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import expect, match_size
 from ickd_pl.strategies.base import LossStrategy, full_precision
 
+# RepDistiller's rule for the first stage: students of these names (not ResNet50) have this learning rate in it.
+SLOW_STUDENTS, SLOW_LR = ("resnet", "wrn_"), 0.01
+
 
 def _layers(*convolutions: nn.Module, batch_norm: bool) -> nn.Sequential:
     """Every convolution followed by batch norm (or nothing) and a leaky ReLU."""
@@ -111,13 +114,13 @@ class FT(LossStrategy):
     the translator learns, with the student, the factor of the frozen paraphraser.
 
     RepDistiller trains the paraphraser at 0.01 for resnet and wrn students, else at the student's learning rate: 0.01
-    again for the mobile networks, 0.05 for vgg (leave ``pretrain_lr`` at None there).
+    again for the mobile networks, 0.05 for vgg. So does this, by the student's name, where ``pretrain_lr`` is None.
 
     Args:
         weight: factor of the loss; 200 in RepDistiller's script, for all pairs.
         rate: channels of a factor over those of the teacher's map.
         pretrain_epochs: length of the first stage.
-        pretrain_lr: its learning rate; None takes the recipe's.
+        pretrain_lr: its learning rate; None is RepDistiller's for the student, as above.
     """
 
     def __init__(
@@ -127,6 +130,11 @@ class FT(LossStrategy):
         self.rate = rate
         self.pretrain_epochs = pretrain_epochs
         self.pretrain_lr = pretrain_lr
+
+    def first_stage_lr(self, student: str) -> float | None:
+        if self.pretrain_lr is None and student.startswith(SLOW_STUDENTS):
+            return SLOW_LR
+        return self.pretrain_lr
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         channels = teacher.stages[-1][0]

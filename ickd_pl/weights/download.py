@@ -131,6 +131,7 @@ def _reason(error: Exception, timeout: float) -> str:
     known = {
         "redirects without end": kind == "TooManyRedirects",
         f"no answer within {timeout:g} s": "timed out" in text or kind.endswith("Timeout"),
+        "its certificate is not trusted": "CERTIFICATE_VERIFY_FAILED" in text,
         "the connection was closed": "Remote end closed" in text or "Connection reset" in text,
     }
     for reason, holds in known.items():

@@ -1,0 +1,202 @@
+"""What a benchmark will cost: its cells, its steps, and an estimate from a short timing on this machine."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ickd_pl.benchmark.cells import CellCLI, Job, build, quietly, train_pack
+from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
+from ickd_pl.benchmark.result import read_result
+from ickd_pl.benchmark.teachers import Teachers
+from ickd_pl.data.build import data_module
+from ickd_pl.errors import UserError
+
+# A timing's epochs and steps. What comes first is slower, for memory is allocated and kernels are compiled: the last
+# epoch counts.
+EPOCHS, STEPS = 3, 12
+
+
+@dataclass
+class Timing:
+    """Seconds of the parts of a run."""
+
+    start: float
+    step: float
+    epoch: float
+
+    def of(self, epochs: int, steps: int) -> float:
+        """A run's seconds: epochs of so many steps, each with its evaluation and checkpoint."""
+        return self.start + epochs * (steps * self.step + self.epoch)
+
+
+class _Stopwatch(pl.Callback):
+    """Times the steps, and what an epoch has beside them: evaluation, rows, checkpoint."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[float]] = []
+        self.rests: list[float] = []
+        self.inside = 0.0
+        self._mark = self._evaluation = self._began = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = _now(pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now = _now(pl_module)
+        if self._evaluation:
+            self.rests.append(now - self._evaluation)
+        self.steps.append([])
+        self._mark = now
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if args[-1] > 0:  # the first step of an epoch ends here
+            self._step(pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step(pl_module)
+        self._evaluation = self._mark
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.inside = _now(pl_module) - self._began
+
+    def _step(self, module: pl.LightningModule) -> None:
+        now = _now(module)
+        self.steps[-1].append(now - self._mark)
+        self._mark = now
+
+
+def _now(module: pl.LightningModule) -> float:
+    if module.device.type == "cuda":
+        torch.cuda.synchronize(module.device)
+    return time.perf_counter()
+
+
+def describe(benchmark: Benchmark, folder: Path | None, shard: tuple[int, int], timed: bool, commands: bool) -> str:
+    """The plan as text.
+
+    Args:
+        benchmark: what is planned.
+        folder: a results folder whose finished cells do not count, or None.
+        shard: (i, n): the i-th of n parts, from 1.
+        timed: time a few steps for an estimate.
+        commands: also print every cell as a command of its own.
+    """
+    groups = [group for group in shard_of(benchmark.groups, shard) if not _done(group, folder)]
+    lines, total, steps = [], 0.0, 0
+    timings: dict[Any, Timing | str] = {}
+    for group in groups:
+        epochs, per_epoch = _size(benchmark, group)
+        own = epochs * per_epoch * len(group.cells)
+        text = f"{group}: {epochs} epochs x {per_epoch} steps"
+        if timed:
+            # Another seed costs the same.
+            key = (group.cells[0].pair, tuple(cell.method or cell.network for cell in group.cells))
+            if key not in timings:
+                timings[key] = _time(benchmark, group)
+            found = timings[key]
+            if isinstance(found, str):
+                text, own = f"{group}: {found}", 0
+            else:
+                seconds = found.of(epochs, per_epoch)
+                total += seconds
+                text += f", about {_duration(seconds)}"
+        steps += own
+        lines.append(text)
+        if commands:
+            lines += [f"    {_command(benchmark, cell, folder)}" for cell in group.cells]
+    cells = sum(len(group.cells) for group in groups)
+    lines.append(f"{benchmark.settings['name']}: {cells} cells in {len(groups)} runs, {steps:,} steps of a student")
+    if timed:
+        lines.append(f"estimate on this machine: {_duration(total)} ({total:.0f} seconds), one run after another")
+    return "\n".join(lines)
+
+
+def _done(group: Group, folder: Path | None) -> bool:
+    return folder is not None and all(read_result(folder / "cells" / cell.path) is not None for cell in group.cells)
+
+
+def _size(benchmark: Benchmark, group: Group) -> tuple[int, int]:
+    """Epochs (with a first stage's) and steps an epoch."""
+    from ickd_pl.benchmark.result import recipe_of
+    from ickd_pl.strategies import from_spec
+
+    cell = group.cells[0]
+    recipe = recipe_of(benchmark, cell)
+    data = data_module(merge(benchmark.settings["data"], _teacher_data(benchmark, cell)))
+    strategies = recipe["model"].get("strategies") or []
+    first = max(
+        (from_spec(s if isinstance(s, dict) else {"class_path": s}).pretrain_epochs for s in strategies), default=0
+    )
+    return int(recipe["trainer"]["max_epochs"]) + first, math.ceil(data.num_train / data.batch_size)
+
+
+def _teacher_data(benchmark: Benchmark, cell: Cell) -> dict[str, Any]:
+    return dict(benchmark.settings["teachers"]["data"]) if cell.kind == "teacher" else {}
+
+
+def _time(benchmark: Benchmark, group: Group) -> Timing | str:
+    """Run one short epoch as the benchmark would, in a folder that is thrown away; a text where it is refused."""
+    if group.cells[0].kind == "teacher" and Teachers(benchmark, Path(), print).given(group.cells[0]):
+        return "given or fetched, not trained"
+    with tempfile.TemporaryDirectory() as scratch, quietly():
+        began = time.perf_counter()
+        watch = _Stopwatch()
+        short = {
+            "trainer": {"max_epochs": EPOCHS, "limit_train_batches": _share(benchmark, group)},
+            "model": {"milestones": []},
+        }
+        jobs = []
+        for cell in group.cells:
+            place = Path(scratch) / str(cell)
+            words = benchmark.words(cell, None, place, short)
+            jobs.append(Job(cell, words, place, [watch]))
+        try:
+            refused = _run(jobs, Path(scratch) / "pack.ckpt", watch)
+        except UserError as error:
+            raise UserError(f"{group}: {error}") from error
+        if refused:
+            return refused
+        whole = time.perf_counter() - began
+    step = sum(watch.steps[-1]) / len(watch.steps[-1])
+    known = sum(map(sum, watch.steps)) + len(watch.steps) * watch.rests[-1]
+    return Timing(start=max(0.0, whole - known), step=step, epoch=watch.rests[-1])
+
+
+def _share(benchmark: Benchmark, group: Group) -> float:
+    """The part of an epoch that is timed. A fraction: Lightning takes the whole number 1 for all batches."""
+    return min(1.0, STEPS / _size(benchmark, group)[1])
+
+
+def _run(jobs: list[Job], path: Path, watch: _Stopwatch) -> str:
+    """Train the jobs with untrained teachers, whose speed is the same."""
+    if len(jobs) == 1:
+        built = build(jobs[0])
+        if not isinstance(built, CellCLI):
+            return f"refused: {built.reason}"
+        built.model._teacher_ready = True
+        built.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+        built.trainer.fit(built.model, datamodule=built.datamodule)
+        return ""
+    outcomes = train_pack(jobs, path, [watch], trained_teacher=False)
+    return "" if any(o.status == "done" for o in outcomes) else f"refused: {outcomes[0].reason}"
+
+
+def _command(benchmark: Benchmark, cell: Cell, folder: Path | None) -> str:
+    root = folder or Path("outputs", "bench", str(benchmark.settings["name"]))
+    weights = Teachers(benchmark, root, print).weights(cell.teacher) if cell.teacher else None
+    words = benchmark.words(cell, weights, root / "commands", {})
+    return " ".join(["python cli.py", *words, "--trainer.default_root_dir", (root / "alone").as_posix()])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
