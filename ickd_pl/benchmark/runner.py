@@ -230,10 +230,7 @@ class Runner:
         ]
         for cell in pending:
             self._note_identity(cell)
-        if len(group.cells) > 1:
-            outcomes = train_pack(jobs, pack)
-        else:
-            outcomes = [train_alone(jobs[0])]
+        outcomes = train_pack(jobs, pack) if len(group.cells) > 1 else [train_alone(jobs[0])]
         for job, outcome in zip(jobs, outcomes, strict=True):
             if job.cell in pending:
                 self._finish(job.cell, outcome, chosen.get(job.cell))
