@@ -7,7 +7,8 @@ features whose fields all differ, adapters whose weights all count, and their la
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,35 @@ def regressed(x: Array, values: dict[str, Array], size: int, training: bool, nam
         assert weight.shape[2:] == (1 + x.shape[2] - size,) * 2
         x = conv(x, weight, bias)
     return batch_norm(x, values, f"{name}bn", training)
+
+
+def kdsvd_terms(student: Sequence[Tensor], teacher: Sequence[Tensor], count: int) -> Array:
+    """KDSVD's loss in its smallest parts, which are all that the signs of singular vectors can change.
+
+    Only the relative sign of a teacher's vector in two consecutive stages matters, for every image, pair of stages and
+    vector on its own.
+
+    Returns:
+        Shape (2, stages - 1, B, count), over B already: with the signs under which a vector's entries sum to 0 or
+        more, and with those of the deeper stage turned. The loss of the former is ``[0].sum()``.
+    """
+    size, stages = len(student[0]), []
+    for pair in zip(student, teacher, strict=True):
+        (_, _, rows), (_, values, targets) = (np.linalg.svd(x.flatten(2).transpose(1, 2).numpy()) for x in pair)
+        partners, signed = np.empty((2, size, count, rows.shape[2]))
+        for b, k in np.ndindex(size, count):
+            own = targets[b, k] * (1 if targets[b, k].sum() >= 0 else -1)
+            cosines = rows[b, : count + 3] @ own
+            best = np.argmax(np.abs(cosines))
+            scale = values[b, k] / np.linalg.norm(values[b, :count])
+            signed[b, k], partners[b, k] = own * scale, rows[b, best] * np.sign(cosines[best]) * scale
+        stages.append((partners, signed))
+    terms = np.empty((2, len(stages) - 1, size, count))
+    for step, ((s0, t0), (s1, t1)) in enumerate(pairwise(stages)):
+        for turn, b, k in np.ndindex(2, size, count):
+            sign = 1 - 2 * turn
+            relations = [
+                np.exp(-((np.subtract.outer(sign * a[b, k], z[b, k])) ** 2) / 8) for a, z in ((s1, s0), (t1, t0))
+            ]
+            terms[turn, step, b, k] = ((relations[0] - relations[1]) ** 2).sum() / size
+    return terms
