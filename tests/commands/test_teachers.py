@@ -114,7 +114,7 @@ def test_a_first_fetch_writes_the_manifest_of_the_folder() -> None:
 @pytest.mark.parametrize(
     ("words", "needle"),
     [
-        ([], "teachers: the following arguments are required: list|fetch; see --help"),
+        ([], "teachers: the following arguments are required: list|fetch"),
         (["fetsh"], "did you mean fetch?"),
         (["fetch"], "give the NAMEs of teachers, or --all"),
         (["fetch", "resnet56", "--all"], "give the NAMEs of teachers, or --all"),
