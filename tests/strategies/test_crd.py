@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.seeding import generator, seeded
 from ickd_pl.strategies.crd import CRD, ContrastMemory, crd_loss
 from tests.strategies.golden_methods import make_features
-from tests.strategies.reference import VALUES, s, shapes, t
+from tests.strategies.reference import VALUES, Array, arrays, full_features, s, shapes, t, unit
 
 LABELS = torch.arange(60) % 3  # 20 images of each of three classes
 
@@ -163,3 +164,68 @@ def test_errors() -> None:
         CRD(mode="other")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="all training images have one label"):
         memory(labels=torch.zeros(60).long())
+
+
+def side(embedding: Array, bank: Array, index: Array, others: Array, constant: float | None) -> tuple[float, float]:
+    """One side's loss at temperature 0.5, and its constant, which the first call fixes."""
+    positive = np.exp((embedding * bank[index]).sum(1, keepdims=True) / 0.5)
+    negative = np.exp(np.einsum("bd,bkd->bk", embedding, bank[others]) / 0.5)
+    scores = np.concatenate([positive, negative], 1)
+    constant = scores.mean() * len(bank) if constant is None else constant
+    x, c = scores / constant, others.shape[1] / len(bank)
+    terms = np.log(x[:, 0] / (x[:, 0] + c + 1e-7)).sum() + np.log(c / (x[:, 1:] + c + 1e-7)).sum()
+    return -terms / len(x), constant
+
+
+def test_loss_equals_numpy() -> None:
+    """Two calls on the pooled features; with as many negatives as there are other images the draw leaves no choice.
+
+    The momentum is not the half under which old and new could change places.
+    """
+    strategy = CRD(dim=3, negatives=8, temperature=0.5, momentum=0.9)
+    features = full_features(1, (4, 2, 2), width=6), full_features(2, (3, 2, 2), width=5)
+    labels, index = torch.arange(12) % 3, torch.tensor([7, 0, 5, 3])
+    with seeded(0):
+        adapter = strategy.build(shapes(width=6), shapes(width=5), DataInfo(3, 12, labels)).double()
+    batch = Batch(torch.zeros(4, 3, 1, 1), labels[index], index)
+    values = arrays(adapter)
+    banks = [values["student_memory"], values["teacher_memory"]]
+    u, v = (
+        unit(x.pooled.numpy() @ values[f"embed_{who}.linear.weight"].T + values[f"embed_{who}.linear.bias"], 1)
+        for who, x in zip(("student", "teacher"), features, strict=True)
+    )
+    others = np.array([[i for i in range(12) if i % 3 != int(own) % 3] for own in index])
+    constants: list[float | None] = [None, None]
+    for _ in range(2):
+        rows = index.numpy()
+        one, constants[0] = side(u, banks[1], rows, others, constants[0])
+        two, constants[1] = side(v, banks[0], rows, others, constants[1])
+        loss = strategy.loss(*features, batch, adapter)
+        assert loss.item() == pytest.approx(one + two, rel=1e-9)
+        for bank, new in zip(banks, (u, v), strict=True):
+            bank[rows] = unit(0.9 * bank[rows] + 0.1 * new, 1)
+        after = arrays(adapter)
+        np.testing.assert_allclose(after["student_memory"], banks[0], rtol=1e-10)
+        np.testing.assert_allclose(after["teacher_memory"], banks[1], rtol=1e-10)
+        np.testing.assert_allclose(after["constants"], constants, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dim", [3, 12])
+def test_memories_start_uniform_within_their_bound(dim: int) -> None:
+    """Between plus and minus the square root of 3 / dim, so that a row's length is about 1; the two differ."""
+    with seeded(0):
+        built = CRD(dim=dim).build(shapes(), shapes(), DataInfo(3, 4000))
+    assert isinstance(built, ContrastMemory)
+    bound = math.sqrt(3 / dim)
+    for bank in (built.student_memory, built.teacher_memory):
+        assert 0.99 * bound < bank.max() <= bound and 0.99 * bound < -bank.min() <= bound
+        assert bank.square().sum(1).mean().item() == pytest.approx(1, rel=0.03)
+    assert not torch.equal(built.student_memory, built.teacher_memory)
+
+
+def test_defaults_reach_the_memory() -> None:
+    built = CRD().build(shapes(width=5), shapes(width=7), DataInfo(3, 60))
+    assert isinstance(built, ContrastMemory)
+    assert (built.negatives, built.temperature, built.momentum, built.mode) == (16384, 0.07, 0.5, "exact")
+    assert built.embed_student.linear.weight.shape == (128, 5) and built.embed_teacher.linear.weight.shape == (128, 7)
+    assert built.student_memory.shape == built.teacher_memory.shape == (60, 128)
