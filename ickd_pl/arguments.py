@@ -1,42 +1,93 @@
-"""Checks of the module's arguments that types cannot make."""
+"""Checks of arguments that types cannot make: numbers of the module and of the methods, shapes of the losses' tensors.
+
+Every message is one line: whose argument, what was expected, what came. ``owner`` is the object (or its name) in front.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ickd_pl.errors import UserError
-from ickd_pl.strategies import LossStrategy
+
+if TYPE_CHECKING:
+    from ickd_pl.strategies.base import LossStrategy
+
+# Maps of several stages, or one alone.
+Maps = Tensor | Sequence[Tensor]
+# Name, value and form of a loss's argument, such as ("student", x, "B C H W"); see :func:`check_shapes`.
+Named = tuple[str, Tensor, str]
+NamedMaps = tuple[str, Maps, str]
 
 
-def above_zero(**values: float) -> None:
-    """Raise :class:`UserError` for the first value that is not above 0."""
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def above_zero(owner: object, /, **values: object) -> None:
+    """Raise :class:`UserError` for the first value that is no finite number above 0."""
+    _check(owner, values, "a number above 0", lambda value: value > 0)
+
+
+def zero_or_more(owner: object, /, **values: object) -> None:
+    """Raise :class:`UserError` for the first value that is no finite number from 0."""
+    _check(owner, values, "0 or more", lambda value: value >= 0)
+
+
+def between(owner: object, low: float, high: float, /, **values: object) -> None:
+    """Raise :class:`UserError` for the first value that is no number from ``low`` to ``high``, this one excluded."""
+    expected = f"{low} or more and below {high}"
+    _check(owner, values, expected, lambda value: low <= value < high)
+
+
+def whole_number(owner: object, least: int, /, **values: object) -> None:
+    """Raise :class:`UserError` for the first value that is no ``int`` from ``least``."""
+    expected = f"a whole number, {least} or more"
+    _check(owner, values, expected, lambda value: isinstance(value, int) and value >= least)
+
+
+def first_stage(owner: object, pretrain_epochs: object, pretrain_lr: object) -> None:
+    """Raise :class:`UserError` where length or learning rate of a first stage cannot be; a rate of None can."""
+    whole_number(owner, 0, pretrain_epochs=pretrain_epochs)
+    if pretrain_lr is not None:
+        above_zero(owner, pretrain_lr=pretrain_lr)
+
+
+def _check(owner: object, values: dict[str, object], expected: str, fits: Callable[[Any], bool]) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{name}: expected a number above 0, got {value}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value in (math.inf, -math.inf) or not fits(value):  # NaN fits nothing
+            raise UserError(f"{_name(owner)}.{name}: expected {expected}, got {value!r}")
 
 
-def zero_or_more(**values: float) -> None:
-    """Raise :class:`UserError` for the first value below 0."""
-    for name, value in values.items():
-        if not value >= 0:
-            raise UserError(f"{name}: expected 0 or more, got {value}")
+def _name(owner: object) -> str:
+    return owner if isinstance(owner, str) else type(owner).__name__
 
 
-def check_lists(strategies: Any, milestones: Sequence[int]) -> None:
-    """Raise :class:`UserError` where the methods are no list of methods, or the milestones do not rise."""
+# -- the module's lists ------------------------------------------------------------------------------------------------
+
+
+def check_lists(owner: object, strategies: Any, milestones: Any) -> None:
+    """Raise :class:`UserError` where the methods are no list of methods, or the milestones do not rise.
+
+    What every method has is checked again: a class of the user's own may not check it.
+    """
+    from ickd_pl.strategies.base import LossStrategy  # here, since the methods check their numbers with this file
+
     given = list(strategies or []) if isinstance(strategies, list | tuple | type(None)) else [None]
     if not all(isinstance(strategy, LossStrategy | dict) for strategy in given):
-        raise UserError(f"strategies: expected a list of methods such as [ICKD(), KD()], got {strategies!r}")
+        raise UserError(
+            f"{_name(owner)}.strategies: expected a list of methods such as [ICKD(), KD()], got {strategies!r}"
+        )
     for strategy in given:
-        if isinstance(strategy, LossStrategy) and not strategy.weight >= 0:
-            raise UserError(f"{type(strategy).__name__}: expected a weight of 0 or more, got {strategy.weight}")
-        if isinstance(strategy, LossStrategy) and strategy.pretrain_epochs < 0:
-            raise UserError(
-                f"{type(strategy).__name__}: expected pretrain_epochs of 0 or more, got {strategy.pretrain_epochs}"
-            )
-    if list(milestones) != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
-        raise UserError(f"milestones: expected epochs from 1 in rising order, got {list(milestones)}")
+        if isinstance(strategy, LossStrategy):
+            zero_or_more(strategy, weight=getattr(strategy, "weight", None))
+            first_stage(strategy, strategy.pretrain_epochs, strategy.pretrain_lr)
+    fits = isinstance(milestones, Sequence) and all(type(epoch) is int and epoch > 0 for epoch in milestones)
+    if not fits or list(milestones) != sorted(set(milestones)):
+        raise UserError(f"{_name(owner)}.milestones: expected epochs from 1 in rising order, got {milestones!r}")
 
 
 def unique_names(strategies: Sequence[LossStrategy]) -> list[str]:
@@ -44,3 +95,61 @@ def unique_names(strategies: Sequence[LossStrategy]) -> list[str]:
     names = [strategy.name() for strategy in strategies]
     counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
     return [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
+
+
+# -- tensors of a loss -------------------------------------------------------------------------------------------------
+
+
+def check_shapes(owner: str, *given: Named) -> None:
+    """Raise :class:`UserError` where tensors have not the shapes that a loss expects of them, or do not agree.
+
+    A form names the dimensions: what has one name must have one size, in all tensors. ``...`` at the end stands for
+    any further dimensions, equal in all tensors with ``...``; ``*`` for any further ones that may differ.
+
+    Args:
+        owner: the loss, for the message.
+        given: for example ``("student", x, "B C H W"), ("teacher", y, "B C' H' W'")``.
+    """
+    sizes: dict[str, object] = {}
+    if not all(isinstance(x, Tensor) and _fits(tuple(x.shape), form.split(), sizes) for _, x, form in given):
+        expected = " and ".join(f"{name} ({form.replace(' ', ', ').replace('*', '...')})" for name, _, form in given)
+        came = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for _, x, _ in given)
+        raise UserError(f"{owner}: expected {expected}, got {came}")
+
+
+def _fits(shape: tuple[int, ...], form: list[str], sizes: dict[str, object]) -> bool:
+    """Whether a shape has a form, given the sizes that have names already; new names are added."""
+    named = [name for name in form if name not in {"...", "*"}]
+    if len(shape) < len(named) or (len(shape) > len(named) and named == form):
+        return False
+    parts: dict[str, object] = dict(zip(named, shape, strict=False))
+    if form[-1] == "...":
+        parts["..."] = shape[len(named) :]
+    return all(sizes.setdefault(name, part) == part for name, part in parts.items())
+
+
+def as_stages(owner: str, *given: NamedMaps, least: int = 1) -> list[Sequence[Tensor]]:
+    """Lists of a loss's maps, one per stage: a tensor alone is one stage.
+
+    Args:
+        owner: the loss, for the messages.
+        given: as in :func:`check_shapes`, with one tensor or several.
+        least: how many stages there must be.
+
+    Raises:
+        UserError: the counts differ or are below ``least``, or the shapes of a stage do not agree.
+    """
+    lists = [[x] if isinstance(x, Tensor) else x for _, x, _ in given]
+    if not all(isinstance(maps, Sequence) for maps in lists):
+        raise UserError(
+            f"{owner}: expected tensors or lists of tensors, got {' and '.join(type(x).__name__ for x in lists)}"
+        )
+    counts = [len(maps) for maps in lists]
+    if counts[0] < least or len(set(counts)) > 1:
+        names = ", ".join(name for name, _, _ in given)
+        enough = f"{least} stages or more, " if least > 1 or not counts[0] else ""
+        raise UserError(f"{owner}: expected {enough}as many of each of {names}, got {' and '.join(map(str, counts))}")
+    for number, tensors in enumerate(zip(*lists, strict=True), start=1):
+        named = [(name, x, form) for (name, _, form), x in zip(given, tensors, strict=True)]
+        check_shapes(f"{owner}, stage {number}", *named)
+    return lists

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ickd_pl.accounting import TrainSums, accuracies
-from ickd_pl.arguments import above_zero, check_lists, unique_names, zero_or_more
+from ickd_pl.arguments import above_zero, between, check_lists, unique_names, whole_number, zero_or_more
 from ickd_pl.checkpoints import leave_teacher_out, put_back
 from ickd_pl.data.batch import Batch, DataInfo, as_batch
 from ickd_pl.errors import UserError
@@ -52,7 +52,7 @@ class DistillationModule(pl.LightningModule):
         image_size: height and width of the images, pixels; the command line takes it from the data.
         seed: start of the student and of the methods' trainable parts.
         lr: learning rate of SGD. 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2 students (in their pairs' YAML).
-        momentum: of SGD, without Nesterov.
+        momentum: of SGD, without Nesterov; below 1.
         weight_decay: of SGD, on every parameter.
         milestones: the learning rate is divided by 10 after these epochs (main epochs, counted from 1).
         student_layers: where to tap the features of a student of your own.
@@ -83,9 +83,13 @@ class DistillationModule(pl.LightningModule):
         teacher_floor: float | None = None,
     ) -> None:
         super().__init__()
-        above_zero(lr=lr, num_classes=num_classes, image_size=image_size)
-        zero_or_more(momentum=momentum, weight_decay=weight_decay, ce_weight=ce_weight)
-        check_lists(strategies, milestones)
+        above_zero(self, lr=lr)
+        between(self, 0, 1, momentum=momentum)
+        zero_or_more(self, weight_decay=weight_decay, ce_weight=ce_weight)
+        whole_number(self, 1, num_classes=num_classes, image_size=image_size)
+        if num_samples is not None:
+            whole_number(self, 1, num_samples=num_samples)
+        check_lists(self, strategies, milestones)
         check_floor_value(teacher_floor)
         # A checkpoint hands strategies back as plain data.
         self.strategies = [from_spec(s) if isinstance(s, dict) else s for s in strategies or []]

@@ -54,7 +54,10 @@ def check_refused(outcome: Outcome, *needles: str) -> None:
         ([STUDENT, "--seed=1"], ["unknown option --seed", "seed_everything"]),
         ([STUDENT, "--model.momentum=-1"], ["momentum: expected 0 or more"]),
         ([STUDENT, "--data.seed=5"], ["--data.seed comes from --seed_everything"]),
-        ([STUDENT, "--model.strategies+=KD", "--model.strategies.temperature=0"], ["temperature must be above 0"]),
+        (
+            [STUDENT, "--model.strategies+=KD", "--model.strategies.temperature=0"],
+            ["KD.temperature: expected a number above 0"],
+        ),
         ([STUDENT, "--trainer.callbacks+=EarlyStoping"], ["EarlyStoping", "full import path"]),
         ([STUDENT, "--trainer.accelerator=abacus"], ["abacus"]),
         ([STUDENT, "--trainer.devices=0"], ["devices"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from ickd_pl.adapters import ConvRegressor, can_regress
+from ickd_pl.arguments import Maps, as_stages, first_stage, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import check_stage_count, expect, feature_modules, incompatible, shape_text
@@ -20,7 +20,7 @@ SCALE = 3 / 1000
 
 
 @full_precision
-def ab_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], margin: float = 1.0) -> Tensor:
+def ab_loss(student: Maps, teacher: Maps, margin: float = 1.0) -> Tensor:
     """Squared hinge: the student's value must lie on the teacher's side of zero, at least ``margin`` away from it.
 
     Per stage the sum of ``relu(s + margin)^2`` where the teacher is at most 0 and ``relu(margin - s)^2`` where it is
@@ -31,15 +31,16 @@ def ab_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], margin: float 
     [1] reference code: HobbitLong/RepDistiller, distiller_zoo/AB.py
 
     Args:
-        student: connected maps before their ReLU, each (B, C, H, W), shallow to deep.
+        student: connected maps before their ReLU, each (B, C, H, W), shallow to deep; one map alone is one stage.
         teacher: maps before their ReLU, of the same shapes. Gradients do not flow into them.
         margin: distance from zero that is enough.
 
     Returns:
         A scalar, at least float32.
     """
-    loss = torch.zeros((), device=student[0].device)
-    for s, t in zip(student, teacher, strict=True):
+    students, teachers = as_stages("ab_loss", ("student", student, "B ..."), ("teacher", teacher, "B ..."))
+    loss = torch.zeros((), device=students[0].device)
+    for s, t in zip(students, teachers, strict=True):
         hinge = torch.where(t.detach() > 0, relu(margin - s), relu(s + margin))  # (B, C, H, W)
         loss = loss / 2 + hinge.square().sum() / len(s)
     return SCALE * loss
@@ -68,6 +69,8 @@ class AB(LossStrategy):
     def __init__(
         self, weight: float = 1.0, margin: float = 1.0, pretrain_epochs: int = 30, pretrain_lr: float | None = None
     ) -> None:
+        zero_or_more(self, weight=weight, margin=margin)
+        first_stage(self, pretrain_epochs, pretrain_lr)
         self.weight = weight
         self.margin = margin
         self.pretrain_epochs = pretrain_epochs

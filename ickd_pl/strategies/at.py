@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
+from ickd_pl.arguments import Maps, above_zero, as_stages, zero_or_more
 from ickd_pl.data.batch import Batch
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import check_stage_count, match_size
@@ -29,7 +28,7 @@ def attention_map(x: Tensor, power: float = 2.0) -> Tensor:
 
 
 @full_precision
-def at_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], power: float = 2.0) -> Tensor:
+def at_loss(student: Maps, teacher: Maps, power: float = 2.0) -> Tensor:
     """Mean squared error of the attention maps, summed over the stages.
 
     [0] Zagoruyko, Komodakis, Paying More Attention to Attention, ICLR 2017, https://arxiv.org/abs/1612.03928
@@ -39,7 +38,7 @@ def at_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], power: float =
     of 1000; the paper takes the norm of the difference. The code drops surplus stages without a word, this raises.
 
     Args:
-        student: maps of shape (B, C, H, W), one per stage.
+        student: maps of shape (B, C, H, W), one per stage; one map alone is one stage.
         teacher: as many maps; channels may differ, a larger map is averaged to the smaller one's size. Gradients do
             not flow into them.
         power: exponent of the activations.
@@ -47,8 +46,9 @@ def at_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], power: float =
     Returns:
         A scalar, at least float32.
     """
+    students, teachers = as_stages("at_loss", ("student", student, "B C H W"), ("teacher", teacher, "B C' H' W'"))
     terms = []
-    for s, t in zip(student, teacher, strict=True):
+    for s, t in zip(students, teachers, strict=True):
         q_s, q_t = (attention_map(x, power) for x in match_size(s, t.detach()))  # (B, H*W)
         terms.append(mse_loss(q_s, q_t))
     return sum(terms[1:], start=terms[0])
@@ -57,12 +57,18 @@ def at_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], power: float =
 class AT(LossStrategy):
     """Attention maps of every stage (see :func:`at_loss`); RepDistiller's ``feat[1:-1]``.
 
+    The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
+    one per block, cut to the shorter list where the counts differ, so their AT is another loss (the same only for one
+    block per stage, as in resnet8x4).
+
     Args:
         weight: factor of the loss; 1000 in RepDistiller's script, for all pairs.
         power: exponent of the activations.
     """
 
     def __init__(self, weight: float = 1000.0, power: float = 2.0) -> None:
+        zero_or_more(self, weight=weight)
+        above_zero(self, power=power)
         self.weight = weight
         self.power = power
 

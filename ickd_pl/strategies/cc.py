@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ickd_pl.adapters import LinearEmbedding
+from ickd_pl.arguments import check_shapes, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import expect
@@ -30,6 +31,7 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar, at least float32; 0 for a batch of one, which has no neighbours.
     """
+    check_shapes("cc_loss", ("student", student, "B D"), ("teacher", teacher, "B D"))
     difference = (student - teacher).abs()  # (B, D)
     products = difference[:-1] * difference[1:]  # (B - 1, D)
     return products.sum() / max(len(products), 1)
@@ -47,6 +49,8 @@ class CC(LossStrategy):
     """
 
     def __init__(self, weight: float = 0.02, dim: int = 128) -> None:
+        zero_or_more(self, weight=weight)
+        whole_number(self, 1, dim=dim)
         self.weight = weight
         self.dim = dim
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ickd_pl.adapters import LinearEmbedding
+from ickd_pl.arguments import above_zero, between, check_shapes, whole_number, zero_or_more
 from ickd_pl.class_table import ClassTable
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError
@@ -43,6 +44,8 @@ def crd_loss(student_scores: Tensor, teacher_scores: Tensor, num_samples: int) -
     Returns:
         A scalar, at least float32.
     """
+    check_shapes("crd_loss", ("student_scores", student_scores, "B 1+K"), ("teacher_scores", teacher_scores, "B 1+K"))
+    whole_number("crd_loss", 1, num_samples=num_samples)
     loss = student_scores.new_zeros(())
     for x in (student_scores, teacher_scores):
         noise = (x.shape[1] - 1) / num_samples
@@ -210,8 +213,12 @@ class CRD(LossStrategy):
         momentum: float = 0.5,
         mode: Mode = "exact",
     ) -> None:
-        if mode not in {"exact", "relax"}:
-            raise UserError(f"CRD's mode is exact or relax, got {mode}")
+        if mode not in ("exact", "relax"):
+            raise UserError(f"CRD.mode: expected exact or relax, got {mode!r}")
+        zero_or_more(self, weight=weight)
+        whole_number(self, 1, dim=dim, negatives=negatives)
+        above_zero(self, temperature=temperature)
+        between(self, 0, 1, momentum=momentum)
         self.weight = weight
         self.dim = dim
         self.negatives = negatives

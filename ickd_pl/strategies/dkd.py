@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 
+from ickd_pl.arguments import above_zero, check_shapes, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch
-from ickd_pl.errors import UserError
 from ickd_pl.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
 
@@ -59,6 +59,9 @@ def dkd_loss(
     Returns:
         A scalar, at least float32.
     """
+    check_shapes(
+        "dkd_loss", ("student", student_logits, "B K"), ("teacher", teacher_logits, "B K"), ("label", label, "B")
+    )
     s_odds, s_rest = decouple(student_logits / temperature, label)
     t_odds, t_rest = decouple(teacher_logits.detach() / temperature, label)
     label_term = t_odds.sigmoid() * (logsigmoid(t_odds) - logsigmoid(s_odds))  # (B,)
@@ -89,8 +92,9 @@ class DKD(LossStrategy):
         temperature: float = 4.0,
         warmup_epochs: int = 20,
     ) -> None:
-        if not temperature > 0:
-            raise UserError(f"DKD's temperature must be above 0, got {temperature}")
+        zero_or_more(self, weight=weight, alpha=alpha, beta=beta)
+        above_zero(self, temperature=temperature)
+        whole_number(self, 0, warmup_epochs=warmup_epochs)
         self.weight = weight
         self.alpha = alpha
         self.beta = beta

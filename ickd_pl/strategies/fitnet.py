@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from ickd_pl.adapters import ConvRegressor, can_regress
+from ickd_pl.arguments import check_shapes, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import expect, incompatible, shape_text
@@ -26,6 +27,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar, at least float32.
     """
+    check_shapes("fitnet_loss", ("student", student, "B ..."), ("teacher", teacher, "B ..."))
     return mse_loss(student, teacher.detach())
 
 
@@ -36,12 +38,18 @@ class FitNet(LossStrategy):
     train all at once. The features of a wrn are sums before batch norm and ReLU, so a wrn teacher's hint has negative
     values that the regressor, which ends in a ReLU, cannot give; this is kept.
 
+    The published figures come from RepDistiller's networks, where layer 2 is the end of the second stage. ICKD's
+    resnet, wrn and ResNet50 list one feature per block, so that layer 2 is the second block there (the same only for
+    one block per stage, as in resnet8x4).
+
     Args:
         weight: factor of the loss; 100 in RepDistiller's script, for all pairs.
         hint_layer: position in the list of stem and stages: 0 is the stem, 2 (RepDistiller's) the second stage.
     """
 
     def __init__(self, weight: float = 100.0, hint_layer: int = 2) -> None:
+        zero_or_more(self, weight=weight)
+        whole_number(self, 0, hint_layer=hint_layer)
         self.weight = weight
         self.hint_layer = hint_layer
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from ickd_pl.arguments import Maps, as_stages, first_stage, zero_or_more
 from ickd_pl.data.batch import Batch
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import check_channels, check_stage_count, feature_modules, match_size
@@ -29,7 +28,7 @@ def flow_matrix(a: Tensor, b: Tensor) -> Tensor:
 
 
 @full_precision
-def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def fsp_loss(student: Maps, teacher: Maps) -> Tensor:
     """Mean squared error of the flow matrices, summed over pairs of consecutive maps.
 
     [0] Yim et al., A Gift from Knowledge Distillation, CVPR 2017
@@ -42,8 +41,9 @@ def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     Returns:
         A scalar, at least float32.
     """
-    teacher = [t.detach() for t in teacher]
-    steps = zip(student[:-1], student[1:], teacher[:-1], teacher[1:], strict=True)
+    s, t = as_stages("fsp_loss", ("student", student, "B C H W"), ("teacher", teacher, "B C H' W'"), least=2)
+    t = [x.detach() for x in t]
+    steps = zip(s[:-1], s[1:], t[:-1], t[1:], strict=True)
     terms = [mse_loss(flow_matrix(s0, s1), flow_matrix(t0, t1)) for s0, s1, t0, t1 in steps]  # (B, C, C')
     return sum(terms[1:], start=terms[0])
 
@@ -57,6 +57,9 @@ class FSP(LossStrategy):
     The channel counts of the two networks must agree. RepDistiller's 0.00 for wrn_40_2/wrn_40_1 is such a pair, not a
     result.
 
+    ICKD's resnet, wrn and ResNet50 list one feature per block, so that their flow matrices are more and other ones (the
+    same only for one block per stage, as in resnet8x4). This follows RepDistiller.
+
     Args:
         weight: kept for completeness; multiplies 0.
         pretrain_epochs: length of the first stage.
@@ -64,6 +67,8 @@ class FSP(LossStrategy):
     """
 
     def __init__(self, weight: float = 50.0, pretrain_epochs: int = 30, pretrain_lr: float | None = None) -> None:
+        zero_or_more(self, weight=weight)
+        first_stage(self, pretrain_epochs, pretrain_lr)
         self.weight = weight
         self.pretrain_epochs = pretrain_epochs
         self.pretrain_lr = pretrain_lr

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
+from ickd_pl.arguments import above_zero, check_shapes, first_stage, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import expect, match_size
@@ -97,6 +98,7 @@ def ft_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar, at least float32.
     """
+    check_shapes("ft_loss", ("student", student, "B F H W"), ("teacher", teacher, "B F' H' W'"))
     s, t = match_size(student, teacher.detach())
     return (factor_map(s) - factor_map(t)).abs().mean()
 
@@ -104,6 +106,7 @@ def ft_loss(student: Tensor, teacher: Tensor) -> Tensor:
 @full_precision
 def reconstruction_loss(reconstruction: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error of the paraphraser, both (B, C, H, W)."""
+    check_shapes("reconstruction_loss", ("reconstruction", reconstruction, "B ..."), ("teacher", teacher, "B ..."))
     return mse_loss(reconstruction, teacher.detach())
 
 
@@ -126,6 +129,9 @@ class FT(LossStrategy):
     def __init__(
         self, weight: float = 200.0, rate: float = 0.5, pretrain_epochs: int = 30, pretrain_lr: float | None = None
     ) -> None:
+        zero_or_more(self, weight=weight)
+        above_zero(self, rate=rate)
+        first_stage(self, pretrain_epochs, pretrain_lr)
         self.weight = weight
         self.rate = rate
         self.pretrain_epochs = pretrain_epochs

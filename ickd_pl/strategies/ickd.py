@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ickd_pl.adapters import ConvBN
+from ickd_pl.arguments import check_shapes, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import expect
@@ -43,6 +44,7 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar, at least float32.
     """
+    check_shapes("ickd_loss", ("student", student, "B C H *"), ("teacher", teacher, "B C H' *"))
     difference = channel_correlation(student) - channel_correlation(teacher.detach())  # (B, C, C)
     return difference.square().sum() / (difference.shape[0] * difference.shape[1])
 
@@ -58,6 +60,7 @@ class ICKD(LossStrategy):
     """
 
     def __init__(self, weight: float = 2.5) -> None:
+        zero_or_more(self, weight=weight)
         self.weight = weight
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:

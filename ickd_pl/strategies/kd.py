@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from ickd_pl.arguments import above_zero, check_shapes, zero_or_more
 from ickd_pl.data.batch import Batch
-from ickd_pl.errors import UserError
 from ickd_pl.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
 
@@ -28,6 +28,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     Returns:
         A scalar, at least float32.
     """
+    check_shapes("kd_loss", ("student", student_logits, "B K"), ("teacher", teacher_logits, "B K"))
     student = log_softmax(student_logits / temperature, dim=1)
     teacher = log_softmax(teacher_logits.detach() / temperature, dim=1)
     return kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
@@ -43,8 +44,8 @@ class KD(LossStrategy):
     """
 
     def __init__(self, weight: float = 1.0, temperature: float = 4.0) -> None:
-        if not temperature > 0:
-            raise UserError(f"KD's temperature must be above 0, got {temperature}")
+        zero_or_more(self, weight=weight)
+        above_zero(self, temperature=temperature)
         self.weight = weight
         self.temperature = temperature
 

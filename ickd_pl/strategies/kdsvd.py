@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ickd_pl.arguments import Maps, as_stages, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import check_channels, check_stage_count, incompatible, shape_text
@@ -89,7 +89,7 @@ def rbf(a: Tensor, b: Tensor) -> Tensor:
 
 
 @full_precision
-def kdsvd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], count: int = 1) -> Tensor:
+def kdsvd_loss(student: Maps, teacher: Maps, count: int = 1) -> Tensor:
     """Squared distance of the relations between the singular vectors of consecutive stages, summed, over B.
 
     A stage's map is a matrix of positions by channels. The teacher gives ``count`` right singular vectors, the student
@@ -113,12 +113,15 @@ def kdsvd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], count: int 
     Returns:
         A scalar, at least float32.
     """
+    students, teachers = as_stages(
+        "kdsvd_loss", ("student", student, "B C H W"), ("teacher", teacher, "B C H' W'"), least=2
+    )
     vectors: list[tuple[Tensor, Tensor]] = []
-    for s, t in zip(student, teacher, strict=True):
+    for s, t in zip(students, teachers, strict=True):
         v_t, scale = leading_vectors(t.detach(), count)  # (B, C, count), (B, count)
         v_s = align(leading_vectors(s, count + SURPLUS)[0], v_t)  # (B, C, count)
         vectors.append((v_s * scale[:, None], v_t * scale[:, None]))
-    loss = student[0].new_zeros(())
+    loss = students[0].new_zeros(())
     for (s0, t0), (s1, t1) in pairwise(vectors):
         loss = loss + (rbf(s1, s0) - rbf(t1, t0)).square().sum() / len(s0)
     return loss
@@ -130,12 +133,18 @@ class KDSVD(LossStrategy):
     No figure of this method is in RepDistiller's table and its script has no weight for it. The gradient of close
     singular values, NaN in the original, is left out.
 
+    ICKD's resnet, wrn and ResNet50 list one feature per block, cut to the shorter list where the counts differ, so that
+    consecutive features are other ones (the same only for one block per stage, as in resnet8x4). This follows
+    RepDistiller.
+
     Args:
         weight: factor of the loss; 1 in mdistiller.
         count: the teacher's singular vectors per stage.
     """
 
     def __init__(self, weight: float = 1.0, count: int = 1) -> None:
+        zero_or_more(self, weight=weight)
+        whole_number(self, 1, count=count)
         self.weight = weight
         self.count = count
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ickd_pl.arguments import Maps, as_stages, zero_or_more
 from ickd_pl.data.batch import Batch
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import check_stage_count, match_size
@@ -31,7 +30,7 @@ def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 @full_precision
-def nst_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def nst_loss(student: Maps, teacher: Maps) -> Tensor:
     """Squared maximum mean discrepancy of the channels, kernel ``(a . b)^2``, summed over the stages.
 
     A channel is its map as a vector of unit length. Per stage, with k for the mean kernel over the batch and all pairs
@@ -45,15 +44,16 @@ def nst_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     the positions are matrix products; they give the same values in a fraction of the time and memory.
 
     Args:
-        student: maps of shape (B, C, H, W), one per stage.
+        student: maps of shape (B, C, H, W), one per stage; one map alone is one stage.
         teacher: as many maps; channels may differ, a larger map is averaged to the smaller one's size. Gradients do
             not flow into them.
 
     Returns:
         A scalar, at least float32.
     """
+    students, teachers = as_stages("nst_loss", ("student", student, "B C H W"), ("teacher", teacher, "B C' H' W'"))
     terms = []
-    for s, t in zip(student, teacher, strict=True):
+    for s, t in zip(students, teachers, strict=True):
         u_s, u_t = (normalize(x.flatten(2), dim=2) for x in match_size(s, t.detach()))  # (B, C, H*W)
         terms.append(mean_kernel(u_t, u_t) + mean_kernel(u_s, u_s) - 2 * mean_kernel(u_s, u_t))
     return sum(terms[1:], start=terms[0])
@@ -62,11 +62,16 @@ def nst_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 class NST(LossStrategy):
     """Selectivity of the channels of every stage (see :func:`nst_loss`); RepDistiller's ``feat[1:-1]``.
 
+    The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
+    one per block, cut to the shorter list where the counts differ, so their NST is another loss (the same only for one
+    block per stage, as in resnet8x4).
+
     Args:
         weight: factor of the loss; 50 in RepDistiller's script, for all pairs.
     """
 
     def __init__(self, weight: float = 50.0) -> None:
+        zero_or_more(self, weight=weight)
         self.weight = weight
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ickd_pl.arguments import check_shapes, zero_or_more
 from ickd_pl.data.batch import Batch
 from ickd_pl.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -45,6 +46,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     Returns:
         A scalar, at least float32.
     """
+    check_shapes("pkt_loss", ("student", student, "B D *"), ("teacher", teacher, "B D' *"))
     p_s = neighbour_probabilities(student.flatten(1), eps)
     p_t = neighbour_probabilities(teacher.detach().flatten(1), eps)
     return (p_t * ((p_t + eps) / (p_s + eps)).log()).mean()
@@ -58,6 +60,7 @@ class PKT(LossStrategy):
     """
 
     def __init__(self, weight: float = 30000.0) -> None:
+        zero_or_more(self, weight=weight)
         self.weight = weight
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:

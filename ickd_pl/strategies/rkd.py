@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, smooth_l1_loss
 
+from ickd_pl.arguments import check_shapes, zero_or_more
 from ickd_pl.data.batch import Batch
 from ickd_pl.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -58,6 +59,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance_weight: float = 25.0, an
     Returns:
         A scalar, at least float32; 0 for a batch of one, which has no pairs.
     """
+    check_shapes("rkd_loss", ("student", student, "B D *"), ("teacher", teacher, "B D' *"))
     s, t = (x[None, :] - x[:, None] for x in (student.flatten(1), teacher.detach().flatten(1)))  # (B, B, D)
     loss = s.new_zeros(()) + 0 * s.sum()
     if distance_weight and len(s) > 1:
@@ -77,6 +79,7 @@ class RKD(LossStrategy):
     """
 
     def __init__(self, weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
+        zero_or_more(self, weight=weight, distance_weight=distance_weight, angle_weight=angle_weight)
         self.weight = weight
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight

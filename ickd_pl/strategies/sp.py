@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ickd_pl.arguments import check_shapes, zero_or_more
 from ickd_pl.data.batch import Batch
 from ickd_pl.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -24,6 +25,7 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar, at least float32.
     """
+    check_shapes("sp_loss", ("student", student, "B D *"), ("teacher", teacher, "B D' *"))
     s, t = student.flatten(1), teacher.detach().flatten(1)  # (B, C*H*W)
     difference = normalize(s @ s.T) - normalize(t @ t.T)  # (B, B)
     return difference.square().mean()
@@ -40,6 +42,7 @@ class SP(LossStrategy):
     """
 
     def __init__(self, weight: float = 3000.0) -> None:
+        zero_or_more(self, weight=weight)
         self.weight = weight
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:

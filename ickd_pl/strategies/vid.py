@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ickd_pl.arguments import Maps, above_zero, as_stages, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
+from ickd_pl.errors import UserError
 from ickd_pl.features import Features, FeatureShapes
 from ickd_pl.pairs import check_stage_count, expect, match_size
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -35,7 +36,8 @@ class VariationalHead(nn.Module):
             nn.ReLU(),
             nn.Conv2d(out_channels, out_channels, 1, bias=False),
         )
-        start = math.log(math.expm1(init_variance - EPS))  # softplus(start) + EPS is the variance
+        above = init_variance - EPS
+        start = above if above > 50 else math.log(math.expm1(above))  # softplus(start) + EPS is the variance
         self.log_scale = nn.Parameter(torch.full((out_channels,), start))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ class VariationalHead(nn.Module):
 
 
 @full_precision
-def vid_loss(means: Sequence[Tensor], log_scales: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def vid_loss(means: Maps, log_scales: Maps, teacher: Maps) -> Tensor:
     """Negative log likelihood of the teacher's maps under a Gaussian (without its constant), summed over the stages.
 
     ``0.5 * ((mean - teacher)^2 / variance + log variance)``, averaged over all elements, where the variance of a
@@ -55,15 +57,18 @@ def vid_loss(means: Sequence[Tensor], log_scales: Sequence[Tensor], teacher: Seq
     [1] reference code: HobbitLong/RepDistiller, distiller_zoo/VID.py
 
     Args:
-        means: regressed maps, each (B, C, H, W), one per stage.
+        means: regressed maps, each (B, C, H, W), one per stage; one map alone is one stage.
         log_scales: each (C,).
         teacher: maps, each (B, C, H, W). Gradients do not flow into them.
 
     Returns:
         A scalar, at least float32.
     """
+    maps, scales, teachers = as_stages(
+        "vid_loss", ("means", means, "B C H W"), ("log_scales", log_scales, "C"), ("teacher", teacher, "B C H W")
+    )
     terms = []
-    for mean, scale, target in zip(means, log_scales, teacher, strict=True):
+    for mean, scale, target in zip(maps, scales, teachers, strict=True):
         variance = (softplus(scale) + EPS)[:, None, None]  # (C, 1, 1)
         terms.append(0.5 * ((mean - target.detach()).square() / variance + variance.log()).mean())
     return sum(terms[1:], start=terms[0])
@@ -71,6 +76,10 @@ def vid_loss(means: Sequence[Tensor], log_scales: Sequence[Tensor], teacher: Seq
 
 class VID(LossStrategy):
     """A Gaussian head on every stage (see :func:`vid_loss`); RepDistiller's ``feat[1:-1]``.
+
+    The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
+    one per block, cut to the shorter list where the counts differ, so their VID is another loss (the same only for one
+    block per stage, as in resnet8x4).
 
     The larger of two maps is averaged to the smaller one's size before the regressor. Regressors and variances are
     trained with the student, at its learning rate and weight decay, as in RepDistiller (mdistiller leaves the
@@ -82,6 +91,10 @@ class VID(LossStrategy):
     """
 
     def __init__(self, weight: float = 1.0, init_variance: float = 5.0) -> None:
+        zero_or_more(self, weight=weight)
+        above_zero(self, init_variance=init_variance)
+        if init_variance <= EPS:
+            raise UserError(f"VID.init_variance: expected more than the least variance {EPS}, got {init_variance}")
         self.weight = weight
         self.init_variance = init_variance
 
