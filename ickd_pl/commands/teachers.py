@@ -1,4 +1,4 @@
-"""``teachers``: the benchmark's teachers, where they are had, and which are here."""
+"""``teachers``: the benchmark's teachers: where they are had, which are here, are they good, and how to make them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ickd_pl.errors import UserError
 if TYPE_CHECKING:
     from ickd_pl.weights.manifest import Teacher
 
-SUMMARY = "list and fetch the benchmark's teachers"
+SUMMARY = "list, fetch, verify and train the benchmark's teachers"
 
 
 def run(words: Sequence[str]) -> int:
@@ -24,8 +24,8 @@ def run(words: Sequence[str]) -> int:
     defaults; ``rest`` are the words that its parser does not know.
     """
     parser = CommandParser(prog="teachers", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.")
-    subparsers = parser.add_subparsers(metavar="list|fetch", dest="subcommand", required=True)
-    for add in (add_list, add_fetch):
+    subparsers = parser.add_subparsers(metavar="list|fetch|verify|train", dest="subcommand", required=True)
+    for add in (add_list, add_fetch, add_verify, add_train):
         add(subparsers)
     given, rest = parser.parse_known_args(list(words))
     return int(given.run(given, rest))
@@ -68,6 +68,50 @@ def add_fetch(subparsers: Any) -> None:
     parser.add_argument("--force", action="store_true", help="replace a file that is there, once the new one is good")
     add_places(parser)
     parser.set_defaults(run=_fetch, parser=parser)
+
+
+def add_verify(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "verify",
+        help="measure a teacher and compare it with its published accuracy",
+        description="Measure a teacher on test images and compare it with its published accuracy. Options of the data "
+        "follow: --data CIFAR100 (the default), --data.root DIR, --data.archive FILE.",
+    )
+    parser.add_argument("name", metavar="NAME", help="the network; see `teachers list`")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="its weights; default: where fetch puts them")
+    parser.add_argument("--expected", type=float, metavar="PERCENT", help="default: as published, on CIFAR-100")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.2,
+        metavar="POINTS",
+        help="how far below the expected accuracy is still fine; default 0.2",
+    )
+    add_places(parser)
+    parser.set_defaults(run=_verify, parser=parser)
+
+
+def add_train(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="make a teacher from scratch, by the recipe",
+        description="Train a network with cross entropy alone, by the recipe (240 epochs on CIFAR-100), and write it "
+        "as the published ones are. The run is a `fit` in its usual folder: stopped, it goes on at the next call. "
+        "Options of `fit` follow, such as --trainer.devices 2, or --data Digits --trainer.max_epochs 12.",
+    )
+    parser.add_argument("name", metavar="NAME", help="any network of the project")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: DIR/NAME_vanilla/ckpt_epoch_<epochs>.pth, below the data's name for other data than CIFAR-100",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="default: checkpoints"
+    )
+    parser.set_defaults(run=_train, parser=parser)
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -166,6 +210,46 @@ def _fetch(given: argparse.Namespace, rest: Sequence[str]) -> int:
         given.force,
         say=lambda line: print(line, flush=True),
     )
+    return 0
+
+
+def _verify(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    from ickd_pl.weights.fetch import sha256_of
+    from ickd_pl.weights.manifest import read_manifest, record
+    from ickd_pl.weights.teacher_runs import measure
+
+    manifest = manifest_path(given)
+    known = read_manifest(manifest).get(given.name)
+    if given.file is None and known is None:
+        raise UserError(f"teachers verify: {given.name} has no place in {manifest}: give its weights with --file FILE")
+    if given.tolerance < 0:
+        raise UserError(f"--tolerance: expected 0 or more points, got {given.tolerance:g}")
+    path = given.file if given.file is not None else known.path(given.checkpoints) if known else Path()
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: get it with `teachers fetch {given.name}`, or give --file FILE")
+    data, acc1 = measure(given.name, path, rest)
+    expected, source = given.expected, "expected"
+    if expected is None and known is not None and data == "cifar100":
+        expected, source = known.published_acc1, "published"
+    text = f"{given.name}: {acc1:.2f} percent on the test images of {data}"
+    if expected is None:
+        print(f"{text}; nothing to compare with (give --expected PERCENT)", flush=True)
+        return 0
+    if not acc1 >= expected - given.tolerance:
+        raise UserError(
+            f"{text}, {source} are {expected:.2f} ({acc1 - expected:+.2f}): {path} is not that teacher, or was trained "
+            "with another normalisation; fetch or train it again, or say what is still fine with --tolerance"
+        )
+    print(f"{text}, {source} are {expected:.2f} ({acc1 - expected:+.2f}): good", flush=True)
+    if known is not None and source == "published" and given.file is None:
+        record(manifest, given.name, sha256_of(path), acc1)
+    return 0
+
+
+def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    from ickd_pl.weights.teacher_runs import train
+
+    train(given.name, given.seed, given.output, given.overwrite, given.checkpoints, rest)
     return 0
 
 

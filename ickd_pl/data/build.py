@@ -1,7 +1,8 @@
-"""A data module from plain settings, as a configuration file has them."""
+"""A data module from plain settings, as a configuration file or a command line has them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,10 +17,30 @@ def data_module(settings: dict[str, Any]) -> Any:
     Raises:
         UserError: what the data module does not accept.
     """
+    parser = _parser()
+    return _built(parser, parser.parse_object({"data": settings}))
+
+
+def data_from_words(words: Sequence[str]) -> Any:
+    """Build a data module from words such as ``--data CIFAR100 --data.root data``; CIFAR-100 where none is named.
+
+    Raises:
+        UserError: what the data module does not accept.
+    """
+    parser = _parser()
+    parser.set_defaults({"data": "CIFAR100"})
+    return _built(parser, parser.parse_args(list(words)))
+
+
+def _parser() -> Any:
     from ickd_pl.runtime.parser import OneLineParser
 
     parser = OneLineParser()
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
+    return parser
+
+
+def _built(parser: Any, config: Any) -> Any:
     # jsonargparse renamed it in 4.49.
-    instantiate = getattr(parser, "instantiate", parser.instantiate_classes)
-    return instantiate(parser.parse_object({"data": settings})).data
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    return instantiate(config).data

@@ -94,16 +94,11 @@ def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
     Raises:
         UserError: a bad file, unknown options, no data.
     """
+    from ickd_pl.data.build import data_from_words
     from ickd_pl.module import DistillationModule
-    from ickd_pl.runtime.parser import OneLineParser
 
     read_state_dict(path)  # a bad file fails before the data are read
-    parser = OneLineParser()
-    parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
-    parser.set_defaults({"data": "CIFAR100"})
-    # jsonargparse renamed it in 4.49.
-    instantiate = getattr(parser, "instantiate", parser.instantiate_classes)
-    data = instantiate(parser.parse_args(list(words))).data
+    data = data_from_words(words)
     net = get_model(name, data.num_classes)
     load_weights(net, path, name)
     module = DistillationModule(net, num_classes=data.num_classes, image_size=getattr(data, "image_size", 32))
