@@ -141,9 +141,8 @@ def as_stages(owner: str, *given: NamedMaps, least: int = 1) -> list[Sequence[Te
     """
     lists = [[x] if isinstance(x, Tensor) else x for _, x, _ in given]
     if not all(isinstance(maps, Sequence) for maps in lists):
-        raise UserError(
-            f"{owner}: expected tensors or lists of tensors, got {' and '.join(type(x).__name__ for x in lists)}"
-        )
+        came = " and ".join(type(x).__name__ for _, x, _ in given)
+        raise UserError(f"{owner}: expected tensors or lists of tensors, got {came}")
     counts = [len(maps) for maps in lists]
     if counts[0] < least or len(set(counts)) > 1:
         names = ", ".join(name for name, _, _ in given)
