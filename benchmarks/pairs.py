@@ -13,8 +13,9 @@ import torch
 import yaml
 from torch import nn
 
-from ickd_pl import Batch, DistillationModule, IncompatiblePair, get_model
+from ickd_pl import Batch, DistillationModule, IncompatiblePair, UserError, get_model, model_names
 from ickd_pl.class_table import ClassTable
+from ickd_pl.errors import near
 from ickd_pl.models import FeatureNet
 from ickd_pl.runtime.configs import config_root
 from ickd_pl.seeding import generator, seeded
@@ -28,6 +29,21 @@ def benchmark_pairs() -> list[tuple[str, str]]:
     files = sorted((config_root() / "pairs").glob("*.yaml"))
     models = [yaml.safe_load(file.read_text())["model"] for file in files]
     return [(m["teacher"], m["student"]) for m in models if m["teacher_weights"]]
+
+
+def named_pair(words: str) -> tuple[str, str]:
+    """``TEACHER/STUDENT`` as two names.
+
+    Raises:
+        UserError: it is no pair, or a network is unknown.
+    """
+    teacher, slash, student = words.partition("/")
+    if not slash:
+        raise UserError(f"--pairs: expected TEACHER/STUDENT, such as resnet56/resnet20, got {words}")
+    for name in (teacher, student):
+        if name not in model_names():
+            raise UserError(f"--pairs: unknown network {name!r} in {words}: {near(name, model_names())}")
+    return teacher, student
 
 
 def start(name: str, batch: Batch) -> FeatureNet:
@@ -89,8 +105,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/pairs.md"))
     parser.add_argument("--pairs", nargs="*", help="TEACHER/STUDENT; default: all shipped")
     options = parser.parse_args()
-    pairs = [tuple(p.split("/", 1)) for p in options.pairs or []] or benchmark_pairs()
-    options.output.write_text(report(pairs, sorted(discover())), encoding="utf-8")  # type: ignore[arg-type]
+    try:
+        pairs = [named_pair(pair) for pair in options.pairs or []] or benchmark_pairs()
+    except UserError as error:
+        parser.error(str(error))
+    options.output.write_text(report(pairs, sorted(discover())), encoding="utf-8")
     print(f"wrote {options.output}")
 
 
