@@ -28,16 +28,22 @@ def read_teacher(net: nn.Module, name: str, path: str | None) -> None:
         UserError: no file was named, or it is missing, damaged or of another network; the message has the command that
             makes one.
     """
-    hint = (
-        f"get it with `teachers fetch {name}` or train it with `fit --config configs/base.yaml --model.student {name}` "
-        "on the same data, then give the file as teacher_weights (--model.teacher_weights FILE); in Python, "
-        f"teacher=load_teacher({name!r}, FILE) does the same"
-    )
     if path is None:
-        raise UserError(f"teacher {name} has no weights: {hint}")
+        raise UserError(f"teacher {name} has no weights: {_how_to_get(name)}")
     if not Path(path).exists():
-        raise UserError(f"teacher {name}: weights file {path} does not exist: {hint}")
+        raise UserError(f"teacher {name}: weights file {path} does not exist: {_how_to_get(name)}")
     load_weights(net, path, name)
+
+
+def _how_to_get(name: str) -> str:
+    from ickd_pl.weights.manifest import packaged_manifest, read_manifest
+
+    published = name in read_manifest(packaged_manifest())
+    fetch = f"for CIFAR-100 get it with `teachers fetch {name}`; else " if published else ""
+    return (
+        f"{fetch}train it with `fit --config configs/base.yaml --model.student {name}` on the same data and give its "
+        f"checkpoints/last.ckpt as --model.teacher_weights (in Python: teacher=load_teacher({name!r}, FILE))"
+    )
 
 
 def check_floor(module: Any, floor: float) -> None:

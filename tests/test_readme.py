@@ -1,0 +1,35 @@
+"""README's five commands for a newcomer, as they stand there, with fewer epochs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.runtime.helpers import QUIET, REPOSITORY
+
+
+def commands() -> list[str]:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    block = text.partition("# newcomer\n")[2].partition("```")[0]
+    return block.strip().splitlines()
+
+
+def test_the_newcomers_five_commands() -> None:
+    pytest.importorskip("onnxruntime")
+    lines = commands()
+    assert len(lines) == 5
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    for line in lines:
+        short = line.replace("max_epochs 12", "max_epochs 2").replace("ckpt_epoch_12", "ckpt_epoch_2")
+        words = shlex.split(short.replace("[8,9,11]", "[1]").replace("cli.py", str(REPOSITORY / "cli.py")))
+        trains = "--data" in words
+        done = subprocess.run(
+            [sys.executable, *words[1:], *(QUIET if trains else [])],
+            env=environment, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert done.stdout.strip() == "(7, 10)"
