@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -110,11 +111,17 @@ def check_shapes(owner: str, *given: Named) -> None:
         owner: the loss, for the message.
         given: for example ``("student", x, "B C H W"), ("teacher", y, "B C' H' W'")``.
     """
-    sizes: dict[str, object] = {}
-    if not all(isinstance(x, Tensor) and _fits(tuple(x.shape), form.split(), sizes) for _, x, form in given):
+    tensors = all(isinstance(x, Tensor) for _, x, _ in given)
+    if not tensors or not _agree(tuple([x.shape for _, x, _ in given]), tuple([form for _, _, form in given])):
         expected = " and ".join(f"{name} ({form.replace(' ', ', ').replace('*', '...')})" for name, _, form in given)
         came = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for _, x, _ in given)
         raise UserError(f"{owner}: expected {expected}, got {came}")
+
+
+@lru_cache(maxsize=256)  # a run asks the same in every step
+def _agree(shapes: tuple[tuple[int, ...], ...], forms: tuple[str, ...]) -> bool:
+    sizes: dict[str, object] = {}
+    return all(_fits(tuple(shape), form.split(), sizes) for shape, form in zip(shapes, forms, strict=True))
 
 
 def _fits(shape: tuple[int, ...], form: list[str], sizes: dict[str, object]) -> bool:
