@@ -1,0 +1,85 @@
+"""``correlations``: how far a student's correlation matrices are from its teacher's, before and after distillation."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ickd_pl.commands.parser import CommandParser
+from ickd_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from ickd_pl.correlations_figure import Comparison
+
+SUMMARY = "draw the correlations of a student's channels and logits beside its teacher's, before and after distillation"
+_MORE = """Upper row: inter-channel correlation as ICKD's loss sees it (Gram matrix of the map that enters the pooling,
+rows of unit length), averaged over test images; the student passes the checkpoint's ICKD adapter where it has one.
+Lower row: correlation of the classes' logits over the same images. "Before" is the student's start, made again from
+the run's seed, or the student of --before. Options of the data may follow, such as --data ImageFolder --data.root DIR;
+the checkpoint's stand for what is not given. Needs matplotlib: pip install 'ickd-pl[demo]'."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Write the picture, and print the distances that it shows.
+
+    Raises:
+        UserError: wrong words, a file that is missing, damaged or of another network, a picture that cannot be written.
+    """
+    from ickd_pl.correlations import compare
+    from ickd_pl.correlations_figure import Comparison, check_picture, write_picture
+    from ickd_pl.correlations_inputs import Request, read_inputs
+
+    given, rest = _parsed(words)
+    path = given.output or _folder(given.ckpt_path) / "correlations.png"
+    check_picture(path)
+    inputs = read_inputs(
+        Request(given.ckpt_path, given.before, given.teacher, given.teacher_weights, given.images, rest)
+    )
+    teacher, students = compare(inputs.images, inputs.teacher, {"before": inputs.before, "after": inputs.after})
+    shown = Comparison(teacher, students["before"], students["after"], inputs.title, inputs.names, inputs.note)
+    write_picture(shown, path)
+    notes = "".join(f"note: {note}\n" for note in (shown.channels_apart, shown.note) if note)
+    print(f"{shown.title}\n\n{table(shown)}\n\n{notes}wrote {path}", flush=True)
+    return 0
+
+
+def table(shown: Comparison) -> str:
+    """The distances to the teacher before and after, as lines; ``-`` where one is not defined."""
+    before, after = shown.students
+    channels, logits = len(shown.teacher.channels), len(shown.teacher.classes)
+    rows: list[tuple[str, Sequence[float | None]]] = [
+        (f"channels, {channels} x {channels}", shown.channel_distances() or (None, None)),
+        (f"class logits, {logits} x {logits}", shown.logit_distances()),
+        ("ICKD's loss, mean over the images", (before.loss, after.loss)),
+    ]
+    lines = [f"{'mean |difference| to the teacher':36}{'before':>9}{'after':>9}"]
+    for label, values in rows:
+        lines.append(f"{label:36}" + "".join(f"{'-' if value is None else f'{value:.4f}':>9}" for value in values))
+    return "\n".join(lines)
+
+
+def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own options, and the words for the data."""
+    parser = CommandParser(prog="correlations", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.", epilog=_MORE)
+    add = parser.add_argument
+    add("--ckpt_path", type=Path, required=True, metavar="FILE", help="the checkpoints/last.ckpt of a run")
+    add("--before", type=Path, metavar="FILE", help="another run's, such as Vanilla's; default: the student's start")
+    add("--teacher", metavar="NAME", help="default: the checkpoint's")
+    add("--teacher_weights", type=Path, metavar="FILE", help="default: the checkpoint's")
+    add("--images", type=int, default=1000, metavar="N", help="test images, evenly spaced; default 1000, or all")
+    add("--output", type=Path, metavar="FILE", help=".png, .svg or .pdf; default: correlations.png in the run's folder")
+    given, rest = parser.parse_known_args(list(words))
+    if given.images < 2:
+        raise UserError(f"--images: expected 2 or more, got {given.images}")
+    strange = [w for w in rest if w.startswith("-") and w.split("=")[0] != "--data" and not w.startswith("--data.")]
+    if strange:
+        parser.error(f"unrecognized arguments: {strange[0]}")
+    return given, rest
+
+
+def _folder(checkpoint: Path) -> Path:
+    """The run's folder, or the file's own where it lies elsewhere."""
+    parent = checkpoint.parent
+    return parent.parent if parent.name == "checkpoints" else parent

@@ -1,0 +1,302 @@
+"""What ``correlations`` compares, read from files: a teacher, a student before and after, and test images."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ickd_pl.adapters import ConvBN
+from ickd_pl.correlations import Subject, settle
+from ickd_pl.data.batch import as_batch
+from ickd_pl.data.build import data_from_words
+from ickd_pl.errors import UserError
+from ickd_pl.models.base import FeatureNet
+from ickd_pl.networks import make_network, probe
+from ickd_pl.runtime.configs import from_checkpoint
+from ickd_pl.seeding import seeded
+from ickd_pl.weights import StudentConfig, load_student, load_teacher, read_config, read_file
+
+AT_ONCE = 100
+"""Images in one pass."""
+SETTLE_IMAGES = 1000
+"""About as many training images set the batch norms of what was never trained; see :func:`settle`."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    Attributes:
+        checkpoint: of a run.
+        before: the checkpoint of a student of the same network; None: the run's own start.
+        teacher: a network's name; None: the checkpoint's.
+        teacher_weights: None: the checkpoint's.
+        images: test images, at most.
+        data: options of the data, such as ``--data Digits``; the checkpoint's stand for what is not given.
+    """
+
+    checkpoint: Path
+    before: Path | None = None
+    teacher: str | None = None
+    teacher_weights: Path | None = None
+    images: int = 1000
+    data: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was read.
+
+    Attributes:
+        teacher: trained.
+        before: the student before distillation.
+        after: the student after it.
+        images: normalised test images in batches.
+        title: teacher, student, methods, images and data in words.
+        names: of the teacher and the two students, for panels.
+        note: what a reader must know of this comparison; may be empty.
+    """
+
+    teacher: FeatureNet
+    before: Subject
+    after: Subject
+    images: list[Tensor]
+    title: str
+    names: tuple[str, str, str]
+    note: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run's checkpoint.
+
+    Attributes:
+        path: of the file.
+        content: all of it.
+        config: its network and classes.
+        model: the arguments of its module.
+        seed: of its run.
+        data: ``{"class_path", "init_args"}`` of its data; None where it does not say.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    config: StudentConfig
+    model: dict[str, Any]
+    seed: int
+    data: dict[str, Any] | None
+
+    @property
+    def methods(self) -> list[str]:
+        """Class names of its methods, such as ``ICKD``."""
+        return [str(spec["class_path"]).rpartition(".")[2] for spec in self.model.get("strategies") or []]
+
+    @property
+    def taught_by(self) -> str:
+        """Its methods, for a title."""
+        return " + ".join(self.methods) or "training alone"
+
+    def adapter(self, channels: int) -> ConvBN | None:
+        """ICKD's trained adapter, in eval mode; None without ICKD, or where it does not lead to so many channels.
+
+        Raises:
+            UserError: it should be there and is not.
+        """
+        if "ICKD" not in self.methods:
+            return None
+        prefix = "adapters.ickd."
+        try:
+            state = self.content["state_dict"]
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            adapter = ConvBN(*reversed(state["conv.weight"].shape[:2]))
+            adapter.load_state_dict(state)
+        except (LookupError, RuntimeError, TypeError, AttributeError):
+            raise UserError(f"{self.path}: the adapter of its ICKD is missing or damaged: get the file again") from None
+        return adapter.eval() if adapter.conv.out_channels == channels else None
+
+    def start(self, adapter: ConvBN | None) -> Subject:
+        """The student, and where there is one the adapter, as the run began with them: functions of its seed."""
+        net = make_network(str(self.config.network), self.config.num_classes, None, self.seed, "student").eval()
+        if adapter is None:
+            return Subject(net)
+        with seeded(self.seed, "adapter", "ickd", self.methods.index("ICKD")):  # as DistillationModule does
+            return Subject(net, ConvBN(adapter.conv.in_channels, adapter.conv.out_channels).eval())
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that ``fit`` has written.
+
+    Raises:
+        UserError: the file is missing, damaged or none of these, or its network is one of the user's own.
+    """
+    config = read_config(path)
+    settings = from_checkpoint(str(path))
+    return Checkpoint(
+        path, read_file(path), config, settings["model"], settings["seed_everything"], settings.get("data")
+    )
+
+
+def read_inputs(request: Request) -> Inputs:
+    """Read files first, then data, so that what is wrong is found before anything takes time.
+
+    Raises:
+        UserError: a file that is missing, damaged or of another network, no teacher, wrong options of the data.
+    """
+    checkpoint = read_checkpoint(request.checkpoint)
+    net = load_student(request.checkpoint)
+    name, teacher = _teacher(request, checkpoint)
+    other = None if request.before is None else _other(request.before, checkpoint)
+    data = _data(request.data, checkpoint)
+    network, size = str(checkpoint.config.network), int(getattr(data, "image_size", checkpoint.config.image_size))
+    theirs, ours = (probe(n, m, size, False).final[0] for n, m in ((teacher, name), (net, network)))
+    adapter = checkpoint.adapter(theirs)
+    before, note = _before(checkpoint, other, adapter, data)
+    if adapter is None and ours == theirs:
+        note = (
+            "No ICKD adapter: the student's own channels are compared, and nothing puts them into the teacher's order."
+        )
+    images = list(_test_images(data, request.images))
+    place = getattr(data, "name", None) or type(data).__name__
+    title = f"{name} teaches {network}: {sum(map(len, images))} test images of {place}"
+    through = "" if adapter is None else "\nthrough ICKD's adapter"
+    start = f"before: its start, seed {checkpoint.seed}" if other is None else f"before: {other.taught_by}"
+    names = (f"teacher {name}", f"student {start}{through}", f"student after: {checkpoint.taught_by}{through}")
+    return Inputs(teacher, before, Subject(net, adapter), images, title, names, note)
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+
+def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]:
+    """The teacher's name and the teacher: what was asked for, else the checkpoint's."""
+    name = request.teacher or checkpoint.model.get("teacher")
+    if not isinstance(name, str):
+        raise UserError(
+            f"{checkpoint.path} names no teacher (methods: {', '.join(checkpoint.methods) or 'none'}): "
+            "give --teacher NAME and --teacher_weights FILE"
+        )
+    path = request.teacher_weights
+    if path is None and name == checkpoint.model.get("teacher") and checkpoint.model.get("teacher_weights"):
+        path = Path(checkpoint.model["teacher_weights"])
+        if not path.is_file():
+            raise UserError(
+                f"{checkpoint.path} learnt from the teacher {name} in {path}, which is not there now: "
+                "give --teacher_weights FILE"
+            )
+    if path is None:
+        raise UserError(f"{checkpoint.path} does not say where the weights of {name} are: give --teacher_weights FILE")
+    return name, load_teacher(name, path, checkpoint.config.num_classes)
+
+
+def _other(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint of ``--before``, when it is of the same network and classes."""
+    other = read_checkpoint(path)
+    theirs, own = ((c.config.network, c.config.num_classes) for c in (other, checkpoint))
+    if theirs != own:
+        raise UserError(
+            f"{path} is a {theirs[0]} of {theirs[1]} classes, {checkpoint.path} a {own[0]} of {own[1]}: "
+            "give --before a student of the same network and classes"
+        )
+    return other
+
+
+def _before(checkpoint: Checkpoint, other: Checkpoint | None, adapter: ConvBN | None, data: Any) -> tuple[Subject, str]:
+    """The student before distillation, and what must be said of it.
+
+    Batch norms that were never trained have statistics of 0 and 1, with which no network is ever run; theirs are set
+    from training images, as the first step of a training would.
+    """
+    note = ""
+    if other is None:
+        before = checkpoint.start(adapter)
+        fresh: list[nn.Module] = [m for m in (before.net, before.adapter) if m is not None]
+    else:
+        own = None if adapter is None else other.adapter(adapter.conv.out_channels)
+        # Another student's adapter mixes the channels as that one's training left it; only its statistics can be made
+        # to fit.
+        borrowed = copy.deepcopy(adapter) if own is None else None
+        before = Subject(load_student(other.path), own or borrowed)
+        fresh = [borrowed] if borrowed is not None else []
+        if borrowed is not None:
+            note = "Before: this student never trained with the adapter, which has its part in its channels' distance."
+    if fresh:
+        settle(fresh, _training_images(data), before)
+    return before, note
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def _data(words: Sequence[str], checkpoint: Checkpoint) -> Any:
+    """The data module: the checkpoint's, changed by the user's words, or another one of theirs."""
+    words, chosen = _without_class(words)
+    own = checkpoint.data
+    same = own is not None and (chosen is None or chosen.rpartition(".")[2] == own["class_path"].rpartition(".")[2])
+    if own is not None and same:
+        kept = [f"--data.init_args.{key}={json.dumps(value)}" for key, value in own["init_args"].items()]
+        data = data_from_words([f"--data={own['class_path']}", *kept, *words])
+        # The constants that the student was trained with, and no others.
+        state = checkpoint.content.get(type(data).__qualname__)
+        if isinstance(state, dict) and hasattr(data, "load_state_dict"):
+            data.load_state_dict(state)
+    elif chosen is None:
+        raise UserError(f"{checkpoint.path} does not say on which data it was trained: give --data NAME")
+    else:
+        data = data_from_words([f"--data={chosen}", *words])
+    classes = getattr(data, "num_classes", checkpoint.config.num_classes)
+    if classes != checkpoint.config.num_classes:
+        raise UserError(
+            f"the data have {classes} classes, {checkpoint.path} has {checkpoint.config.num_classes}: give "
+            "--data of as many classes"
+        )
+    data.prepare_data()
+    return data
+
+
+def _without_class(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words without ``--data NAME``, and the name."""
+    rest, chosen, expects = [], None, False
+    for word in words:
+        if expects:
+            chosen, expects = word, False
+        elif word == "--data":
+            expects = True
+        elif word.startswith("--data="):
+            chosen = word.partition("=")[2]
+        else:
+            rest.append(word)
+    if expects:
+        raise UserError("--data: expected the name of a data set after it")
+    return rest, chosen
+
+
+def _test_images(data: Any, most: int) -> Iterator[Tensor]:
+    """Test images evenly spaced over the test set, which may be sorted by class, in batches."""
+    data.setup("test")
+    total = sum(len(as_batch(batch).label) for batch in data.test_dataloader())
+    count, position = min(most, total), 0
+    chosen = {number * total // count for number in range(count)}
+    for batch in data.test_dataloader():
+        images = as_batch(batch).image
+        rows = [row for row in range(len(images)) if position + row in chosen]
+        position += len(images)
+        yield from (images[part] for part in (rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)))
+
+
+def _training_images(data: Any) -> Iterator[Tensor]:
+    """The first batches of a training."""
+    data.setup("fit")
+    seen = 0
+    for batch in data.train_dataloader():
+        images = as_batch(batch).image
+        if len(images) > 1:  # one image alone may have no variance
+            yield images
+        seen += len(images)
+        if seen >= SETTLE_IMAGES:
+            return
