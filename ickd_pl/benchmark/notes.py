@@ -16,8 +16,7 @@ from ickd_pl.benchmark.tables import STATES
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """The benchmark in a line."""
     r = summary.results
-    trainer = r.settings.get("trainer")
-    precision = trainer.get("precision") if isinstance(trainer, dict) else None
+    precisions = dict.fromkeys(c.precision for c in r.done if c.precision)
     states = Counter(run.state for run in r.runs if run.planned)
     total = sum(states.values())
     hours = sum(c.seconds for c in r.done if c.seconds is not None) / 3600
@@ -25,7 +24,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("data", r.data or "unknown"),
         ("epochs", str(r.epochs or "unknown")),
         ("seeds", ", ".join(map(str, r.seeds)) or "none"),
-        ("precision", str(precision or "unknown")),
+        ("precision", ", ".join(precisions) or "unknown"),
         ("runs done", f"{states['done']} of {total}"),
         ("time", f"{hours:.2f} hours in all" if hours >= 0.1 else f"{hours * 60:.1f} minutes in all"),
     ]
@@ -88,10 +87,12 @@ def _code(summary: Summary) -> list[str]:
 def _differing(summary: Summary) -> list[str]:
     """What is not the same in all runs; each may move a figure."""
     cells = [r.result for r in summary.results.runs if r.result is not None and r.planned]
+    students = [r.result for r in summary.results.runs if r.result is not None and r.planned and r.pair is not None]
     versions = {n for c in cells for n in c.versions}
     kinds: list[tuple[str, Iterable[object]]] = [
         ("code", (c.code_hash for c in cells)),
-        ("data", (c.data_hash for c in cells)),
+        # A teacher may well see other images than the students.
+        ("data", (c.data_hash for c in students)),
         ("device", (c.device for c in cells)),
         ("precision", (c.precision for c in cells)),
         *((f"version of {n}", (c.versions.get(n) for c in cells)) for n in sorted(versions)),

@@ -1,0 +1,145 @@
+"""Images per second of the packed rows of the table, and of as many solo runs, in one process with the same settings.
+
+    python benchmarks/pack.py [--pairs resnet32x4_resnet8x4 resnet20_resnet8] [--steps 10] [--rounds 3] [--threads 2]
+
+The packed rows are the thirteen of the table but FSP, whose first stage is its own. Both sides run the project's own
+step: teacher, student, loss, backward, SGD, on random images of CIFAR-100's shape at batch 64 (the loader takes under
+one percent of a step). Rounds of both sides take turns; the figure is the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import yaml
+
+from ickd_pl import Batch, DistillationModule, get_model
+from ickd_pl.benchmark.pack import Pack
+from ickd_pl.runtime.configs import config_root
+from ickd_pl.strategies import from_spec
+
+ROWS = ("vanilla", "kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "nst", "ickd", "ickd_kl")
+BATCH = 64
+
+
+def read(kind: str, name: str) -> dict[str, Any]:
+    """The ``model`` part of a shipped configuration."""
+    content: dict[str, Any] = yaml.safe_load((config_root() / kind / f"{name}.yaml").read_text(encoding="utf-8"))[
+        "model"
+    ]
+    return content
+
+
+def members(pair: str) -> list[DistillationModule]:
+    """The rows' modules on one teacher."""
+    networks = read("pairs", pair)
+    teacher = get_model(networks["teacher"], 100).eval().requires_grad_(False)
+    modules = []
+    for row in ROWS:
+        method = read("methods", row)
+        specs = [s if isinstance(s, dict) else {"class_path": s} for s in method["strategies"]]
+        modules.append(
+            DistillationModule(
+                networks["student"],
+                teacher if specs else None,
+                strategies=[from_spec(spec) for spec in specs],
+                ce_weight=method["ce_weight"],
+            )
+        )
+    return [module.train() for module in modules]
+
+
+def optimizer_of(groups: list[list[torch.nn.Parameter]]) -> torch.optim.SGD:
+    """The recipe's SGD, a group for each list."""
+    return torch.optim.SGD(
+        [{"params": group} for group in groups], lr=0.05, momentum=0.9, weight_decay=5e-4, foreach=True
+    )
+
+
+def solo_step(modules: list[DistillationModule]) -> Callable[[Batch], None]:
+    """One step of every row, each with its own teacher pass and its own SGD."""
+    optimizers = [optimizer_of([list(module.trainable())]) for module in modules]
+
+    def step(batch: Batch) -> None:
+        for module, optimizer in zip(modules, optimizers, strict=True):
+            optimizer.zero_grad()
+            module.losses(batch)[0].backward()
+            optimizer.step()
+
+    return step
+
+
+def packed_step(modules: list[DistillationModule]) -> Callable[[Batch], None]:
+    """One step of the pack's own ``training_step``, with the little of a trainer that it asks for."""
+    pack = Pack(modules, list(ROWS))
+    optimizer = optimizer_of([list(module.trainable()) for module in modules])
+    trainer: Any = SimpleNamespace(
+        train_dataloader=None, world_size=1, is_last_batch=False, global_step=0, current_epoch=0,
+        strategy=SimpleNamespace(pre_backward=lambda loss: None),
+    )  # fmt: skip
+    for module in (pack, *modules):
+        module._trainer = trainer
+    pack.optimizers = lambda: optimizer  # type: ignore[method-assign, assignment, return-value]
+    counter = itertools.count(1)
+
+    def step(batch: Batch) -> None:
+        pack.training_step(batch, next(counter))
+
+    return step
+
+
+def seconds(step: Callable[[Batch], None], batch: Batch, steps: int) -> float:
+    began = time.perf_counter()
+    for _ in range(steps):
+        step(batch)
+    return (time.perf_counter() - began) / steps
+
+
+def compare(pair: str, steps: int, rounds: int) -> str:
+    """A line of the table."""
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch(
+        torch.randn(BATCH, 3, 32, 32, generator=generator),
+        torch.randint(100, (BATCH,), generator=generator),
+        torch.arange(BATCH),
+    )
+    sides = {"solo": solo_step(members(pair)), "pack": packed_step(members(pair))}
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for step in sides.values():
+        step(batch)  # allocates
+    for _ in range(rounds):
+        for name, step in sides.items():
+            found[name].append(seconds(step, batch, steps))
+    solo, pack = (statistics.median(found[name]) for name in ("solo", "pack"))
+    images = len(ROWS) * BATCH
+    spread = f"{min(found['solo']) / max(found['pack']):.2f} to {max(found['solo']) / min(found['pack']):.2f}"
+    return f"| {pair} | {images / solo:,.0f} | {images / pack:,.0f} | {solo / pack:.2f} | {spread} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    known = sorted(path.stem for path in Path(config_root() / "pairs").glob("*.yaml"))
+    parser.add_argument(
+        "--pairs", nargs="+", default=["resnet32x4_resnet8x4", "resnet20_resnet8"], choices=known, metavar="PAIR"
+    )
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    print(f"{len(ROWS)} rows, batch {BATCH}, float32, {given.threads} threads, torch {torch.__version__}")
+    print("| pair | solo, images/s | packed, images/s | ratio of medians | worst to best |\n|---|---:|---:|---:|---:|")
+    for pair in given.pairs:
+        print(compare(pair, given.steps, given.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
