@@ -1,8 +1,8 @@
-"""The demo: a teacher on all images of Digits, then four students on few, by the command line that real runs use.
+"""The demo: a teacher on all images of Digits, then four students on few, as a benchmark of one command.
 
     python examples/demo.py [--output outputs/demo]
 
-Each command is printed before it runs. Stop it with Ctrl-C and start it again: finished runs are kept, others continue.
+The command is printed before it runs. Stop it with Ctrl-C and start it again: finished cells are kept, others continue.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import csv
 import importlib.util
 import math
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -22,26 +21,13 @@ from typing import NamedTuple
 import torch
 
 from ickd_pl import load_student
+from ickd_pl.benchmark.names import network_name, row_name
+from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.cli import main as ickd
 from ickd_pl.data.digits import NUM_TEST
 from ickd_pl.runtime import RunFolder
 
-TEACHER, STUDENT = "resnet20", "resnet8"
-# Label in the table, file in configs/methods, methods in the name of the run's folder.
-STUDENTS: tuple[tuple[str, str, list[str]], ...] = (
-    ("Vanilla", "vanilla", []),
-    ("KD", "kd", ["kd"]),
-    ("ICKD-C", "ickd", ["ickd"]),
-    ("ICKD-C+KL", "ickd_kl", ["ickd", "kd"]),
-)
-
-
-class Run(NamedTuple):
-    """One command line and the folder that it fills."""
-
-    label: str
-    folder: RunFolder
-    words: list[str]
+CONFIG = "configs/benchmarks/quick.yaml"
 
 
 class Result(NamedTuple):
@@ -54,35 +40,14 @@ class Result(NamedTuple):
     checkpoint: Path
 
 
-def plan(output: Path, epochs: int | None = None) -> list[Run]:
-    """The five runs in their order, the teacher first.
-
-    Args:
-        output: folder of all runs.
-        epochs: in place of the epochs that the YAML files say.
-    """
-
-    def words(*configs: str) -> list[str]:
-        shorter = [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
-        named = [word for name in configs for word in ("--config", f"configs/{name}.yaml")]
-        return ["fit", *named, "--trainer.default_root_dir", output.as_posix(), *shorter]
-
-    teacher = RunFolder.of(output, "digits", None, TEACHER, [], 0)
-    runs = [Run("Teacher", teacher, words("base", f"teachers/{TEACHER}", "demo/teacher"))]
-    for label, config, methods in STUDENTS:
-        student = words("base", f"pairs/{TEACHER}_{STUDENT}", "demo/students", f"methods/{config}")
-        student += ["--model.teacher_weights", teacher.last.as_posix()]
-        runs.append(Run(label, RunFolder.of(output, "digits", TEACHER, STUDENT, methods, 0), student))
-    return runs
-
-
-def read_result(run: Run) -> Result:
-    """Read a finished run's ``metrics.csv`` and count the parameters of the network in its checkpoint."""
-    with run.folder.metrics.open(newline="", encoding="utf-8") as file:
+def read_result(output: Path, cell: Cell) -> Result:
+    """Read a finished cell's ``metrics.csv`` and count the parameters of the network in its checkpoint."""
+    folder = RunFolder(output / "cells" / cell.path)
+    with folder.metrics.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    parameters = sum(parameter.numel() for parameter in load_student(run.folder.last).parameters())
+    parameters = sum(parameter.numel() for parameter in load_student(folder.last).parameters())
     accuracy, seconds = [float(row["test/acc1"]) for row in rows], sum(float(row["seconds"]) for row in rows)
-    return Result(run.label, accuracy, parameters, seconds, run.folder.last)
+    return Result(row_name(cell.method), accuracy, parameters, seconds, folder.last)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -107,8 +72,8 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([*lines, "", note])
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
-    """Draw the test accuracy by epoch of every run."""
+def draw(results: Sequence[Result], title: str, path: Path) -> None:
+    """Draw the test accuracy by epoch of every cell."""
     from matplotlib.figure import Figure  # without pyplot no display is needed, and no backend is chosen for the caller
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -118,7 +83,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axes.plot(range(1, len(r.accuracy) + 1), r.accuracy, color=color, label=f"{r.label} {r.accuracy[-1]:.1f}")
     axes.axhline(results[0].accuracy[-1], color="0.3", linewidth=0.8, linestyle=":")
     axes.set(xlabel="epoch", ylabel="test accuracy, percent", ylim=(0, 100))
-    axes.set_title(f"Digits: {TEACHER} teaches {STUDENT}")
+    axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(title="last epoch, percent", loc="lower right")
     figure.savefig(path, dpi=150)
@@ -128,29 +93,29 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run what is not finished yet, then show the results.
 
     Returns:
-        The exit status: 0, or that of the first run that failed.
+        The exit status: 0, or that of the benchmark.
     """
     parser = argparse.ArgumentParser(description="Train a small teacher on Digits and distil four students.")
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of the runs and the results")
-    parser.add_argument("--epochs", type=int, help="main epochs of every run, in place of those in configs/demo")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of the cells and the results")
+    parser.add_argument("--config", default=CONFIG, help="the benchmark file")
     options = parser.parse_args(args)
     if importlib.util.find_spec("matplotlib") is None:
         print("error: the demo draws its curves with matplotlib: run pip install 'ickd-pl[demo]'", file=sys.stderr)
         return 2
     began = time.perf_counter()
-    runs = plan(options.output, options.epochs)
-    for number, run in enumerate(runs, 1):
-        command = shlex.join(["python", "cli.py", *run.words]).replace(" --", " \\\n    --")
-        print(f"\n[{number}/{len(runs)}] {run.label}\n{command}\n", flush=True)
-        if status := ickd(run.words):
-            return status
-    results = [read_result(run) for run in runs]
+    command = ["bench", "run", "--config", options.config, "--output", str(options.output)]
+    print(f"python cli.py {' '.join(command)}\n", flush=True)
+    if status := ickd(command):
+        return status
+    cells = Benchmark.read(options.config).cells
+    results = [read_result(options.output, cell) for cell in cells]
+    title = f"Digits: {network_name(str(cells[1].teacher))} teaches {network_name(cells[1].network)}"
     text, picture, page = table(results), options.output / "curves.png", options.output / "table.md"
-    draw(results, picture)
+    draw(results, title, picture)
     page.write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\nlearning curves: {picture}\ntable: {page}\ncheckpoints:")
     for result in results:
-        print(f"  {result.label:10} {result.checkpoint}")
+        print(f"  {result.label:16} {result.checkpoint}")
     print(f"whole demo: {time.perf_counter() - began:.0f} seconds")
     return 0
 

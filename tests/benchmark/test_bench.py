@@ -29,6 +29,7 @@ def quick(name: str = "short.yaml", **changes: Any) -> str:
     """A benchmark file made of the shipped quick.yaml."""
     content = yaml.safe_load((config_root() / "benchmarks" / "quick.yaml").read_text())
     content["data"]["init_args"]["train_size"] = 64
+    content["seeds"] = [0, 1]
     content["trainer"].update(SHORT["trainer"])
     content["model"].update(SHORT["model"])
     content["teachers"]["trainer"] = {"max_epochs": 1}

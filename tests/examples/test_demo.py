@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,25 +25,31 @@ def demo() -> ModuleType:
 
 
 def test_demo_twice(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first start trains five runs and shows them; the second keeps them and shows the same."""
-    words = ["--output", str(tmp_path), "--epochs", "1"]
+    """The first start trains five cells and shows them; the second keeps them and shows the same."""
+    content = yaml.safe_load((ROOT / demo.CONFIG).read_text(encoding="utf-8"))
+    for part in (content, content["teachers"]):
+        part["trainer"]["max_epochs"], part["model"]["milestones"] = 1, []
+    Path("quick.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    words = ["--output", str(tmp_path / "out"), "--config", "quick.yaml"]
+    tmp_path = tmp_path / "out"
     assert demo.main(words) == 0
     first = capsys.readouterr().out
     page = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert page.strip() in first
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
     assert rows[0] == ["", "last", "best", "parameters", "seconds"]
-    assert [row[0] for row in rows[2:]] == ["Teacher", "Vanilla", "KD", "ICKD-C", "ICKD-C+KL"]
+    assert [row[0] for row in rows[2:]] == ["Teacher", "Vanilla", "KD", "ICKD-C (w/o KL)", "ICKD-C (with KL)"]
     assert all(0 <= float(row[1]) <= float(row[2]) <= 100 for row in rows[2:])
     assert len({row[3] for row in rows[3:]}) == 1, "students have the same number of parameters, methods add none"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    for run in demo.plan(tmp_path, 1):
-        assert run.folder.last.is_file()
-        assert str(run.folder.last) in first
-        assert all(word in first for word in run.words), "every command is shown before it runs"
+    assert f"bench run --config quick.yaml --output {tmp_path}" in first
+    checkpoints = [line.split()[-1] for line in first.partition("checkpoints:")[2].splitlines() if ".ckpt" in line]
+    assert len(checkpoints) == 5 and all(Path(path).is_file() for path in checkpoints)
+    assert (tmp_path / "report.html").is_file()
 
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ckpt")}
     assert demo.main(words) == 0
-    assert capsys.readouterr().out.count("finished before") == 5
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ckpt")} == before
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == page
 
 
@@ -62,13 +69,12 @@ def test_table(demo: ModuleType, tmp_path: Path) -> None:
     assert "under about 5 points" in demo.table(results)
 
 
-def test_stops_at_the_first_failure(
+def test_a_benchmark_that_fails_ends_the_demo(
     demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "ickd", lambda words: 2)
     assert demo.main(["--output", str(tmp_path)]) == 2
-    assert "[1/5] Teacher" in (out := capsys.readouterr().out)
-    assert "[2/5]" not in out
+    assert "learning curves" not in capsys.readouterr().out
 
 
 def test_without_matplotlib(
