@@ -8,14 +8,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ickd_pl.benchmark.cells import Job, remove, train_alone
 from ickd_pl.benchmark.plan import Cell
 from ickd_pl.errors import UserError
 from ickd_pl.runtime import RunFolder
 from ickd_pl.runtime.atomic import write_text
-from ickd_pl.runtime.configs import config_root
 
 if TYPE_CHECKING:
     from ickd_pl.benchmark.runner import Runner
@@ -42,7 +39,7 @@ def choose(runner: Runner, cell: Cell) -> dict[str, Any]:
     candidates: list[dict[str, Any]] = []
     for number, arguments in enumerate(combinations):
         place = runner.folder / "choices" / cell.path / str(number)
-        overrides = {**_strategies(str(cell.method), arguments), **held_out}
+        overrides = {**_strategies(runner, str(cell.method), arguments), **held_out}
         candidates.append({"arguments": arguments, "val_acc1": _accuracy(runner, cell, place, overrides)})
         runner.say(f"  {cell} {arguments}: {candidates[-1]['val_acc1']:.2f} percent on validation images")
     best = max(candidates, key=lambda candidate: float(candidate["val_acc1"]))
@@ -50,7 +47,7 @@ def choose(runner: Runner, cell: Cell) -> dict[str, Any]:
         "arguments": best["arguments"],
         "candidates": candidates,
         "val_size": settings["val_size"],
-        "overrides": _strategies(str(cell.method), best["arguments"]),
+        "overrides": _strategies(runner, str(cell.method), best["arguments"]),
     }
 
 
@@ -69,14 +66,13 @@ def _accuracy(runner: Runner, cell: Cell, place: Path, overrides: dict[str, Any]
     return accuracy
 
 
-def _strategies(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _strategies(runner: Runner, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The method's strategies with the arguments put in.
 
     Raises:
         UserError: an argument that is not ``Class.argument`` of one of the method's classes.
     """
-    content = yaml.safe_load((config_root() / "methods" / f"{method}.yaml").read_text(encoding="utf-8"))
-    strategies = content["model"]["strategies"]
+    strategies = runner.benchmark.strategies(method)
     for name, value in arguments.items():
         cls, _, argument = name.partition(".")
         matching = [strategy for strategy in strategies if strategy["class_path"].rpartition(".")[2] == cls]

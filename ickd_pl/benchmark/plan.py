@@ -158,10 +158,7 @@ class Benchmark:
 
     def _packable(self, method: str) -> bool:
         """One stage, and no values of arguments to choose among."""
-        from ickd_pl.strategies import from_spec
-
-        model = _read(config_root() / "methods" / f"{method}.yaml")["model"]
-        one_stage = all(not from_spec(_spec(strategy)).pretrain_epochs for strategy in model["strategies"])
+        one_stage = all("pretrain_epochs" not in spec.get("init_args", {}) for spec in self.strategies(method))
         return one_stage and method not in self.settings["choices"]
 
     def words(self, cell: Cell, teacher_weights: Path | None, scratch: Path, overrides: dict[str, Any]) -> list[str]:
@@ -195,10 +192,25 @@ class Benchmark:
                 "teacher_weights": None,
                 "strategies": [],
             }
-            own = {"data": t["data"], "trainer": t["trainer"], "model": {**t["model"], **model}}
+            own = {"data": t["data"], "trainer": t["trainer"], "model": {**t["model"], **teacher}}
             return merge(common, own)
         weights = None if teacher_weights is None else str(teacher_weights)
-        return merge(common, {"model": {"teacher_weights": weights, "teacher_floor": t["floor"]}})
+        model: dict[str, Any] = {"teacher_weights": weights, "teacher_floor": t["floor"]}
+        strategies = self.strategies(str(cell.method))
+        if any("pretrain_epochs" in strategy.get("init_args", {}) for strategy in strategies):
+            model["strategies"] = strategies
+        return merge(common, {"model": model})
+
+    def strategies(self, method: str) -> list[dict[str, Any]]:
+        """A method's strategies, as its file has them; a first stage lasts an eighth of the main epochs (30 of 240)."""
+        from ickd_pl.strategies import from_spec
+
+        epochs = int(self.settings["trainer"].get("max_epochs", 240))
+        found = [_spec(s) for s in _read(config_root() / "methods" / f"{method}.yaml")["model"]["strategies"]]
+        for spec in found:
+            if from_spec(spec).pretrain_epochs:
+                spec["init_args"] = {**spec.get("init_args", {}), "pretrain_epochs": max(1, epochs // 8)}
+        return found
 
 
 def shipped(kind: str) -> list[str]:

@@ -360,6 +360,18 @@ def test_a_wrong_shard(shard: str) -> None:
     assert "--shard" in refused("run", "--config", quick(), "--output", "out", f"--shard={shard}")
 
 
+@pytest.mark.parametrize(("epochs", "first"), [(240, 30), (12, 1), (24, 3)])
+def test_a_first_stage_is_an_eighth_of_the_main_epochs(epochs: int, first: int) -> None:
+    benchmark = Benchmark.read(quick(methods=["kd", "fsp"], trainer={"max_epochs": epochs}))
+    assert [s["init_args"]["pretrain_epochs"] for s in benchmark.strategies("fsp")] == [first]
+    assert [str(group) for group in benchmark.groups][1:] == [
+        "resnet20_resnet8/kd/seed_0", "resnet20_resnet8/fsp/seed_0",
+        "resnet20_resnet8/kd/seed_1", "resnet20_resnet8/fsp/seed_1",
+    ]  # fmt: skip
+    outcome = cli("bench", "plan", "--config", "short.yaml", "--no-timing")
+    assert f"resnet20_resnet8/fsp/seed_0: {epochs + first} epochs" in outcome.out
+
+
 @pytest.mark.parametrize("name", shipped("benchmarks"))
 def test_shipped_files_are_planned(name: str) -> None:
     outcome = cli("bench", "plan", "--config", f"configs/benchmarks/{name}.yaml", "--no-timing")
