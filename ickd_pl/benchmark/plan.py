@@ -186,7 +186,7 @@ class Benchmark:
         s, t = self.settings, self.settings["teachers"]
         common = {"data": s["data"], "trainer": s["trainer"], "model": s["model"]}
         if cell.kind == "teacher":
-            model: dict[str, Any] = {
+            teacher: dict[str, Any] = {
                 "student": cell.network,
                 "teacher": None,
                 "teacher_weights": None,
