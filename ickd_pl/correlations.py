@@ -70,7 +70,7 @@ def logit_correlation(logits: Tensor) -> Tensor:
     centred = values - values.mean(dim=0)
     centred = torch.where(centred.abs().amax(dim=0) > 1e-12 * values.abs().amax(dim=0), centred, 0.0)
     unit = normalize(centred, dim=0, eps=torch.finfo(torch.float64).tiny)
-    return unit.T @ unit
+    return (unit.T @ unit).clamp(-1, 1)
 
 
 def mean_absolute_difference(one: Tensor, other: Tensor) -> float:

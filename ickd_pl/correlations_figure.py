@@ -17,7 +17,7 @@ from ickd_pl.runtime.atomic import replacing
 FORMATS = ("png", "svg", "pdf")
 VALUES, SIGNED, SIZE = "viridis", "RdBu_r", "Reds"  # of magnitudes, of what has a sign, of absolute differences
 MINUS = chr(0x2212)
-WIDTH, HEIGHT = 15.0, 7.4  # inches
+WIDTH, HEIGHT = 14.0, 8.3  # inches
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Comparison:
         after: seen of the student after it.
         title: a line above all.
         names: what stands above the teacher's panels and the student's two.
+        adapted: the student's channels are those of ICKD's adapter.
         note: a line below all; may be empty.
     """
 
@@ -38,6 +39,7 @@ class Comparison:
     after: View
     title: str
     names: tuple[str, str, str]
+    adapted: bool = False
     note: str = ""
 
     @property
@@ -109,7 +111,7 @@ def draw(shown: Comparison) -> Any:
     axes = figure.subplots(2, 5)
     _channels(figure, axes[0], shown)
     _logits(figure, axes[1], shown)
-    for row, label in zip(axes, ("channels", "classes"), strict=True):
+    for row, label in zip(axes, ("channels (alike ones together)", "classes"), strict=True):
         row[0].set_ylabel(label, fontsize=11)
     return figure
 
@@ -121,14 +123,19 @@ def _channels(figure: Any, axes: Any, shown: Comparison) -> None:
     apart = shown.channels_apart
     orders = [order if not apart else likeness_order(view.channels) for view in views]
     matrices = [view.channels[o][:, o] for view, o in zip(views, orders, strict=True)]
+    through = " through ICKD's adapter" if shown.adapted else ""
     titles = [f"{name}\n{len(matrix)} channels" for name, matrix in zip(shown.names, matrices, strict=True)]
-    _row(figure, axes[:3], matrices, titles, _value_scale(matrices), "inter-channel correlation, mean over images")
+    titles[1:] = [title + through for title in titles[1:]]
+    name = "inter-channel correlation, mean over images"
     distances = shown.channel_distances()
-    if distances is None:
+    if distances is None:  # no common scale for what is not compared: more channels make smaller entries
+        _row(figure, axes[:1], matrices[:1], titles[:1], _value_scale(matrices[:1]), name)
+        _row(figure, axes[1:3], matrices[1:], titles[1:], _value_scale(matrices[1:]), name)
         for panel in axes[3:]:
             panel.axis("off")
         axes[3].text(0, 0.5, str(apart).replace(", ", ",\n").replace(": ", ":\n"), va="center", fontsize=10)
         return
+    _row(figure, axes[:3], matrices, titles, _value_scale(matrices), name)
     differences = [matrix - matrices[0] for matrix in matrices[1:]]
     bound = _far(torch.stack(differences))
     titles = _difference_titles(distances, f"{{}} {MINUS} teacher")
@@ -180,7 +187,7 @@ def _row(
         location="bottom",
         extend=extend,
         shrink=0.7,
-        aspect=40 if len(axes) == 3 else 26,
+        aspect=13 * len(axes),
         pad=0.04,
     )
     bar.set_label(name, fontsize=9)

@@ -100,7 +100,7 @@ class Checkpoint:
     @property
     def taught_by(self) -> str:
         """Its methods, for a title."""
-        return " + ".join(self.methods) or "training alone"
+        return " + ".join(self.methods) or "Vanilla"
 
     def adapter(self, channels: int) -> ConvBN | None:
         """ICKD's trained adapter, in eval mode; None without ICKD, or where it does not lead to so many channels.
@@ -164,9 +164,8 @@ def read_inputs(request: Request) -> Inputs:
     images = list(_test_images(data, request.images))
     place = getattr(data, "name", None) or type(data).__name__
     title = f"{name} teaches {network}: {sum(map(len, images))} test images of {place}"
-    through = "" if adapter is None else "\nthrough ICKD's adapter"
     start = f"before: its start, seed {checkpoint.seed}" if other is None else f"before: {other.taught_by}"
-    names = (f"teacher {name}", f"student {start}{through}", f"student after: {checkpoint.taught_by}{through}")
+    names = (f"teacher {name}", f"student {start}", f"student after: {checkpoint.taught_by}")
     return Inputs(teacher, before, Subject(net, adapter), images, title, names, note)
 
 
@@ -224,7 +223,7 @@ def _before(checkpoint: Checkpoint, other: Checkpoint | None, adapter: ConvBN | 
         before = Subject(load_student(other.path), own or borrowed)
         fresh = [borrowed] if borrowed is not None else []
         if borrowed is not None:
-            note = "Before: this student never trained with the adapter, which has its part in its channels' distance."
+            note = "Before: this student never trained with the adapter, which adds to the distance of its channels."
     if fresh:
         settle(fresh, _training_images(data), before)
     return before, note

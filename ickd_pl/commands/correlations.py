@@ -38,7 +38,8 @@ def run(words: Sequence[str]) -> int:
         Request(given.ckpt_path, given.before, given.teacher, given.teacher_weights, given.images, rest)
     )
     teacher, students = compare(inputs.images, inputs.teacher, {"before": inputs.before, "after": inputs.after})
-    shown = Comparison(teacher, students["before"], students["after"], inputs.title, inputs.names, inputs.note)
+    adapted = inputs.after.adapter is not None
+    shown = Comparison(teacher, students["before"], students["after"], inputs.title, inputs.names, adapted, inputs.note)
     write_picture(shown, path)
     notes = "".join(f"note: {note}\n" for note in (shown.channels_apart, shown.note) if note)
     print(f"{shown.title}\n\n{table(shown)}\n\n{notes}wrote {path}", flush=True)
