@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.run_folder import EpochRecord, RunFolder, _differences, _flat
+from ickd_pl.runtime.run_folder import EpochRecord, RunFolder, differing, flat
 from tests.runtime.faults import Stopped
 from tests.runtime.helpers import (
     Run,
@@ -41,13 +41,13 @@ def test_names_of_the_folder() -> None:
 def test_settings_that_only_show_do_not_count() -> None:
     one = {"trainer": {"max_epochs": 3, "callbacks": [{"class_path": "X"}], "enable_progress_bar": True}, "model": {}}
     other = {"trainer": {"max_epochs": 3, "callbacks": None, "enable_progress_bar": False}, "model": {}}
-    assert _differences(_flat(one), _flat(other)) == []
+    assert differing(flat(one), flat(other)) == []
 
 
 def test_differences_name_key_and_both_values() -> None:
     one = {"model": {"lr": 0.1, "strategies": [{"class_path": "KD", "init_args": {"weight": 1.0}}]}, "a": [1, 2]}
     other = {"model": {"lr": 0.2, "strategies": [{"class_path": "KD", "init_args": {"weight": 2.0}}]}, "b": None}
-    assert _differences(_flat(one), _flat(other)) == [
+    assert differing(flat(one), flat(other)) == [
         "a: [1, 2] -> None",  # and null is as good as a setting that is not there
         "model.lr: 0.1 -> 0.2",
         "model.strategies[0].init_args.weight: 1.0 -> 2.0",
