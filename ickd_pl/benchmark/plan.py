@@ -249,10 +249,24 @@ def _checked(settings: Any, where: str) -> dict[str, Any]:
         raise UserError(f"{where}, teachers: get is {teachers['get']!r}, expected one of {', '.join(GET)}")
     if "class_path" not in settings["data"]:
         raise UserError(f"{where}, data: expected class_path, such as CIFAR100, and init_args")
+    for part, block in (("trainer", settings), ("teachers, trainer", teachers)):
+        _check_devices(block.get("trainer", {}), f"{where}, {part}")
     _check_lists(settings, where)
     if settings.get("choices") and not settings.get("val_size"):
         raise UserError(f"{where}: choices are made on a validation split, never on the test images: set val_size")
     return teachers
+
+
+def _check_devices(trainer: dict[str, Any], where: str) -> None:
+    """Cells are independent: several devices take several shards, not one cell each of them a part."""
+    devices = trainer.get("devices", 1)
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    if not one or trainer.get("num_nodes", 1) != 1:
+        raise UserError(
+            f"{where}: a cell runs on one device, got devices {devices!r}, num_nodes {trainer.get('num_nodes', 1)}: start "
+            "one `bench run --shard I/N` for each device (CUDA_VISIBLE_DEVICES), or one cell by the `fit` that "
+            "`bench plan --commands` prints"
+        )
 
 
 def _check_lists(settings: dict[str, Any], where: str) -> None:

@@ -255,6 +255,8 @@ def refused(*words: object) -> str:
         ({"pack": "maybe"}, ["pack must be a bool"]),
         ({"data": {}}, ["data is missing or empty"]),
         ({"data": {"init_args": {}}}, ["expected class_path"]),
+        ({"trainer": {"devices": 2}}, ["a cell runs on one device, got devices 2", "--shard"]),
+        ({"teachers": {"trainer": {"num_nodes": 4}}}, ["teachers, trainer", "num_nodes 4"]),
         ({"teachers": {"get": "steal"}}, ["get is 'steal'", "fetch"]),
         ({"choices": {"kd": {"KD.temperature": [1, 2]}}}, ["validation split", "val_size"]),
         ({"choices": {"at": {"AT.power": [1]}}, "val_size": 9}, ["choices: unknown at"]),
