@@ -238,7 +238,8 @@ def _data(words: Sequence[str], checkpoint: Checkpoint) -> Any:
     own = checkpoint.data
     same = own is not None and (chosen is None or chosen.rpartition(".")[2] == own["class_path"].rpartition(".")[2])
     if own is not None and same:
-        kept = [f"--data.init_args.{key}={json.dumps(value)}" for key, value in own["init_args"].items()]
+        arguments = {k: v if isinstance(v, str) else json.dumps(v) for k, v in own["init_args"].items()}
+        kept = [f"--data.init_args.{key}={value}" for key, value in arguments.items()]
         data = data_from_words([f"--data={own['class_path']}", *kept, *words])
         # The constants that the student was trained with, and no others.
         state = checkpoint.content.get(type(data).__qualname__)

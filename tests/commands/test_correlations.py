@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from ickd_pl import Digits, get_model, load_student, load_teacher
 from ickd_pl.correlations import logit_correlation, mean_channel_correlation
@@ -104,6 +105,9 @@ def test_another_student_stands_before(student: Run) -> None:
     assert (plain.status, plain.err) == (0, "")
     assert "note: Before: this student never trained with the adapter" in plain.out
     assert numbers(plain.out)["class logits"] == numbers(itself.out)["class logits"]
+    # The student after is seen as ever, though the other one's adapter began as its own.
+    for row in ("channels", "ICKD's loss"):
+        assert numbers(plain.out)[row][1] == numbers(itself.out)[row][1] != numbers(plain.out)[row][0]
 
 
 def test_without_an_adapter_the_own_channels_are_compared(student: Run) -> None:
@@ -145,6 +149,29 @@ def test_the_data_may_be_others(student: Run) -> None:
         assert (done.status, done.err) == (0, "")
     assert numbers(smaller.out) == numbers(named.out) == numbers(usual.out)
     assert numbers(normalised.out)["channels"] != numbers(usual.out)["channels"]
+
+
+def test_own_images_whose_folder_looks_like_a_number(student: Run) -> None:
+    """Sorted by class as they are, every class is seen; the folder may have moved."""
+    for split in ("train", "test"):
+        for k in range(10):
+            folder = Path("2024", split, f"class_{k}")
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (32, 32), (25 * k, 80 * i, 128)).save(folder / f"{i}.png")
+    content = load(student.last)
+    arguments = {"root": "2024", "image_size": 32, "val_size": 0, "train_size": None}
+    content["ickd_pl"]["data"] = {"class_path": "ickd_pl.data.image_folder.ImageFolder", "init_args": arguments}
+    torch.save(content, "own.ckpt")
+    words = ["correlations", "--ckpt_path", "own.ckpt", "--images", 10, "--output", "c.png"]
+    done = cli(*words)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("resnet20 teaches resnet8: 10 test images of 2024")
+    Path("2024").rename("2025")
+    gone, moved = cli(*words), cli(*words, "--data.root", "2025")
+    assert gone.status == 2
+    assert "2024 is no folder" in gone.err
+    assert numbers(moved.out) == numbers(done.out)
 
 
 def damaged_adapter(content: dict[str, Any]) -> dict[str, Any]:
