@@ -243,7 +243,15 @@ def _checked(settings: Any, where: str) -> dict[str, Any]:
         if not settings.get(key):
             raise UserError(f"{where}: {key} is missing or empty")
     _check(settings.get("teachers", {}), _TEACHER_KEYS, f"{where}, teachers")
-    teachers = {"get": "train", "seed": 0, "weights": {}, "data": {}, "trainer": {}, "model": {}, "floor": None}
+    teachers: dict[str, Any] = {
+        "get": "train",
+        "seed": 0,
+        "weights": {},
+        "data": {},
+        "trainer": {},
+        "model": {},
+        "floor": None,
+    }
     teachers.update(settings.get("teachers", {}))
     if teachers["get"] not in GET:
         raise UserError(f"{where}, teachers: get is {teachers['get']!r}, expected one of {', '.join(GET)}")
@@ -257,14 +265,14 @@ def _checked(settings: Any, where: str) -> dict[str, Any]:
     return teachers
 
 
-def _check_devices(trainer: dict[str, Any], where: str) -> None:
+def _check_devices(trainer: Any, where: str) -> None:
     """Cells are independent: several devices take several shards, not one cell each of them a part."""
-    devices = trainer.get("devices", 1)
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    if not one or trainer.get("num_nodes", 1) != 1:
+    if not one or nodes != 1:
         raise UserError(
-            f"{where}: a cell runs on one device, got devices {devices!r}, num_nodes {trainer.get('num_nodes', 1)}: start "
-            "one `bench run --shard I/N` for each device (CUDA_VISIBLE_DEVICES), or one cell by the `fit` that "
+            f"{where}: a cell runs on one device, got devices {devices!r}, num_nodes {nodes!r}: start one "
+            "`bench run --shard I/N` for each device (CUDA_VISIBLE_DEVICES), or one cell by the `fit` that "
             "`bench plan --commands` prints"
         )
 
