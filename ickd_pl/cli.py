@@ -21,7 +21,7 @@ from ickd_pl import commands
 from ickd_pl.errors import UserError, near
 from ickd_pl.module import DistillationModule
 from ickd_pl.runtime import EpochRecord, RunFolder
-from ickd_pl.runtime.configs import find_configs, from_checkpoint
+from ickd_pl.runtime.configs import check_trainer, find_configs, from_checkpoint
 from ickd_pl.runtime.parser import OneLineParser, constructor_error
 from ickd_pl.runtime.predictions import write_predictions
 
@@ -87,6 +87,7 @@ class IckdCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         # A trial of a few batches leaves no trace.
         if self.subcommand == "fit":
+            check_trainer(self.settings["trainer"])
             self.model.prepare_teacher()  # fails before the trainer says anything
         if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
             self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
@@ -170,6 +171,11 @@ def user_error(error: BaseException | None) -> UserError | None:
         return UserError(f"the checkpoint is of another network or other methods than asked for: {details[:300]} ...")
     if isinstance(error, ValueError) and (said := constructor_error(str(error))):
         return UserError(said)
+    # Lightning sees these only when the training begins.
+    if isinstance(error, ValueError | RuntimeError) and str(error).strip().startswith(
+        ("`val_check_interval`", "Early stopping conditioned on metric")
+    ):
+        return UserError(f"trainer: {' '.join(str(error).split())}")
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error

@@ -53,6 +53,13 @@ def check_refused(outcome: Outcome, *needles: str) -> None:
         ([STUDENT, "--seed_everything=-1"], ["seed_everything: expected a number from 0"]),
         ([STUDENT, "--seed=1"], ["unknown option --seed", "seed_everything"]),
         ([STUDENT, "--model.momentum=-1"], ["momentum: expected 0 or more"]),
+        (
+            [STUDENT, "--trainer.accumulate_grad_batches=0"],
+            ["trainer.accumulate_grad_batches: expected 1 or more, got 0"],
+        ),
+        ([STUDENT, "--trainer.check_val_every_n_epoch=0"], ["trainer.check_val_every_n_epoch: expected 1 or more"]),
+        ([STUDENT, "--trainer.max_epochs=0"], ["trainer.max_epochs: expected 1 or more, got 0"]),
+        ([STUDENT, "--trainer.limit_train_batches=0"], ["trainer.limit_train_batches: expected above 0"]),
         ([STUDENT, "--data.seed=5"], ["--data.seed comes from --seed_everything"]),
         (
             [STUDENT, "--model.strategies+=KD", "--model.strategies.temperature=0"],
@@ -273,3 +280,26 @@ def test_the_whole_stderr_is_one_line() -> None:
     outcome = subprocess_cli(*fit_words(ROOT, ["--model.student=resnet9"]))
     check_refused(outcome, "unknown network 'resnet9'")
     assert outcome.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "needle"),
+    [
+        (["--trainer.val_check_interval=1000"], "val_check_interval"),
+        (
+            ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.init_args.monitor=val/acc2"],
+            "Early stopping conditioned on metric `val/acc2`",
+        ),
+    ],
+)
+def test_what_lightning_sees_late_is_one_line_too(words: list[str], needle: str) -> None:
+    outcome = cli(*fit_words(ROOT, [STUDENT, *words]))
+    assert outcome.status == 2, outcome.err
+    last = outcome.err.strip().splitlines()[-1]
+    assert last.startswith("error: trainer: ") and needle in last
+    assert "Traceback" not in outcome.err
+
+
+def test_a_key_given_twice_in_a_file() -> None:
+    Path("twice.yaml").write_text("model:\n  student: resnet8\n  lr: 0.1\n  lr: 0.2\n")
+    check_refused(cli(*fit_words(ROOT, ["--config", "twice.yaml"])), "twice.yaml", "lr is given twice", "line 4")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,38 @@ def _find(path: str) -> str:
     raise UserError(f"config file {path} does not exist: {near(path, known)}")
 
 
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse values of the Trainer's that Lightning takes and that train nothing, or end in a traceback.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "max_epochs", "max_steps"):
+        value = settings.get(name)
+        if value is not None and value < 1 and not (value == -1 and name.startswith("max_")):
+            raise UserError(f"trainer.{name}: expected 1 or more, got {value}")
+    limit = settings.get("limit_train_batches")
+    if limit is not None and not limit > 0:
+        raise UserError(f"trainer.limit_train_batches: expected above 0, got {limit}: nothing would be trained")
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """YAML in which a key stands once: of two, one would be lost without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", key.start_mark)
+            seen.add(name)
+        return dict(super().construct_mapping(node, deep))
+
+
 def _checked(path: str) -> str:
     """Read the file once more than needed: the parser's own message would not say which file is broken."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
