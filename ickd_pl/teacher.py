@@ -57,6 +57,12 @@ def check_floor(module: Any, floor: float) -> None:
         UserError: the teacher is below the floor, or there are no images to measure it on.
     """
     trainer, name = module.trainer, module.teacher_name
+    evaluation = trainer.fit_loop.epoch_loop.val_loop
+    if trainer.val_dataloaders is None and evaluation._data_source.is_defined():
+        # Lightning sets them up here only where the first epoch is evaluated.
+        trainer.validating = True
+        evaluation.setup_data()
+        trainer.training = True
     loader = trainer.val_dataloaders
     if not hasattr(loader, "__iter__") or isinstance(loader, dict | list | tuple):
         raise UserError(
@@ -64,9 +70,10 @@ def check_floor(module: Any, floor: float) -> None:
             "(val_dataloaders), leave the trainer's limits on validation alone, or leave the floor out"
         )
     metric = accuracies(module.num_classes)["acc1"].to(module.device)
-    with torch.no_grad():
+    precision = trainer.precision_plugin
+    with torch.no_grad(), precision.forward_context():
         for raw in loader:
-            batch = as_batch(trainer.strategy.batch_to_device(raw, dataloader_idx=0))
+            batch = as_batch(precision.convert_input(trainer.strategy.batch_to_device(raw, dataloader_idx=0)))
             keep = batch.index >= 0
             metric.update(module.teacher(batch.image)[keep].float(), batch.label[keep])
     # torchmetrics sums over the ranks.

@@ -72,3 +72,18 @@ def test_without_images_there_is_nothing_to_measure() -> None:
     )
     with pytest.raises(UserError, match="there are no images to measure the teacher"):
         pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False).fit(module, loader)
+
+
+@pytest.mark.parametrize("words", [["--trainer.precision=bf16-true"], ["--trainer.precision=64-true"]])
+def test_the_floor_in_other_precisions(teacher: Run, words: list[str]) -> None:
+    outcome = cli(*fit_words(Path("out"), student_words(teacher, "kd", "--model.teacher_floor=2", *words)))
+    assert outcome.status == 0, outcome.err
+
+
+def test_the_floor_where_the_first_epoch_is_not_evaluated(teacher: Run) -> None:
+    every = "--trainer.check_val_every_n_epoch=2"
+    words = student_words(teacher, "kd", "--model.teacher_floor=99.9", every)
+    outcome = cli(*fit_words(Path("out"), words, epochs=2))
+    assert outcome.status == 2 and "below model.teacher_floor" in outcome.err
+    fine = student_words(teacher, "kd", "--model.teacher_floor=2", every)
+    assert cli(*fit_words(Path("out"), fine, epochs=2)).status == 0

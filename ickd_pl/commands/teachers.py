@@ -238,7 +238,8 @@ def _verify(given: argparse.Namespace, rest: Sequence[str]) -> int:
     if not acc1 >= expected - given.tolerance:
         raise UserError(
             f"{text}, {source} are {expected:.2f} ({acc1 - expected:+.2f}): {path} is not that teacher, or was trained "
-            "with another normalisation; fetch or train it again, or say what is still fine with --tolerance"
+            "with another normalisation; say what is still fine with --tolerance, or train it, or fetch it again "
+            f"(fetch holds to the sha256 recorded in {manifest}: set it to null there to take another file)"
         )
     print(f"{text}, {source} are {expected:.2f} ({acc1 - expected:+.2f}): good", flush=True)
     if known is not None and source == "published" and given.file is None:

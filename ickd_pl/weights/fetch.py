@@ -118,8 +118,7 @@ class _Fetch:
             except OSError as error:
                 _raise_local(error, self.checkpoints)
             else:
-                self.keep(teacher, file, sha256, came_from)
-                return []
+                return self.keep(teacher, file, sha256, came_from)
             finally:
                 file.unlink(missing_ok=True)
         return tried or [f"{self.manifest} names none"]
@@ -166,17 +165,21 @@ class _Fetch:
                 self.down[host] = str(error)
             raise
 
-    def keep(self, teacher: Teacher, file: Path, sha256: str, came_from: str) -> None:
-        """Give a good file its name, and write its hash down."""
+    def keep(self, teacher: Teacher, file: Path, sha256: str, came_from: str) -> list[str]:
+        """Give a good file its name and write its hash down; the answer is what is wrong with the manifest."""
         path = teacher.path(self.checkpoints)
         size = file.stat().st_size
         with replacing(path) as temporary:
             shutil.move(file, temporary)
-        now = record(self.manifest, teacher.name, sha256, recorded_from=came_from)
+        try:
+            now = record(self.manifest, teacher.name, sha256, recorded_from=came_from)
+        except UserError as error:
+            return [f"{path} is here, but its hash is not recorded ({error})"]
         known = "as recorded" if teacher.sha256 else f"now recorded in {self.manifest}"
         self.say(f"{teacher.name}: {path} is here, {size / 1e6:.1f} MB, SHA-256 {sha256}, {known}")
         if now.measured_acc1 is None:
             self.say(f"{teacher.name}: what proves it is its accuracy: python cli.py teachers verify {teacher.name}")
+        return []
 
 
 def sha256_of(path: Path) -> str:
@@ -227,7 +230,12 @@ def _check(teacher: Teacher, file: Path) -> str:
     """
     found = sha256_of(file)
     if teacher.sha256 not in (None, found):
-        raise Refused(f"another file than the recorded one: expected SHA-256 {teacher.sha256}, found {found}")
+        hint = (
+            ""
+            if teacher.status == "verified"
+            else ("; the recorded one was never verified: was that the bad one, set its sha256 to null in the manifest")
+        )
+        raise Refused(f"another file than the recorded one: expected SHA-256 {teacher.sha256}, found {found}{hint}")
     try:
         load_teacher(teacher.name, file, CLASSES)
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
     """
     state = read_state_dict(path)
     own = net.state_dict()
+    # Files of old versions of torch do not count the batches, and no evaluation uses the count.
+    state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in state}, **state}
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     clash = [
         f"{k}: {name} has {tuple(own[k].shape)}, the file {tuple(state[k].shape)}"
@@ -59,6 +62,13 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
         if k in state and own[k].shape != state[k].shape
     ]
     if not (missing or unexpected or clash):
+        strange = [key for key, value in state.items() if not _is_plain(value, own[key])]
+        if strange:
+            value = state[strange[0]]
+            raise UserError(
+                f"{path} holds {strange[0]} as {value.dtype}, {value.layout}, on {value.device}: expected plain "
+                f"numbers, {own[strange[0]].dtype}; save the network's state_dict as it is trained"
+            )
         infinite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
         if infinite:
             raise UserError(
@@ -86,6 +96,12 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
         else f"likely cause: it is the file of {other}; give the network that it was trained as"
     )
     raise UserError(f"{path} does not fit {name}: {'; '.join(details)}; {cause}")
+
+
+def _is_plain(value: Tensor, own: Tensor) -> bool:
+    """Whether a tensor can stand for the network's own: dense, with numbers in it, and of the same kind."""
+    dense = value.layout == torch.strided and value.device.type != "meta"
+    return dense and (value.is_floating_point(), value.is_complex()) == (own.is_floating_point(), own.is_complex())
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -132,7 +148,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
             return dict(load_file(path))
         _check_sums(path)
         # RepDistiller's *_last.pth also hold the run's arguments, an argparse.Namespace: plain data, allowed by name.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's protocol; what is wrong is said below, in one line
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error).upper():

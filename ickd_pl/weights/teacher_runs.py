@@ -56,11 +56,16 @@ def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoint
                 raise UserError(
                     f"{self.target} is there already: give --output another file, or --overwrite to replace it"
                 )
+            with replacing(self.target.with_suffix(".probe")) as temporary:  # 240 epochs are long to wait for this
+                temporary.touch()
+            self.target.with_suffix(".probe").unlink()
             if self.model.student_name != name or self.model.strategies:
                 raise UserError("teachers train trains the named network with cross entropy alone: use fit for others")
 
         def after_fit(self) -> None:
-            if self.trainer.is_global_zero and self.folder.finished.is_file():
+            if self.trainer.is_global_zero and not self.folder.finished.is_file():
+                raise UserError(f"not finished, nothing written: the same command goes on ({self.folder.path})")
+            if self.trainer.is_global_zero:
                 write_teacher(self.folder.last, self.target)
                 print(f"wrote {self.target}: --model.teacher {name} --model.teacher_weights {self.target}", flush=True)
 

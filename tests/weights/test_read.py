@@ -292,3 +292,26 @@ def test_the_hostile_files_are_hostile() -> None:
     torch.save({"opt": Touch("eval")}, "hostile.pth")
     torch.load("hostile.pth", weights_only=False)
     assert Path("hacked").exists()
+
+
+def test_files_that_do_not_count_batches_are_read(state: State) -> None:
+    plain_dict({key: value for key, value in state.items() if "num_batches_tracked" not in key}, Path("w.pth"))
+    net = load_teacher("resnet8", "w.pth", 10)
+    assert torch.equal(net.state_dict()["fc.weight"], state["fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "needle"),
+    [
+        (lambda value: value.to_sparse(), "sparse"),
+        (lambda value: value.to("meta"), "meta"),
+        (lambda value: value.long(), "int64"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (lambda value: value * float("nan"), "NaN or infinite"),
+    ],
+)
+def test_numbers_that_are_no_weights(state: State, change: Callable[[Tensor], Tensor], needle: str) -> None:
+    plain_dict({**state, "fc.weight": change(state["fc.weight"])}, Path("w.pth"))
+    with pytest.raises(UserError, match=r"w\.pth holds .*fc\.weight") as caught:
+        load_teacher("resnet8", "w.pth", 10)
+    assert needle in str(caught.value)
