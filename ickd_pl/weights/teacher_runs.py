@@ -56,11 +56,13 @@ def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoint
                 raise UserError(
                     f"{self.target} is there already: give --output another file, or --overwrite to replace it"
                 )
-            with replacing(self.target.with_suffix(".probe")) as temporary:  # 240 epochs are long to wait for this
-                temporary.touch()
-            self.target.with_suffix(".probe").unlink()
             if self.model.student_name != name or self.model.strategies:
                 raise UserError("teachers train trains the named network with cross entropy alone: use fit for others")
+            if self.trainer.is_global_zero:  # a folder that cannot be written is said now, not after 240 epochs
+                probe = self.target.with_suffix(".probe")
+                with replacing(probe) as temporary:
+                    temporary.touch()
+                probe.unlink()
 
         def after_fit(self) -> None:
             if self.trainer.is_global_zero and not self.folder.finished.is_file():

@@ -92,6 +92,7 @@ def test_verify_measures_any_file_on_any_data(teacher: Run) -> None:
         (["train", "resnet8", "--trainer.max_epoch", "2"], ["unknown option --trainer.max_epoch"]),
         (["train", "resnet8", "--seed", "-1", *SHORT], ["seed_everything"]),
         (["train", "resnet8", *SHORT, "--model.student", "resnet14"], ["trains the named network"]),
+        (["train", "resnet8", *SHORT, "--output", "there.pth/teacher.pth"], ["cannot write there.pth/teacher"]),
         (["train", "resnet8", *SHORT, "--output", "there.pth"], ["there.pth is there already", "--overwrite"]),
     ],
 )
@@ -103,6 +104,7 @@ def test_mistakes_are_one_line(words: list[str], needles: list[str]) -> None:
     message = outcome.err.strip().splitlines()[-1]
     assert all(needle in message for needle in needles), message
     assert Path("there.pth").read_bytes() == b"precious"
+    assert not list(Path().rglob("*.ckpt")), "nothing is trained"
 
 
 def test_train_writes_what_the_published_ones_are() -> None:
