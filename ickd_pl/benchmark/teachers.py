@@ -9,6 +9,7 @@ from typing import Any
 from ickd_pl.benchmark.cells import predict_with
 from ickd_pl.benchmark.identity import network_hash
 from ickd_pl.benchmark.plan import Benchmark, Cell
+from ickd_pl.benchmark.published import DATA, NUM_TEST
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.runtime import RunFolder
@@ -90,22 +91,45 @@ class Teachers:
         return self._fetched(cell.network)
 
     def measured(self, cell: Cell, path: Path, data: Any, place: Path) -> dict[str, Any]:
-        """Read and measure a teacher that was not trained here.
+        """Read and measure a teacher that was not trained here; a fetched one must be as good as published.
 
         Raises:
-            UserError: a bad file.
+            UserError: a bad file, a fetched teacher below its published accuracy.
         """
         with seeded("benchmark"):
             net = get_model(cell.network, data.num_classes)
         load_weights(net, path, cell.network)
         predicted, labels = predict_with(net.eval(), data, place)
+        acc1 = 100 * float((predicted == labels).mean())
+        on_published_images = getattr(data, "name", None) == DATA and len(labels) == NUM_TEST
+        if on_published_images and cell.network not in self.settings["weights"]:
+            self._verify(cell.network, path, acc1)
         return {
             "split": "test",
             "num_test": len(labels),
-            "acc1_last": 100 * float((predicted == labels).mean()),
+            "acc1_last": acc1,
             "parameters": sum(p.numel() for p in net.parameters()),
             "teacher_hash": network_hash(net),
         }
+
+    def _verify(self, network: str, path: Path, acc1: float) -> None:
+        """As ``teachers verify`` does it, the record in the manifest included."""
+        from ickd_pl.weights.fetch import sha256_of
+        from ickd_pl.weights.manifest import TOLERANCE, manifest_of, record, teacher_of
+        from ickd_pl.weights.teacher_runs import hold_to
+
+        manifest = manifest_of(self.checkpoints)
+        otherwise = (
+            f"{path} is not that teacher, or was trained with another normalisation; fetch another file, set "
+            "teachers.get to train, or name this one under teachers.weights to take it as it is"
+        )
+        measured = f"{network}: {acc1:.2f} percent on the test images of {DATA}"
+        expected = teacher_of(manifest, network).published_acc1
+        self.say(f"  {hold_to(measured, acc1, expected, TOLERANCE, 'published', otherwise)}")
+        try:
+            record(manifest, network, sha256_of(path), acc1)
+        except UserError as error:  # a folder that everyone reads and nobody writes
+            self.say(f"  {error}")
 
     def _place(self, network: str) -> Path:
         return self.folder / "cells" / Cell("teacher", network, self.settings["seed"]).path

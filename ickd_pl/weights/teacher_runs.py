@@ -87,6 +87,29 @@ def write_teacher(checkpoint: Path, target: Path) -> None:
         torch.save(content, temporary)
 
 
+def hold_to(measured: str, acc1: float, expected: float, tolerance: float, source: str, otherwise: str) -> str:
+    """Hold a teacher's measured accuracy to the expected one.
+
+    Args:
+        measured: a sentence with the measured accuracy.
+        acc1: as measured, percent.
+        expected: percent.
+        tolerance: how far below is still fine, points.
+        source: where the expected accuracy is from: ``published`` or ``expected``.
+        otherwise: what it means, and what to do, where it is further below.
+
+    Returns:
+        A line that says that the teacher is good.
+
+    Raises:
+        UserError: it is not.
+    """
+    compared = f"{measured}, {source} are {expected:.2f} ({acc1 - expected:+.2f})"
+    if not acc1 >= expected - tolerance:  # NaN is not fine either
+        raise UserError(f"{compared}: {otherwise}")
+    return f"{compared}: good"
+
+
 def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
     """Accuracy of a network's file on a data set's test images.
 
