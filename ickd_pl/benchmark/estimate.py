@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,10 @@ def _now(module: pl.LightningModule) -> float:
     return time.perf_counter()
 
 
-def describe(benchmark: Benchmark, folder: Path | None, shard: tuple[int, int], timed: bool, commands: bool) -> str:
-    """The plan as text.
+def describe(
+    benchmark: Benchmark, folder: Path | None, shard: tuple[int, int], timed: bool, commands: bool
+) -> Iterator[str]:
+    """The plan, line by line, each as soon as it is known: a timing takes a while.
 
     Args:
         benchmark: what is planned.
@@ -90,7 +93,7 @@ def describe(benchmark: Benchmark, folder: Path | None, shard: tuple[int, int], 
         commands: also print every cell as a command of its own.
     """
     groups = [group for group in shard_of(benchmark.groups, shard) if not _done(group, folder)]
-    lines, total, steps = [], 0.0, 0
+    total, steps = 0.0, 0
     timings: dict[Any, Timing | str] = {}
     for group in groups:
         epochs, per_epoch = _size(benchmark, group)
@@ -109,14 +112,13 @@ def describe(benchmark: Benchmark, folder: Path | None, shard: tuple[int, int], 
                 total += seconds
                 text += f", about {_duration(seconds)}"
         steps += own
-        lines.append(text)
+        yield text
         if commands:
-            lines += [f"    {_command(benchmark, cell, folder)}" for cell in group.cells]
+            yield from (f"    {_command(benchmark, cell, folder)}" for cell in group.cells)
     cells = sum(len(group.cells) for group in groups)
-    lines.append(f"{benchmark.settings['name']}: {cells} cells in {len(groups)} runs, {steps:,} steps of a student")
+    yield f"{benchmark.settings['name']}: {cells} cells in {len(groups)} runs, {steps:,} steps of a student"
     if timed:
-        lines.append(f"estimate on this machine: {_duration(total)} ({total:.0f} seconds), one run after another")
-    return "\n".join(lines)
+        yield f"estimate on this machine: {_duration(total)} ({total:.0f} seconds), one run after another"
 
 
 def _done(group: Group, folder: Path | None) -> bool:

@@ -49,7 +49,8 @@ def _plan(given: Any) -> int:
     from ickd_pl.benchmark.estimate import describe
 
     benchmark = _benchmark(given)
-    print(describe(benchmark, given.output, _shard(given.shard), not given.no_timing, given.commands))
+    for line in describe(benchmark, given.output, _shard(given.shard), not given.no_timing, given.commands):
+        _say(line)
     return 0
 
 
