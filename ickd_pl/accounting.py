@@ -38,15 +38,18 @@ class TrainSums:
         self._sums = self._sums + row if self._names else row
         self._names = ["loss/total", *(f"loss/{name}" for name in terms)]
 
+    def bad(self) -> list[str]:
+        """The terms that are infinite or NaN; waits for the device."""
+        values = self._sums.tolist()
+        return [name for name, value in zip(self._names, values, strict=False) if not math.isfinite(value)]
+
     def check_finite(self, epoch: int, step: int) -> None:
         """Raise when a loss became infinite or NaN; waits for the device.
 
         Raises:
             NonFiniteLoss: naming the terms.
         """
-        values = self._sums.tolist()
-        bad = [name for name, value in zip(self._names, values, strict=False) if not math.isfinite(value)]
-        if bad:
+        if bad := self.bad():
             raise NonFiniteLoss(
                 f"{', '.join(bad)} became infinite or NaN in epoch {epoch}, at or before step {step}: lower model.lr "
                 "or the method's weight; the last checkpoint is from before"

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import yaml
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
@@ -39,6 +40,8 @@ TRAINER_DEFAULTS = {
 class IckdCLI(LightningCLI):
     """LightningCLI with one folder per run and settings linked from the data."""
 
+    parser_class: type[OneLineParser] = OneLineParser
+
     def __init__(self, args: list[str]) -> None:
         super().__init__(
             DistillationModule,
@@ -46,7 +49,7 @@ class IckdCLI(LightningCLI):
             save_config_callback=None,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
-            parser_class=OneLineParser,
+            parser_class=self.parser_class,
             parser_kwargs={"description": "Knowledge distillation.", "epilog": _other_commands()},
             subclass_mode_data=True,
             args=args,
@@ -91,6 +94,19 @@ class IckdCLI(LightningCLI):
             self.model.prepare_teacher()  # fails before the trainer says anything
         if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
             self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
+        return self.make_trainer(**kwargs)
+
+    def make_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer of the settings.
+
+        Raises:
+            UserError: what the Trainer does not accept.
+        """
+        # On SLURM Lightning would, on a signal, leave a checkpoint in the folder that all runs share, and every later
+        # run would start from it. A requeued job goes on from its own run folder.
+        plugins = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        given = self.settings["trainer"].get("plugins")
+        kwargs = {**({"plugins": plugins} if plugins and not given else {}), **kwargs}
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:

@@ -240,6 +240,10 @@ class DistillationModule(pl.LightningModule):
             self._sums.check_finite(self.current_epoch + 1, self.global_step)
         return total
 
+    def is_finite(self) -> bool:
+        """Whether all that was counted in this epoch is finite; waits for the device."""
+        return self._sums.bad() == []
+
     def on_train_epoch_end(self) -> None:
         self._sums.check_finite(self.current_epoch + 1, self.global_step)
         self.note({**self._sums.means(self.trainer), "lr": self._lr})

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.cli import LightningCLI
 from torch import nn
 
 from ickd_pl.benchmark.pack import Pack
-from ickd_pl.benchmark.pack_record import PackRecord, write_members
+from ickd_pl.benchmark.pack_record import PackRecord, previous_of, write_members
 from ickd_pl.benchmark.plan import Cell
 from ickd_pl.cli import IckdCLI, user_error
 from ickd_pl.errors import IncompatiblePair, NonFiniteLoss, UserError
 from ickd_pl.runtime import EpochRecord, RunFolder
 from ickd_pl.runtime.atomic import replacing
-from ickd_pl.runtime.configs import find_configs
-from ickd_pl.weights import load_student, read_file
+from ickd_pl.runtime.configs import check_trainer, find_configs
+from ickd_pl.runtime.parser import OneLineParser, one_line, option_names
+from ickd_pl.weights import read_file
+
+
+class RaisingParser(OneLineParser):
+    """A parser that leaves it to the benchmark to print the mistake, once and with the cell's name."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(one_line(message, option_names(self)))
 
 
 class CellCLI(IckdCLI):
@@ -43,14 +51,17 @@ class CellCLI(IckdCLI):
         self._place, self._builds_only, self._more = RunFolder(place), builds_only, list(callbacks)
         super().__init__(find_configs(words))
 
+    parser_class = RaisingParser
+
     @property
     def folder(self) -> RunFolder:
         return self._place
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         if self._builds_only:  # the teacher need not be read
+            check_trainer(self.settings["trainer"])
             self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
-            return LightningCLI.instantiate_trainer(self, **kwargs)
+            return self.make_trainer(**kwargs)
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.extend(self._more)  # type: ignore[attr-defined]
         return trainer
@@ -124,17 +135,21 @@ def train_pack(
     if fine:
         names = [str(job.cell.method) for job, _ in fine]
         first = fine[0][1]
-        clip = first.settings["trainer"].get("gradient_clip_val")
-        pack = Pack([cli.model for _, cli in fine], names, gradient_clip_val=clip)
+        clip = {key: first.settings["trainer"].get(key) for key in ("gradient_clip_val", "gradient_clip_algorithm")}
+        pack = Pack([cli.model for _, cli in fine], names, **clip)
         if not trained_teacher:
             for member in pack:
                 member._teacher_ready = True
         record = PackRecord(path, [RunFolder(job.place) for job, _ in fine], [cli.settings for _, cli in fine])
         first.trainer_defaults["callbacks"] = [record, *callbacks]
-        trainer = LightningCLI.instantiate_trainer(first, gradient_clip_val=None)
-        going_on = _continues(path, names, record)
-        if going_on != "finished":
-            trainer.fit(pack, datamodule=first.datamodule, ckpt_path=path if going_on else None, weights_only=True)
+        trainer = first.make_trainer(**dict.fromkeys(clip))
+        kept = _kept_of(path, names)
+        if kept is not None and _ended(kept, record):
+            pack.stopped = dict(kept.content["ickd_pl_pack"]["stopped"])
+        else:
+            goes_on = None if kept is None else kept.path
+            with suppress(NonFiniteLoss):  # of the last member that was left
+                trainer.fit(pack, datamodule=first.datamodule, ckpt_path=goes_on, weights_only=True)
         for job, cli in fine:
             name = str(job.cell.method)
             others = [other for other in names if other != name]
@@ -143,38 +158,50 @@ def train_pack(
     return [outcomes[str(job.cell)] for job in jobs]
 
 
+class _Kept(NamedTuple):
+    """A whole checkpoint of a pack."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def _newest(path: Path) -> _Kept | None:
+    """The pack's checkpoint, or the one before where it is damaged (which is said); None where there is none."""
+    for candidate in (path, previous_of(path)):
+        if candidate.is_file():
+            try:
+                content = read_file(candidate)
+                if "ickd_pl_pack" in content:
+                    return _Kept(candidate, content)
+                why = "is no checkpoint of a pack"
+            except UserError as error:
+                why = str(error)
+            print(f"warning: {candidate} is left out: {why}", file=sys.stderr, flush=True)
+    return None
+
+
 def members_of(path: Path) -> list[str]:
-    """The names of a pack's members, by its checkpoint; none where there is no whole checkpoint."""
-    if not path.is_file():
-        return []
-    try:
-        return [str(name) for name in read_file(path).get("ickd_pl_pack", {}).get("names", [])]
-    except UserError:
-        return []
+    """The names of the members of a pack that is not done, by its checkpoint; none where there is no whole one."""
+    kept = _newest(path)
+    return [] if kept is None else [str(name) for name in kept.content["ickd_pl_pack"]["names"]]
 
 
-def _continues(path: Path, names: list[str], record: PackRecord) -> str:
-    """ "" to start, "continue", or "finished"; a pack of other members starts anew, for it has no result yet."""
-    if not path.is_file():
-        return ""
-    try:
-        content = read_file(path)
-    except UserError:
-        path.unlink()  # cut short or damaged: the pack has no result, so it is trained again
-        return ""
-    if content.get("ickd_pl_pack", {}).get("names") != names:
-        path.unlink()
-        return ""
-    states = content["callbacks"][PackRecord.__qualname__]["members"]
-    stopped = content["ickd_pl_pack"]["stopped"]
-    going = [state for name, state in zip(names, states, strict=True) if name not in stopped]
-    if all(len(state["rows"]) >= state["planned"] for state in going):
-        record.load_state_dict(content["callbacks"][PackRecord.__qualname__])
-        write_members(
-            path, {i: record.records[i] for i, name in enumerate(names) if name not in stopped}
-        )  # killed after the last epoch
-        return "finished"
-    return "continue"
+def _kept_of(path: Path, names: list[str]) -> _Kept | None:
+    """The checkpoint that a pack of these members continues, if there is one."""
+    kept = _newest(path)
+    return kept if kept is not None and kept.content["ickd_pl_pack"]["names"] == names else None
+
+
+def _ended(kept: _Kept, record: PackRecord) -> bool:
+    """Whether the pack was killed after its last epoch; its members' files are then written."""
+    own = kept.content["callbacks"][PackRecord.__qualname__]
+    names, stopped = kept.content["ickd_pl_pack"]["names"], kept.content["ickd_pl_pack"]["stopped"]
+    going = [state for name, state in zip(names, own["members"], strict=True) if name not in stopped]
+    if not all(len(state["rows"]) >= state["planned"] for state in going):
+        return False
+    record.load_state_dict(own)
+    write_members(kept.path, {i: record.records[i] for i, name in enumerate(names) if name not in stopped})
+    return True
 
 
 @contextmanager
@@ -183,6 +210,8 @@ def _stopped_by_parser() -> Iterator[None]:
     try:
         yield
     except SystemExit as stop:
+        if stop.code != 2:  # Lightning's answer to a signal
+            raise
         raise UserError("its settings are not accepted, see the line above") from stop
 
 
@@ -195,32 +224,42 @@ def _refusal(error: Exception) -> Outcome:
     raise cause if cause is not None else error
 
 
-def predict(checkpoint: Path, data: Any, place: Path) -> tuple[nn.Module, Any, Any]:
-    """The trained network of a checkpoint, with :func:`predict_with`'s results."""
-    net = load_student(checkpoint)
-    return net, *predict_with(net, data, place)
+class _Classes(pl.LightningModule):
+    """Predicted and true classes of a batch, each (B,)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def predict_step(self, batch: Any, batch_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keep = batch.index >= 0
+        return self.net(batch.image)[keep].float().argmax(1).cpu(), batch.label[keep].cpu()
 
 
-def predict_with(net: nn.Module, data: Any, place: Path) -> tuple[Any, Any]:
+def predict(net: nn.Module, data: Any, place: Path, settings: dict[str, Any]) -> tuple[Any, Any, pl.Trainer]:
     """Predicted and true classes (N,) of the test images, in their order; kept as ``predictions.npz``.
 
     Args:
-        net: in eval mode.
+        net: a trained network.
         data: the data module; it is set up for testing here.
         place: the cell's folder.
+        settings: the trainer's: precision and device are the training's, so that these are the classes that its
+            accuracy was counted from.
+
+    Returns:
+        The predicted classes, the true ones, and the trainer, which knows device and precision.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net.to(device)
     data.setup("test")
-    predicted, labels = [], []
-    with torch.no_grad():
-        for batch in data.test_dataloader():
-            predicted.append(net(batch.image.to(device)).argmax(1).cpu())
-            labels.append(batch.label.cpu())
-    found, truth = (torch.cat(parts).numpy().astype(np.int16) for parts in (predicted, labels))
+    own = {key: settings[key] for key in ("accelerator", "devices", "precision") if key in settings}
+    trainer = pl.Trainer(
+        **own, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    outputs: Any = trainer.predict(_Classes(net), dataloaders=data.test_dataloader())
+    found, truth = (torch.cat(parts).numpy().astype(np.int16) for parts in zip(*outputs, strict=True))
     with replacing(place / "predictions.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, predicted=found, label=truth)
-    return found, truth
+    return found, truth, trainer
 
 
 @contextmanager

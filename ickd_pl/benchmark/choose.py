@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ickd_pl.benchmark.cells import Job, remove, train_alone
+from ickd_pl.benchmark.checks import combinations
 from ickd_pl.benchmark.plan import Cell
-from ickd_pl.errors import UserError
 from ickd_pl.runtime import RunFolder
 from ickd_pl.runtime.atomic import write_text
 
@@ -32,14 +31,13 @@ def choose(runner: Runner, cell: Cell) -> dict[str, Any]:
         ``arguments`` (the chosen ones), ``candidates`` (each with its accuracy), ``val_size``, and ``overrides``, the
         settings that put the choice into the ``fit``.
     """
-    settings = runner.benchmark.settings
-    listed = settings["choices"][cell.method]
-    combinations = [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]
+    settings, method = runner.benchmark.settings, str(cell.method)
     held_out = {"data": {"init_args": {"val_size": settings["val_size"]}}}
     candidates: list[dict[str, Any]] = []
-    for number, arguments in enumerate(combinations):
-        place = runner.folder / "choices" / cell.path / str(number)
-        overrides = {**_strategies(runner, str(cell.method), arguments), **held_out}
+    for number, arguments in enumerate(combinations(settings["choices"][method])):
+        place = runner.choices_of(cell) / str(number)
+        overrides = {"model": {"strategies": runner.benchmark.chosen(method, arguments)}, **held_out}
+        runner.begin(cell, place)
         candidates.append({"arguments": arguments, "val_acc1": _accuracy(runner, cell, place, overrides)})
         runner.say(f"  {cell} {arguments}: {candidates[-1]['val_acc1']:.2f} percent on validation images")
     best = max(candidates, key=lambda candidate: float(candidate["val_acc1"]))
@@ -47,7 +45,7 @@ def choose(runner: Runner, cell: Cell) -> dict[str, Any]:
         "arguments": best["arguments"],
         "candidates": candidates,
         "val_size": settings["val_size"],
-        "overrides": _strategies(runner, str(cell.method), best["arguments"]),
+        "overrides": {"model": {"strategies": runner.benchmark.chosen(method, best["arguments"])}},
     }
 
 
@@ -64,20 +62,3 @@ def _accuracy(runner: Runner, cell: Cell, place: Path, overrides: dict[str, Any]
     write_text(kept, json.dumps(accuracy))
     remove(place / "checkpoints")
     return accuracy
-
-
-def _strategies(runner: Runner, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The method's strategies with the arguments put in.
-
-    Raises:
-        UserError: an argument that is not ``Class.argument`` of one of the method's classes.
-    """
-    strategies = runner.benchmark.strategies(method)
-    for name, value in arguments.items():
-        cls, _, argument = name.partition(".")
-        matching = [strategy for strategy in strategies if strategy["class_path"].rpartition(".")[2] == cls]
-        if not matching or not argument:
-            classes = ", ".join(strategy["class_path"] for strategy in strategies)
-            raise UserError(f"choices, {method}: {name} is no argument of its methods: give Class.argument ({classes})")
-        matching[0].setdefault("init_args", {})[argument] = value
-    return {"model": {"strategies": strategies}}

@@ -14,11 +14,13 @@ import pytorch_lightning as pl
 import torch
 
 from ickd_pl.benchmark.cells import CellCLI, Job, build, quietly, train_pack
+from ickd_pl.benchmark.checks import combinations
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
-from ickd_pl.benchmark.result import read_result
+from ickd_pl.benchmark.stored import read_result
 from ickd_pl.benchmark.teachers import Teachers
 from ickd_pl.data.build import data_module
 from ickd_pl.errors import UserError
+from ickd_pl.runtime import RunFolder
 
 # A timing's epochs and steps. What comes first is slower, for memory is allocated and kernels are compiled: the last
 # epoch counts.
@@ -97,8 +99,10 @@ def describe(
     timings: dict[Any, Timing | str] = {}
     for group in groups:
         epochs, per_epoch = _size(benchmark, group)
-        own = epochs * per_epoch * len(group.cells)
+        runs = 1 + _candidates(benchmark, group)
+        own = runs * epochs * per_epoch * len(group.cells)
         text = f"{group}: {epochs} epochs x {per_epoch} steps"
+        text += f", {runs} times (a choice among {runs - 1})" if runs > 1 else ""
         if timed:
             # Another seed costs the same.
             key = (group.cells[0].pair, tuple(cell.method or cell.network for cell in group.cells))
@@ -108,7 +112,7 @@ def describe(
             if isinstance(found, str):
                 text, own = f"{group}: {found}", 0
             else:
-                seconds = found.of(epochs, per_epoch)
+                seconds = runs * found.of(epochs, per_epoch)
                 total += seconds
                 text += f", about {_duration(seconds)}"
         steps += own
@@ -119,6 +123,12 @@ def describe(
     yield f"{benchmark.settings['name']}: {cells} cells in {len(groups)} runs, {steps:,} steps of a student"
     if timed:
         yield f"estimate on this machine: {_duration(total)} ({total:.0f} seconds), one run after another"
+
+
+def _candidates(benchmark: Benchmark, group: Group) -> int:
+    """How many runs there are before a cell's own, to choose its arguments."""
+    listed = benchmark.settings["choices"].get(group.cells[0].method)
+    return len(combinations(listed)) if listed else 0
 
 
 def _done(group: Group, folder: Path | None) -> bool:
@@ -151,14 +161,10 @@ def _time(benchmark: Benchmark, group: Group) -> Timing | str:
     with tempfile.TemporaryDirectory() as scratch, quietly():
         began = time.perf_counter()
         watch = _Stopwatch()
-        short = {
-            "trainer": {"max_epochs": EPOCHS, "limit_train_batches": _share(benchmark, group)},
-            "model": {"milestones": []},
-        }
         jobs = []
         for cell in group.cells:
             place = Path(scratch) / str(cell)
-            words = benchmark.words(cell, None, place, short)
+            words = benchmark.words(cell, None, place, _short(benchmark, group, cell))
             jobs.append(Job(cell, words, place, [watch]))
         try:
             refused = _run(jobs, Path(scratch) / "pack.ckpt", watch)
@@ -170,6 +176,19 @@ def _time(benchmark: Benchmark, group: Group) -> Timing | str:
     step = sum(watch.steps[-1]) / len(watch.steps[-1])
     known = sum(map(sum, watch.steps)) + len(watch.steps) * watch.rests[-1]
     return Timing(start=max(0.0, whole - known), step=step, epoch=watch.rests[-1])
+
+
+def _short(benchmark: Benchmark, group: Group, cell: Cell) -> dict[str, Any]:
+    """What shortens a cell: few steps, one epoch of a first stage, and no floor under a teacher that is not trained."""
+    model: dict[str, Any] = {"milestones": [], "teacher_floor": None}
+    strategies = benchmark.strategies(str(cell.method)) if cell.method else []
+    if any("pretrain_epochs" in spec.get("init_args", {}) for spec in strategies):
+        for spec in strategies:
+            if "pretrain_epochs" in spec.get("init_args", {}):
+                spec["init_args"]["pretrain_epochs"] = 1
+        model["strategies"] = strategies
+    trainer = {"max_epochs": EPOCHS, "limit_train_batches": _share(benchmark, group), "check_val_every_n_epoch": 1}
+    return {"trainer": trainer, "model": model}
 
 
 def _share(benchmark: Benchmark, group: Group) -> float:
@@ -193,9 +212,22 @@ def _run(jobs: list[Job], path: Path, watch: _Stopwatch) -> str:
 
 def _command(benchmark: Benchmark, cell: Cell, folder: Path | None) -> str:
     root = folder or Path("outputs", "bench", str(benchmark.settings["name"]))
-    weights = Teachers(benchmark, root, print).weights(cell.teacher) if cell.teacher else None
+    alone, weights = root / "alone", None
+    if cell.teacher:
+        weights = Teachers(benchmark, root, print).weights(cell.teacher)
+        if benchmark.settings["teachers"]["get"] == "train" and not weights.is_file():
+            weights = RunFolder.of(alone, _data_name(benchmark), None, cell.teacher, [], _teacher_seed(benchmark)).last
     words = benchmark.words(cell, weights, root / "commands", {})
-    return " ".join(["python cli.py", *words, "--trainer.default_root_dir", (root / "alone").as_posix()])
+    return " ".join(["python cli.py", *words, "--trainer.default_root_dir", alone.as_posix()])
+
+
+def _data_name(benchmark: Benchmark) -> str:
+    data = data_module(benchmark.settings["data"])
+    return getattr(data, "name", None) or type(data).__name__.lower()
+
+
+def _teacher_seed(benchmark: Benchmark) -> int:
+    return int(benchmark.settings["teachers"]["seed"])
 
 
 def _duration(seconds: float) -> str:

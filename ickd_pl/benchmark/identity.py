@@ -8,30 +8,49 @@ from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from ickd_pl.version import __version__
 
-# Files of the package that take part in training. The command line, reading, export and the report do not.
+# Files of the package that take part in training and in counting what is right. Other commands, fetching, export and
+# the report do not.
 _TRAINING = (
     "accounting.py",
     "adapters.py",
     "arguments.py",
+    "checkpoints.py",
     "class_table.py",
+    "cli.py",
     "features.py",
     "module.py",
     "networks.py",
     "pairs.py",
     "seeding.py",
     "stages.py",
+    "teacher.py",
+    "benchmark/cells.py",
+    "benchmark/choose.py",
     "benchmark/pack.py",
+    "benchmark/pack_record.py",
+    "benchmark/plan.py",
     "data",
     "models",
+    "runtime/run_folder.py",
     "strategies",
+    "weights/read.py",
 )
+
+
+class Identity(NamedTuple):
+    """What results must share to stand in one table. The teacher's is None for a teacher itself."""
+
+    code_hash: str
+    data_hash: str
+    teacher_hash: str | None
 
 
 @cache
@@ -47,11 +66,14 @@ def code_hash() -> str:
 
 
 def data_hash(data: Any) -> str:
-    """SHA-256 over the images and labels that a run trains on and is evaluated on, in their order."""
+    """SHA-256 over the images and labels that a run trains on and is evaluated on, in their order, and the constants
+    that they are normalised with."""
     digest = hashlib.sha256()
     for split in ("train", data.eval_split, "test"):
         images, labels = data._part(split)
         _update(digest, ((f"{split} image", images), (f"{split} label", labels)))
+    # Of all training images, also where a run sees a part of them.
+    digest.update(repr((list(data.mean), list(data.std))).encode())
     return digest.hexdigest()
 
 
@@ -76,6 +98,11 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "torchvision", "pytorch-lightning", "torchmetrics")},
     }
+
+
+def where(trainer: pl.Trainer) -> dict[str, str]:
+    """Device and precision as the trainer really has them: on a CPU 16-mixed, for one, becomes bf16-mixed."""
+    return {"device": device_name(trainer.strategy.root_device), "precision": str(trainer.precision)}
 
 
 def device_name(device: torch.device) -> str:

@@ -41,7 +41,7 @@ def notes(summary: Summary) -> list[str]:
         *_code(summary),
         *_differing(summary),
         *_chosen(r.done),
-        *(f"{text[0].upper()}{text[1:]}." for text in summary.oddities),
+        *(f"{text}." for text in summary.oddities),
     ]
 
 
@@ -143,8 +143,8 @@ def methods_text(summary: Summary) -> list[str]:
         "images. Three intervals of 95 % stand beside it. Images: the trained networks are kept and the test images "
         f"drawn again with replacement, {DRAWS:,} times, one draw for both methods and all seeds; it covers the choice "
         "of test images and not training again. Seeds (t): Student's t over the differences per seed; it covers "
-        "training again and not the choice of images. Images and seeds: both variances added, with Satterthwaite's "
-        "degrees of freedom; rather too wide than too short.",
+        "training again and not the choice of images. Images and seeds: the squares of both half-widths added; it is "
+        "never shorter than that over seeds.",
         f"A difference is claimed (above, below) where the interval over images and seeds excludes zero, with at least "
         f"{FEWEST_SEEDS} seeds; so is the lead of the best method of a pair over the second. With few seeds this "
         "interval is wide: no claim does not mean no difference." + family,

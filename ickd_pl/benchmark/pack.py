@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ickd_pl.checkpoints import leave_teacher_out, put_back
 from ickd_pl.data.batch import Batch, as_batch
-from ickd_pl.errors import UserError
+from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.features import Features
 from ickd_pl.module import DistillationModule
+from ickd_pl.strategies import LossStrategy
 
 
 class Pack(pl.LightningModule):
@@ -30,11 +31,13 @@ class Pack(pl.LightningModule):
     Args:
         members: modules of the same data; those with a teacher must have the same one (the first one's is kept).
         names: what to call the members in messages; default: their methods.
-        gradient_clip_val: clip each member's gradient to this norm, as ``Trainer(gradient_clip_val=...)`` does for a
-            solo run; the Trainer's own would clip all members together and is refused by Lightning.
+        gradient_clip_val: clip each member's gradient, as ``Trainer(gradient_clip_val=...)`` does for a solo run; the
+            Trainer's own would clip all members together and is refused by Lightning.
+        gradient_clip_algorithm: ``norm`` (the default) or ``value``, as the Trainer's.
 
     Raises:
-        UserError: no members, two-stage methods, different teachers, class counts or settings of SGD.
+        UserError: no members, different teachers or class counts, and what cannot be packed (see :func:`why_alone`).
+        NonFiniteLoss: the loss of every member became infinite or NaN.
     """
 
     def __init__(
@@ -42,11 +45,12 @@ class Pack(pl.LightningModule):
         members: Sequence[DistillationModule],
         names: Sequence[str] | None = None,
         gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.names = list(names) if names is not None else ["_".join(m.keys) or "vanilla" for m in members]
-        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm or "norm"
         self.members = nn.ModuleList(members)
         _check(list(self), self.names)
         self._share_teacher()
@@ -97,7 +101,10 @@ class Pack(pl.LightningModule):
                 # DDP expects to be told once that gradients will come; each member brings a part of them.
                 self.trainer.strategy.pre_backward(loss)
                 synchronised = True
-            (loss if self.trainer.world_size == 1 else loss * factor).backward()  # type: ignore[no-untyped-call]
+            # training_step runs under autocast and a solo run's backward pass does not: in it, the gradients of losses
+            # in full precision would be taken in half.
+            with torch.autocast(self.device.type, enabled=False):
+                (loss if self.trainer.world_size == 1 else loss * factor).backward()  # type: ignore[no-untyped-call]
             del loss
         self._clip()
         optimizer.step()
@@ -129,12 +136,14 @@ class Pack(pl.LightningModule):
         self.stopped[name] = str(error)
         rank_zero_warn(f"{name} is stopped, the others go on: {error}")
         if len(self.stopped) == len(self.names):
-            raise UserError(f"every member of the pack is stopped: {error}")
+            raise NonFiniteLoss(f"every member of the pack is stopped: {error}")
 
     def _clip(self) -> None:
         if self.gradient_clip_val:
+            by_norm = self.gradient_clip_algorithm == "norm"
+            clip = torch.nn.utils.clip_grad_norm_ if by_norm else torch.nn.utils.clip_grad_value_
             for _, member in self.active():
-                torch.nn.utils.clip_grad_norm_(list(member.trainable()), self.gradient_clip_val)
+                clip(list(member.trainable()), self.gradient_clip_val)
 
     # -- evaluation and epochs: each member as it does alone ---------------------------------------------------------
 
@@ -147,11 +156,22 @@ class Pack(pl.LightningModule):
             member.on_validation_epoch_end()
 
     def on_train_epoch_end(self) -> None:
+        self._agree()
         for position, member in list(self.active()):
             try:
                 member.on_train_epoch_end()
             except UserError as error:
                 self._stop(self.names[position], error)
+
+    def _agree(self) -> None:
+        """A member that one rank has stopped, or is about to stop, stops on all: they go on in step."""
+        if self.trainer.world_size == 1:
+            return
+        bad = [float(name in self.stopped or not m.is_finite()) for name, m in zip(self.names, self, strict=True)]
+        total = self.trainer.strategy.reduce(torch.tensor(bad, device=self.device), reduce_op="sum")
+        for name, count in zip(self.names, torch.as_tensor(total).tolist(), strict=True):
+            if count and name not in self.stopped:
+                self._stop(name, NonFiniteLoss("its loss became infinite or NaN on one of the ranks"))
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision == "16-mixed":
@@ -254,14 +274,35 @@ for _hook in [name for name in vars(pl.Callback) if name.startswith("on_") or na
     setattr(_ForMember, _hook, _forward(_hook))
 
 
+# Hooks around a member's backward pass and its step, of which a pack has one for all.
+_NOT_IN_A_PACK = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+
+
+def why_alone(strategies: Sequence[LossStrategy]) -> str | None:
+    """Why a run with these methods cannot be a member of a pack, or None where it can."""
+    for strategy in strategies:
+        if strategy.pretrain_epochs:
+            return f"{type(strategy).__name__} has a first stage of its own"
+        hooks = [hook for hook in _NOT_IN_A_PACK if getattr(type(strategy), hook) is not getattr(pl.Callback, hook)]
+        if hooks:
+            return f"{type(strategy).__name__} uses the hook {hooks[0]}"
+    return None
+
+
+def _random(student: nn.Module) -> str | None:
+    """Dropout draws from the one global stream, so that a member's draws would depend on the other members."""
+    dropouts = (m for m in student.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
+    return "its student has dropout" if next(dropouts, None) is not None else None
+
+
 def _check(members: Sequence[DistillationModule], names: Sequence[str]) -> None:
     if not members:
         raise UserError("a pack needs at least one member")
     if len(set(names)) != len(names) or len(names) != len(members):
         raise UserError(f"the members of a pack need different names, one each, got {list(names)}")
     for name, member in zip(names, members, strict=True):
-        if member.stages.epochs:
-            raise UserError(f"{name} has a first stage of its own and cannot be packed: run it alone")
+        if reason := why_alone(member.strategies) or _random(member.student):
+            raise UserError(f"{name} cannot be packed, for {reason}: run it alone")
         for what in ("num_classes", "image_size"):
             first, own = members[0].hparams[what], member.hparams[what]
             if first != own:

@@ -20,8 +20,8 @@ from ickd_pl.weights import read_file
 class PackRecord(Checkpoint):
     """After every epoch: a row in each member's metrics.csv, and the pack's checkpoint.
 
-    At the end every member gets the checkpoint that its solo run would have written; the pack's is then deleted by
-    whoever has made use of it.
+    At the end every member gets the checkpoint that its solo run would have written; the pack's, and the one before it,
+    are then deleted by whoever has made use of them.
 
     Args:
         path: the pack's checkpoint.
@@ -62,12 +62,17 @@ class PackRecord(Checkpoint):
             metrics = {name: float(f"{value:.6g}") for name, value in sorted(pack.noted[position].items())}
             record.rows.append({"epoch": trainer.current_epoch + 1, **metrics, "seconds": seconds})
             record._write_rows(trainer)
-        self.records[0]._save(trainer, self.path)
+        self.records[0]._save(trainer, self.path, previous_of(self.path))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pack: Any = pl_module
         if trainer.is_global_zero and self.path.is_file():
             write_members(self.path, {position: self.records[position] for position, _ in pack.active()})
+
+
+def previous_of(path: Path) -> Path:
+    """The pack's checkpoint before the last one, for the day on which the last one is damaged."""
+    return path.with_name(f"previous_{path.name}")
 
 
 def write_members(path: Path, records: dict[int, EpochRecord]) -> None:

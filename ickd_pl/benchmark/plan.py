@@ -10,33 +10,9 @@ from typing import Any
 
 import yaml
 
+from ickd_pl.benchmark.checks import KEYS, check_teachers, checked, combinations, shipped
 from ickd_pl.errors import UserError, near
-from ickd_pl.runtime.configs import config_root
-
-# Key of a benchmark file: what it must be.
-_KEYS: dict[str, type] = {
-    "name": str,
-    "data": dict,
-    "pairs": list,
-    "methods": list,
-    "seeds": list,
-    "trainer": dict,
-    "model": dict,
-    "pack": bool,
-    "teachers": dict,
-    "choices": dict,
-    "val_size": int,
-}
-_TEACHER_KEYS: dict[str, type] = {
-    "get": str,
-    "seed": int,
-    "weights": dict,
-    "data": dict,
-    "trainer": dict,
-    "model": dict,
-    "floor": float,
-}
-GET = ("train", "fetch", "fetch_or_train")
+from ickd_pl.runtime.configs import config_root, find_configs
 
 
 @dataclass(frozen=True)
@@ -72,17 +48,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that are trained in one run: a pack, or a single cell."""
+    """Cells that are trained in one run: a pack, or a single cell.
+
+    Attributes:
+        cells: the cells.
+        packed: whether they are a pack's, be it of one member: more may come later.
+    """
 
     cells: tuple[Cell, ...]
+    packed: bool = False
 
     @property
     def path(self) -> Path:
         """Where the lock and, for a pack, the checkpoint lie, under the results folder."""
         first = self.cells[0]
-        if len(self.cells) == 1:
-            return Path("cells") / first.path
-        return Path("packs", str(first.pair), f"seed_{first.seed}")
+        if self.packed:
+            return Path("packs", str(first.pair), f"seed_{first.seed}")
+        return Path("cells") / first.path
 
     def __str__(self) -> str:
         first = self.cells[0]
@@ -109,21 +91,35 @@ class Benchmark:
         Raises:
             UserError: naming the file, the key, what was expected and what came.
         """
-        teachers = _checked(settings, f"benchmark file {source}")
+        where = f"benchmark file {source}"
+        teachers = checked(settings, where)
         defaults: dict[str, Any] = {
             "name": Path(source).stem, "trainer": {}, "model": {}, "pack": True, "choices": {}, "val_size": 0,
         }  # fmt: skip
         whole = {**defaults, **settings, "teachers": teachers}
         pairs = {name: _read(config_root() / "pairs" / f"{name}.yaml")["model"] for name in whole["pairs"]}
-        return cls({key: whole[key] for key in _KEYS}, pairs)
+        check_teachers(teachers["weights"], [str(pair["teacher"]) for pair in pairs.values()], where)
+        benchmark = cls({key: whole[key] for key in KEYS}, pairs)
+        for method, listed in whole["choices"].items():
+            for arguments in combinations(listed):
+                benchmark.chosen(method, arguments, where)
+        return benchmark
 
     @classmethod
     def read(cls, path: str | Path) -> Benchmark:
-        """Read a benchmark file; one that is not here is looked up among the shipped ones."""
-        from ickd_pl.runtime.configs import find_configs
+        """Read a benchmark file; one that is not here is looked up among the shipped ones.
 
-        found = Path(find_configs(["--config", str(path)])[1])
-        return cls.of(_read(found), path)
+        Raises:
+            UserError: it is neither, or its content is wrong.
+        """
+        names = [f"configs/benchmarks/{name}.yaml" for name in shipped("benchmarks")]
+        here = Path(path)
+        if (
+            not here.exists()
+            and not config_root().joinpath(*(part for part in here.parts if part != "configs")).is_file()
+        ):
+            raise UserError(f"benchmark file {path} does not exist: {near(str(path), names)}")
+        return cls.of(_read(Path(find_configs(["--config", str(path)])[1])), path)
 
     @property
     def cells(self) -> list[Cell]:
@@ -149,7 +145,7 @@ class Benchmark:
                 key = (cell.pair, cell.seed)
                 if key not in packs:
                     packs[key] = []
-                    groups.append(Group((cell,)))
+                    groups.append(Group((cell,), packed=True))
                 packs[key].append(cell)
             else:
                 groups.append(Group((cell,)))
@@ -157,9 +153,40 @@ class Benchmark:
         return [replace(group, cells=whole.get(group.cells[0], group.cells)) for group in groups]
 
     def _packable(self, method: str) -> bool:
-        """One stage, and no values of arguments to choose among."""
-        one_stage = all("pretrain_epochs" not in spec.get("init_args", {}) for spec in self.strategies(method))
-        return one_stage and method not in self.settings["choices"]
+        """What a pack can hold, and has no values of arguments to choose among."""
+        from ickd_pl.benchmark.pack import why_alone
+        from ickd_pl.strategies import from_spec
+
+        alone = why_alone([from_spec(spec) for spec in self.strategies(method)])
+        return alone is None and method not in self.settings["choices"]
+
+    def chosen(self, method: str, arguments: dict[str, Any], where: str = "choices") -> list[dict[str, Any]]:
+        """A method's strategies with ``{"Class.argument": value}`` put in.
+
+        Raises:
+            UserError: what is no argument of one of its classes, or a value that the class does not take.
+        """
+        from ickd_pl.strategies import from_spec
+
+        strategies = self.strategies(method)
+        for name, value in arguments.items():
+            cls, _, argument = name.partition(".")
+            matching = [spec for spec in strategies if spec["class_path"].rpartition(".")[2] == cls]
+            if not matching or not argument:
+                classes = ", ".join(spec["class_path"] for spec in strategies) or "none: it has no strategies"
+                raise UserError(
+                    f"{where}, choices, {method}: {name} is no argument of its methods: give Class.argument ({classes})"
+                )
+            known = list(from_spec(matching[0]).spec()["init_args"])
+            if argument not in known:
+                raise UserError(f"{where}, choices, {method}: unknown argument {name}: {near(argument, known)}")
+            matching[0].setdefault("init_args", {})[argument] = value
+        for spec in strategies:
+            try:
+                from_spec(spec)
+            except (UserError, TypeError, ValueError) as error:
+                raise UserError(f"{where}, choices, {method}, {arguments}: {' '.join(str(error).split())}") from error
+        return strategies
 
     def words(self, cell: Cell, teacher_weights: Path | None, scratch: Path, overrides: dict[str, Any]) -> list[str]:
         """The words of the ``fit`` that is the cell.
@@ -213,9 +240,22 @@ class Benchmark:
         return found
 
 
-def shipped(kind: str) -> list[str]:
-    """Names of the shipped files of a kind: pairs, methods, benchmarks."""
-    return sorted(path.stem for path in (config_root() / kind).glob("*.yaml"))
+def same_settings(benchmark: dict[str, Any]) -> dict[str, Any]:
+    """A benchmark's settings without what may change while its results stay comparable.
+
+    Pairs, methods and seeds may grow. Where files lie and which teachers come how moves no figure: each result has
+    hashes of its data and of its teacher.
+    """
+    kept = {key: value for key, value in benchmark.items() if key not in ("pairs", "methods", "seeds")}
+    teachers = {k: v for k, v in kept.get("teachers", {}).items() if k not in ("get", "weights", "floor")}
+    return {**kept, "data": without_places(kept.get("data", {})), "teachers": teachers}
+
+
+def without_places(data: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a data module without where its files lie and how they come."""
+    arguments = data.get("init_args") or {}
+    places = ("root", "archive", "download", "eval_batch_size")
+    return {**data, "init_args": {key: value for key, value in arguments.items() if key not in places}}
 
 
 def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -236,77 +276,8 @@ def shard_of(groups: Sequence[Group], shard: tuple[int, int]) -> list[Group]:
     return [*(group for group in teachers if group.cells[0].network in needed), *students]
 
 
-def _checked(settings: Any, where: str) -> dict[str, Any]:
-    """Check a benchmark file's content; returns its ``teachers`` with every key filled in."""
-    _check(settings, _KEYS, where)
-    for key in ("data", "pairs", "methods", "seeds"):
-        if not settings.get(key):
-            raise UserError(f"{where}: {key} is missing or empty")
-    _check(settings.get("teachers", {}), _TEACHER_KEYS, f"{where}, teachers")
-    teachers: dict[str, Any] = {
-        "get": "train",
-        "seed": 0,
-        "weights": {},
-        "data": {},
-        "trainer": {},
-        "model": {},
-        "floor": None,
-    }
-    teachers.update(settings.get("teachers", {}))
-    if teachers["get"] not in GET:
-        raise UserError(f"{where}, teachers: get is {teachers['get']!r}, expected one of {', '.join(GET)}")
-    if "class_path" not in settings["data"]:
-        raise UserError(f"{where}, data: expected class_path, such as CIFAR100, and init_args")
-    for part, block in (("trainer", settings), ("teachers, trainer", teachers)):
-        _check_devices(block.get("trainer", {}), f"{where}, {part}")
-    _check_lists(settings, where)
-    if settings.get("choices") and not settings.get("val_size"):
-        raise UserError(f"{where}: choices are made on a validation split, never on the test images: set val_size")
-    return teachers
-
-
-def _check_devices(trainer: Any, where: str) -> None:
-    """Cells are independent: several devices take several shards, not one cell each of them a part."""
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    if not one or nodes != 1:
-        raise UserError(
-            f"{where}: a cell runs on one device, got devices {devices!r}, num_nodes {nodes!r}: start one "
-            "`bench run --shard I/N` for each device (CUDA_VISIBLE_DEVICES), or one cell by the `fit` that "
-            "`bench plan --commands` prints"
-        )
-
-
-def _check_lists(settings: dict[str, Any], where: str) -> None:
-    seeds = settings["seeds"]
-    if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds):
-        raise UserError(f"{where}: seeds must be whole numbers from 0, got {seeds}")
-    for key in ("pairs", "methods", "seeds"):
-        doubled = [value for value in settings[key] if settings[key].count(value) > 1]
-        if doubled:
-            raise UserError(f"{where}: {key} lists {doubled[0]} twice")
-    known = {"pairs": (settings["pairs"], shipped("pairs")), "methods": (settings["methods"], shipped("methods"))}
-    known["choices"] = (list(settings.get("choices", {})), settings["methods"])
-    for key, (names, accepted) in known.items():
-        for name in names:
-            if name not in accepted:
-                raise UserError(f"{where}, {key}: unknown {name}: {near(str(name), accepted)}")
-
-
 def _spec(strategy: Any) -> dict[str, Any]:
     return strategy if isinstance(strategy, dict) else {"class_path": str(strategy)}
-
-
-def _check(settings: Any, keys: dict[str, type], where: str) -> None:
-    if not isinstance(settings, dict):
-        raise UserError(f"{where}: expected {', '.join(keys)}, got {settings!r}")
-    for key, value in settings.items():
-        if key not in keys:
-            raise UserError(f"{where}: unknown key {key}: {near(str(key), keys)}")
-        accepted = (int, float) if keys[key] is float else (keys[key],)
-        optional = keys[key] is float and value is None
-        if not optional and (not isinstance(value, accepted) or (isinstance(value, bool) and keys[key] is not bool)):
-            raise UserError(f"{where}: {key} must be a {keys[key].__name__}, got {value!r}")
 
 
 def _read(path: Path) -> Any:

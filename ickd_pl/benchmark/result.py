@@ -1,59 +1,25 @@
-"""result.json: what a cell found, and all that it depends on. Written once, when the cell is done."""
+"""A cell's result: what it found, and all that it depends on."""
 
 from __future__ import annotations
 
 import csv
 import itertools
-import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from ickd_pl.benchmark.cells import Outcome, predict
-from ickd_pl.benchmark.identity import device_name, versions
-from ickd_pl.benchmark.plan import Benchmark, Cell, merge
+from ickd_pl.benchmark.identity import Identity, versions, where
+from ickd_pl.benchmark.plan import Benchmark, Cell, merge, without_places
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.atomic import write_text
 from ickd_pl.runtime.configs import find_configs
 from ickd_pl.runtime.run_folder import RunFolder, differing, flat
+from ickd_pl.weights import load_student
 
 if TYPE_CHECKING:
     from ickd_pl.benchmark.runner import Runner
-
-
-class Identity(NamedTuple):
-    """What results must share to stand in one table. The teacher's is None for a teacher itself."""
-
-    code_hash: str
-    data_hash: str
-    teacher_hash: str | None
-
-
-def read_result(place: Path) -> dict[str, Any] | None:
-    """A cell's result, None where there is none yet.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = place / "result.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): move {place} away to do the cell again") from error
-    missing = [key for key in ("status", "code_hash", "data_hash", "teacher_hash", "recipe") if key not in content]
-    if missing:
-        raise UserError(f"{path} has no {missing[0]}: move {place} away to do the cell again")
-    return dict(content)
-
-
-def write_result(place: Path, result: dict[str, Any]) -> None:
-    """Write result.json in one step."""
-    write_text(place / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def recipe_of(benchmark: Benchmark, cell: Cell) -> dict[str, Any]:
@@ -64,7 +30,9 @@ def recipe_of(benchmark: Benchmark, cell: Cell) -> dict[str, Any]:
         for word, following in itertools.pairwise(words):
             if word == "--config":
                 recipe = merge(recipe, yaml.safe_load(Path(following).read_text(encoding="utf-8")))
-    recipe.get("model", {}).pop("teacher_weights", None)
+    for key in ("teacher_weights", "teacher_floor"):
+        recipe.get("model", {}).pop(key, None)
+    recipe["data"] = without_places(recipe["data"])
     recipe["seed_everything"] = cell.seed
     choices = benchmark.settings["choices"].get(cell.method)
     return {**recipe, **({"choices": choices, "val_size": benchmark.settings["val_size"]} if choices else {})}
@@ -103,8 +71,8 @@ def make_result(
         **dict.fromkeys(("data", "split", "num_test", "acc1_last", "acc1_best", "best_epoch", "acc5_last")),
         **dict.fromkeys(("train_acc1_last", "epochs", "parameters", "seconds", "images_per_second", "config")),
         "packed_with": outcome.packed_with,
-        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "precision": str(recipe.get("trainer", {}).get("precision", "32-true")),
+        "device": None,
+        "precision": None,
         "versions": versions(),
         "recipe": recipe,
         **identity._asdict(),
@@ -114,14 +82,16 @@ def make_result(
     result["data"] = getattr(data, "name", type(data).__name__.lower())
     if outcome.status != "done":
         return result
+    settings = recipe.get("trainer", {})
     if given is not None:
-        return {**result, **runner.teachers.measured(cell, given, data, place), "weights": str(given)}
-    net, _, labels = predict(RunFolder(place).last, data, place)
-    result["num_test"], result["parameters"] = len(labels), sum(p.numel() for p in net.parameters())
+        return {**result, **runner.teachers.measured(cell, given, data, place, settings), "weights": str(given)}
+    net = load_student(RunFolder(place).last)
+    _, labels, trainer = predict(net, data, place, settings)
+    result |= {"num_test": len(labels), "parameters": sum(p.numel() for p in net.parameters()), **where(trainer)}
     if outcome.cli is not None:
         result["config"] = outcome.cli.settings
     if cell.kind == "teacher":
-        result["teacher_hash"] = runner.teachers.hash_of(cell.network)
+        result["teacher_hash"] = runner.teachers.file_hash(cell.network)
     return {**result, **_from_metrics(RunFolder(place).metrics, int(data.num_train))}
 
 

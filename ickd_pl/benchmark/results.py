@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from ickd_pl.benchmark.stored import benchmark_file
 from ickd_pl.errors import UserError
 
 _NUMBER = (int, float)
@@ -155,7 +156,7 @@ def read_results(folder: Path) -> Results:
     Raises:
         UserError: it is no results folder, or one of its files is damaged (named).
     """
-    settings = _settings(folder)
+    settings = benchmark_file(folder)
     found = {place: _read(place) for place in _places(folder)}
     pairs = [_pair(name, found, folder) for name in settings["pairs"]]
     methods, seeds = list(settings["methods"]), list(settings["seeds"])
@@ -190,22 +191,6 @@ def predictions(cell: CellResult) -> tuple[npt.NDArray[np.bool_], npt.NDArray[An
     if predicted.ndim != 1 or predicted.shape != label.shape or len(label) != cell.num_test:
         raise _damaged(path, f"{predicted.shape} predictions, {label.shape} labels, {cell.num_test} images in the test")
     return predicted == label, label
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "benchmark.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder} is no results folder of a benchmark: expected {path}, which `bench run` writes")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from error
-    lists = {"pairs": str, "methods": str, "seeds": int}
-    for key, kind in lists.items():
-        values = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
-            raise _damaged(path, f"expected `{key}`, a list")
-    return dict(content)
 
 
 def _places(folder: Path) -> Iterator[Path]:
@@ -256,7 +241,7 @@ def _cell(cell: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is damaged ({why}): delete it, and `bench run` makes its cell again")
+    return UserError(f"{path} is damaged ({why}): move {path.parent} away, and `bench run` makes its cell again")
 
 
 def _pair(name: str, found: dict[Path, tuple[dict[str, Any], CellResult]], folder: Path) -> Pair:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from filelock import FileLock, Timeout
 
-from ickd_pl.benchmark.cells import Job, Outcome, members_of, quietly, remove, train_alone, train_pack
+from ickd_pl.benchmark.cells import Job, Outcome, build, members_of, quietly, remove, train_alone, train_pack
 from ickd_pl.benchmark.choose import choose
-from ickd_pl.benchmark.identity import code_hash, data_hash
-from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
-from ickd_pl.benchmark.result import Identity, differences, make_result, read_result, recipe_of, write_result
+from ickd_pl.benchmark.identity import Identity, code_hash, data_hash
+from ickd_pl.benchmark.pack_record import previous_of
+from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, same_settings, shard_of
+from ickd_pl.benchmark.result import differences, make_result, recipe_of
+from ickd_pl.benchmark.stored import benchmark_file, read_begun, read_result, write_begun, write_result
 from ickd_pl.benchmark.teachers import Teachers
 from ickd_pl.data.build import data_module
 from ickd_pl.errors import UserError
 from ickd_pl.runtime.atomic import write_text
 
 Say = Callable[[str], None]
-# These may grow from one call to the next; everything else of a results folder stays as it was.
-_MAY_GROW = ("pairs", "methods", "seeds")
+
+
+class Left(NamedTuple):
+    """Groups that a run has left: to other processes, or because their teacher is no good (each with the reason)."""
+
+    busy: list[str]
+    untaught: list[str]
 
 
 class Runner:
@@ -54,33 +61,55 @@ class Runner:
 
     # -- the whole -----------------------------------------------------------------------------------------------
 
-    def run(self) -> list[str]:
+    def run(self) -> Left:
         """Do this shard's cells.
 
         Returns:
-            The groups that another process is at.
+            The groups that were left.
 
         Raises:
-            UserError: another benchmark's folder, results of other code, data, settings or teachers; whatever a cell
-                raises.
+            UserError: settings that are not accepted, another benchmark's folder, results of other code, data, settings
+                or teachers; whatever a cell raises.
         """
+        self._try_settings()
         self._claim()
+        self._check_all(settings_too=True)
         groups = shard_of(self.benchmark.groups, self.shard)
-        self._check_done([cell for group in groups for cell in group.cells])
-        busy: list[str] = []
+        left = Left([], [])
         for number, group in enumerate(groups, 1):
             if not self._pending(group):
                 continue
             teacher = group.cells[0].kind == "teacher"
+            if not teacher and (fault := self.teachers.fault(str(group.cells[0].teacher))):
+                self.say(f"[{number}/{len(groups)}] {group}: left out, {fault}")
+                left.untaught.append(f"{group}: {fault}")
+                continue
             with self._lock(group, wait=teacher) as mine:
                 if not mine:
                     self.say(f"[{number}/{len(groups)}] {group}: another process is at it, left to that")
-                    busy.append(str(group))
+                    left.busy.append(str(group))
                 elif self._pending(group):  # else done by another process meanwhile
+                    self._check_all()  # other processes may have begun since
                     self.say(f"[{number}/{len(groups)}] {group}")
                     with quietly():
                         self._do(group)
-        return busy
+        return left
+
+    def _try_settings(self) -> None:
+        """Build a teacher and a student of the benchmark before the folder is touched: a mistake costs nothing yet."""
+        kinds = {cell.kind: cell for cell in reversed(self.benchmark.cells)}
+        if self.teachers.given(kinds["teacher"]):
+            kinds.pop("teacher")
+        with tempfile.TemporaryDirectory() as scratch, quietly():
+            for cell in kinds.values():
+                try:
+                    place = Path(scratch) / str(cell)
+                    build(Job(cell, self.benchmark.words(cell, None, Path(scratch), {}), place))
+                except UserError as error:
+                    raise UserError(f"benchmark {self.benchmark.settings['name']}, cell {cell}: {error}") from error
+        if self.benchmark.settings["choices"]:
+            size = {"init_args": {"val_size": self.benchmark.settings["val_size"]}}
+            data_module(merge(self.benchmark.settings["data"], size))
 
     def _claim(self) -> None:
         """Write benchmark.yaml into the folder, or see that it holds this very benchmark."""
@@ -94,30 +123,35 @@ class Runner:
                 f"cannot write into {self.folder} ({error.strerror}): give --output another folder"
             ) from error
         with FileLock(self.folder / ".benchmark.lock"):
-            if not path.is_file():
-                strangers = [p.name for p in self.folder.iterdir() if p.name not in (".benchmark.lock", "commands")]
-                if strangers:
-                    raise UserError(
-                        f"{self.folder} is not empty and holds no benchmark ({sorted(strangers)[0]}, ...): "
-                        "give --output a new folder"
-                    )
-            else:
-                kept = yaml.safe_load(path.read_text(encoding="utf-8"))
-                self._check_same(kept if isinstance(kept, dict) else {})
+            if path.is_file():
+                self._check_same(benchmark_file(self.folder))
+            elif strangers := sorted(p.name for p in self.folder.iterdir() if not _is_own(p.name)):
+                raise UserError(
+                    f"{self.folder} is not empty and holds no benchmark ({strangers[0]}, ...): "
+                    "give --output a new folder"
+                )
             write_text(path, yaml.safe_dump(self.benchmark.settings, sort_keys=False))
 
     def _check_same(self, kept: dict[str, Any]) -> None:
+        if not self._begun():
+            return  # a file may be mended as long as nothing was trained by it
         now = self.benchmark.settings
-        fixed = [{k: v for k, v in side.items() if k not in _MAY_GROW} for side in (kept, now)]
-        found = differences(*fixed)
+        found = differences(same_settings(kept), same_settings(now))
         found += [
-            f"{key}: {value} is left out" for key in _MAY_GROW for value in kept.get(key, []) if value not in now[key]
+            f"{key}: {value} is left out"
+            for key in ("pairs", "methods", "seeds")
+            for value in kept.get(key, [])
+            if value not in now[key]
         ]
         if found:
             raise UserError(
                 f"{self.folder} holds another benchmark; give --output another folder. What differs (there -> now): "
                 + "; ".join(found)
             )
+
+    def _begun(self) -> bool:
+        names = ("result.json", "identity.json")
+        return any(True for top in ("cells", "choices") for name in names for _ in self.folder.glob(f"{top}/**/{name}"))
 
     # -- what is there -------------------------------------------------------------------------------------------
 
@@ -127,25 +161,36 @@ class Runner:
     def _place(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.path
 
-    def _check_done(self, cells: Sequence[Cell]) -> None:
-        """Refuse to go on where a result would not be comparable with those that come now."""
-        for cell in cells:
-            result = read_result(self._place(cell))
+    def choices_of(self, cell: Cell) -> Path:
+        """Where the runs lie among which a cell's arguments are chosen."""
+        return self.folder / "choices" / cell.path
+
+    def _check_all(self, settings_too: bool = False) -> None:
+        """Refuse to go on where anything, of whatever shard, would not be comparable with what comes now.
+
+        Args:
+            settings_too: compare the settings as well, which do not change while this process runs.
+        """
+        for cell in self.benchmark.cells:
+            place = self._place(cell)
+            result = read_result(place)
             if result is not None and result["status"] != "refused":
                 identity = Identity(**{key: result[key] for key in Identity._fields})
-                self._compare(cell, f"cell {cell}, done before,", identity, result["recipe"])
-            elif result is None:
-                self._check_half_done(cell)
+                recipe = result["recipe"] if settings_too else None
+                self._compare(cell, place, f"cell {cell}, done before,", identity, recipe)
+            elif result is None and (begun := read_begun(place)) is not None:
+                recipe = begun.recipe if settings_too else None
+                self._compare(cell, place, f"cell {cell}, half done,", begun.identities[-1], recipe)
+            if result is None and cell.method in self.benchmark.settings["choices"]:
+                for path in sorted(self.choices_of(cell).glob("*/identity.json")):
+                    begun = read_begun(path.parent)
+                    if begun is not None:
+                        what = f"run {path.parent.name} of the choice for {cell}"
+                        self._compare(cell, self.choices_of(cell), what, begun.identities[-1], None)
 
-    def _check_half_done(self, cell: Cell) -> None:
-        path = self._place(cell) / "identity.json"
-        if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            self._compare(cell, f"cell {cell}, half done,", Identity(*kept["identity"]), kept["recipe"])
-
-    def _compare(self, cell: Cell, what: str, kept: Identity, recipe: dict[str, Any]) -> None:
-        away = f"move {self._place(cell)} away to do it again, or give --output a new folder"
-        if found := differences(recipe, self._recipe(cell)):
+    def _compare(self, cell: Cell, place: Path, what: str, kept: Identity, recipe: dict[str, Any] | None) -> None:
+        away = f"move {place} away to do it again, or give --output a new folder"
+        if recipe is not None and (found := differences(recipe, self._recipe(cell))):
             raise UserError(f"{what} had other settings (there -> now): {'; '.join(found)}; {away}")
         if kept.code_hash != code_hash() and not self.accept_code:
             raise UserError(
@@ -196,7 +241,7 @@ class Runner:
             raise UserError(f"cannot write into {place} ({error.strerror}): give --output another folder") from error
         lock = FileLock(place / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=1)  # `bench status` looks for a moment
         except Timeout:
             if not wait:
                 yield False
@@ -213,57 +258,70 @@ class Runner:
     def _do(self, group: Group) -> None:
         if group.cells[0].kind == "teacher":
             self._do_teacher(group.cells[0])
-            return
+        elif group.packed:
+            self._do_pack(group)
+        else:
+            cell = group.cells[0]
+            chosen = choose(self, cell) if cell.method in self.benchmark.settings["choices"] else None
+            overrides = chosen["overrides"] if chosen else None
+            self.begin(cell, self._place(cell))
+            outcome = train_alone(Job(cell, self._words(cell, overrides), self._place(cell)))
+            self._finish(cell, outcome, chosen)
+
+    def _do_pack(self, group: Group) -> None:
+        """A pack that was stopped is finished with the members that it had; methods that came since are another."""
+        path = self.folder / group.path / "pack.ckpt"
         pending = self._pending(group)
-        pack = self.folder / group.path / "pack.ckpt"
-        # A pack that was killed while its results were written goes on with the members that it had.
-        had = members_of(pack) if len(group.cells) > 1 else []
-        cells = [cell for cell in group.cells if cell in pending or cell.method in had]
-        chosen = {cell: choose(self, cell) for cell in pending if cell.method in self.benchmark.settings["choices"]}
-        jobs = [
-            Job(
-                cell,
-                self._words(cell, (chosen[cell] or {}).get("overrides") if cell in chosen else None),
-                self._place(cell),
-            )
-            for cell in cells
-        ]
-        for cell in pending:
-            self._note_identity(cell)
-        outcomes = train_pack(jobs, pack) if len(group.cells) > 1 else [train_alone(jobs[0])]
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            if job.cell in pending:
-                self._finish(job.cell, outcome, chosen.get(job.cell))
-        if len(group.cells) > 1:
-            remove(pack)
+        had = members_of(path)
+        old = [cell for name in had for cell in group.cells if cell.method == name]
+        if not any(cell in pending for cell in old):
+            old = []  # killed after its last result
+        for cells in (old, [cell for cell in pending if cell not in old]):
+            if not cells:
+                continue
+            for cell in cells:
+                if cell in pending:
+                    self.begin(cell, self._place(cell))
+            outcomes = train_pack([Job(cell, self._words(cell), self._place(cell)) for cell in cells], path)
+            for cell, outcome in zip(cells, outcomes, strict=True):
+                if cell in pending:
+                    self._finish(cell, outcome, None)
+            remove(path)
+            remove(previous_of(path))
 
     def _do_teacher(self, cell: Cell) -> None:
-        self._note_identity(cell)
+        self.begin(cell, self._place(cell))
         given = self.teachers.get(cell)
         outcome = (
             Outcome("done", None, None, []) if given else train_alone(Job(cell, self._words(cell), self._place(cell)))
         )
         self._finish(cell, outcome, None, given)
 
-    def _note_identity(self, cell: Cell) -> None:
-        content = {"identity": list(self._identity(cell)), "recipe": self._recipe(cell)}
-        write_text(self._place(cell) / "identity.json", json.dumps(content, indent=1))
+    def begin(self, cell: Cell, place: Path) -> None:
+        """Note in a folder what the run in it depends on."""
+        write_begun(place, self._identity(cell), self._recipe(cell))
 
     def _finish(self, cell: Cell, outcome: Outcome, choice: Any, given: Path | None = None) -> None:
         place = self._place(cell)
-        if outcome.status == "done":
-            self.teachers.forget(cell)
         result = make_result(self, cell, outcome, self._identity(cell), self._recipe(cell), given)
-        result["accepted_code"] = self._mixed(result["code_hash"])
+        result["accepted_code"] = self._mixed(cell, result["code_hash"])
         result["chosen_on_validation"] = choice and {k: v for k, v in choice.items() if k != "overrides"}
         write_result(place, result)
-        remove(place / "identity.json")
         accuracy = "" if result["acc1_last"] is None else f" {result['acc1_last']:.2f} percent"
         self.say(f"  {cell}: {outcome.status}{accuracy}{'' if outcome.reason is None else ': ' + outcome.reason}")
 
-    def _mixed(self, code: str) -> bool:
-        others = (read_result(self._place(cell)) for cell in self.benchmark.cells)
-        return any(other is not None and other["code_hash"] != code for other in others)
+    def _mixed(self, cell: Cell, code: str) -> bool:
+        """Whether other code took part, in this cell, in the choice of its arguments, or in other cells."""
+        places = [self._place(cell), *sorted(self.choices_of(cell).glob("*/"))]
+        codes = {code} | {c for place in places if (begun := read_begun(place)) for c in begun.codes}
+        others = (read_result(self._place(other)) for other in self.benchmark.cells)
+        return len(codes | {other["code_hash"] for other in others if other is not None}) > 1
+
+
+def _is_own(name: str) -> bool:
+    """What may lie in a results folder beside benchmark.yaml: hidden files, and what `bench` writes."""
+    known = ("cells", "packs", "choices", "commands", "alone")
+    return name in known or name.startswith((".", "report."))
 
 
 def _holder(place: Path) -> str:

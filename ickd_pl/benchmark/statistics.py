@@ -8,8 +8,8 @@ accuracies on the same test images. Three intervals of 95 % stand beside it:
     them, and drawing each seed's images on their own would call the interval shorter than it is. It says what other
     test images would have changed. It says nothing of training again with other seeds.
 ``seeds``: Student's t over the differences per seed, on these images: what training again would have changed.
-``both``: the two variances added, with Student's t at Satterthwaite's degrees of freedom. The part of the variance
-    that belongs to images and seeds together is in both, so this interval is rather too wide than too short.
+``both``: the squares of the two half-widths added, each with its own quantile. It is never shorter than ``seeds``,
+    which one number of degrees of freedom for both variances would allow where few seeds agree by chance.
 
 Only ``both`` supports a claim, and only with three seeds or more.
 """
@@ -83,9 +83,9 @@ def mean_of(values: Sequence[float]) -> Mean | None:
 
 
 def t975(df: float) -> float:
-    """The 97.5 % quantile of Student's t; a broken number of degrees of freedom is rounded down, to the wider side."""
+    """The 97.5 % quantile of Student's t for a whole number of degrees of freedom, or infinity."""
     if df < 31:
-        return _T975[max(1, int(df)) - 1]
+        return _T975[int(df) - 1]
     # Cornish-Fisher, good to 0.001 from here on.
     return 1.95996 + 2.37227 / df + 2.8225 / df**2
 
@@ -119,9 +119,7 @@ def compare(
     images, se_images = bootstrap(correct, reference, key)
     both = None
     if enough:
-        variance = se_images**2 + se_seeds**2
-        df = variance**2 / (se_seeds**4 / (mean.n - 1)) if se_seeds else math.inf
-        both = _around(mean.mean, t975(df) * math.sqrt(variance))
+        both = _around(mean.mean, math.hypot(t975(mean.n - 1) * se_seeds, t975(math.inf) * se_images))
     return Comparison(mean.mean, tuple(per_seed), images, seeds, both)
 
 

@@ -6,11 +6,8 @@ import csv
 from collections import Counter
 from pathlib import Path
 
-import yaml
-
 from ickd_pl.benchmark.plan import Benchmark, Cell
-from ickd_pl.benchmark.result import read_result
-from ickd_pl.errors import UserError
+from ickd_pl.benchmark.stored import benchmark_file, read_result
 from ickd_pl.runtime import RunFolder
 
 
@@ -23,10 +20,7 @@ def status(folder: Path) -> str:
     Raises:
         UserError: it is none, or a file in it is damaged.
     """
-    path = folder / "benchmark.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder} is no results folder of a benchmark: expected {path}, which `bench run` writes")
-    benchmark = Benchmark.of(yaml.safe_load(path.read_text(encoding="utf-8")), path)
+    benchmark = Benchmark.of(benchmark_file(folder), folder / "benchmark.yaml")
     lines, counts = [], Counter[str]()
     for group in benchmark.groups:
         holder = _holder(folder / group.path)
@@ -57,8 +51,16 @@ def _state(folder: Path, cell: Cell, holder: str, benchmark: Benchmark) -> tuple
 def _epochs(path: Path) -> int:
     if not path.is_file():
         return 0
-    with path.open(newline="", encoding="utf-8") as file:
-        return sum(1 for row in csv.DictReader(file) if float(row["epoch"]) >= 1)
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return sum(1 for row in csv.DictReader(file) if _is_main(row.get("epoch")))
+
+
+def _is_main(epoch: str | None) -> bool:
+    """Main epochs count from 1; a line that was cut short does not count."""
+    try:
+        return float(epoch or "") >= 1
+    except ValueError:
+        return False
 
 
 def _holder(place: Path) -> str:
@@ -70,7 +72,9 @@ def _holder(place: Path) -> str:
     try:
         with FileLock(place / ".lock", timeout=0):
             return ""
-    except Timeout:
+    except OSError as error:  # Timeout is one; a folder that may only be read holds no lock of ours to try
+        if not isinstance(error, Timeout):
+            return ""
         try:
             return (place / ".holder").read_text(encoding="utf-8").strip() or "another process"
         except OSError:

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ickd_pl.benchmark.cells import predict_with
-from ickd_pl.benchmark.identity import network_hash
+from ickd_pl.benchmark.cells import predict
+from ickd_pl.benchmark.identity import network_hash, where
 from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.benchmark.published import DATA, NUM_TEST
+from ickd_pl.benchmark.stored import read_result
+from ickd_pl.data.build import data_module
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.runtime import RunFolder
 from ickd_pl.seeding import seeded
-from ickd_pl.weights import load_weights, read_state_dict
+from ickd_pl.weights import load_weights
 
 
 class Teachers:
@@ -30,7 +32,7 @@ class Teachers:
     def __init__(
         self, benchmark: Benchmark, folder: Path, say: Callable[[str], None], checkpoints: Path = Path("checkpoints")
     ) -> None:
-        self.settings = benchmark.settings["teachers"]
+        self.settings, self.data = benchmark.settings["teachers"], benchmark.settings["data"]
         self.folder, self.say, self.checkpoints = folder, say, checkpoints
         self._hashes: dict[str, str] = {}
 
@@ -44,22 +46,42 @@ class Teachers:
         return self._fetched(network)
 
     def hash_of(self, network: str) -> str | None:
-        """The weights' hash, None where there are none yet."""
+        """The weights' hash; None as long as the teacher is not done: what lies there may be half trained.
+
+        Raises:
+            UserError: a damaged file, or one of another network.
+        """
         if network not in self._hashes:
-            path = self.weights(network)
-            if not path.is_file():
+            if not (self._place(network) / "result.json").is_file() or not self.weights(network).is_file():
                 return None
-            classes = next(reversed([v for v in read_state_dict(path).values() if v.ndim == 1])).shape[0]
-            with seeded("benchmark"):
-                net = get_model(network, classes)
-            load_weights(net, path, network)
-            self._hashes[network] = network_hash(net)
+            self._hashes[network] = self.file_hash(network)
         return self._hashes[network]
 
-    def forget(self, cell: Cell) -> None:
-        """A teacher was trained anew: look again."""
-        if cell.kind == "teacher":
-            self._hashes.pop(cell.network, None)
+    def file_hash(self, network: str) -> str:
+        """The hash of the weights that are there now.
+
+        Raises:
+            UserError: a damaged file, or one of another network.
+        """
+        path = self.weights(network)
+        with seeded("benchmark"):
+            net = get_model(network, int(data_module(self.data).num_classes))
+        try:
+            load_weights(net, path, network)
+        except UserError as error:
+            if path != RunFolder(self._place(network)).last:
+                raise
+            place = self._place(network)
+            raise UserError(f"{error} It was trained here: move {place} away, and it is trained again") from error
+        return network_hash(net)
+
+    def fault(self, network: str) -> str | None:
+        """Why no student can learn from a teacher, or None where it is done."""
+        result = read_result(self._place(network))
+        if result is None or result["status"] == "done":
+            return None
+        why = f"its teacher {network} {result['status']} ({result['reason']})"
+        return f"{why}; move {self._place(network)} away to try again"
 
     def given(self, cell: Cell) -> bool:
         """Whether a teacher comes as a file, so that nothing is trained."""
@@ -90,7 +112,7 @@ class Teachers:
             return None
         return self._fetched(cell.network)
 
-    def measured(self, cell: Cell, path: Path, data: Any, place: Path) -> dict[str, Any]:
+    def measured(self, cell: Cell, path: Path, data: Any, place: Path, settings: dict[str, Any]) -> dict[str, Any]:
         """Read and measure a teacher that was not trained here; a fetched one must be as good as published.
 
         Raises:
@@ -99,7 +121,7 @@ class Teachers:
         with seeded("benchmark"):
             net = get_model(cell.network, data.num_classes)
         load_weights(net, path, cell.network)
-        predicted, labels = predict_with(net.eval(), data, place)
+        predicted, labels, trainer = predict(net.eval(), data, place, settings)
         acc1 = 100 * float((predicted == labels).mean())
         on_published_images = getattr(data, "name", None) == DATA and len(labels) == NUM_TEST
         if on_published_images and cell.network not in self.settings["weights"]:
@@ -110,6 +132,7 @@ class Teachers:
             "acc1_last": acc1,
             "parameters": sum(p.numel() for p in net.parameters()),
             "teacher_hash": network_hash(net),
+            **where(trainer),
         }
 
     def _verify(self, network: str, path: Path, acc1: float) -> None:

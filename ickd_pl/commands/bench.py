@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ickd_pl.commands.parser import CommandParser
 from ickd_pl.errors import UserError
 
@@ -55,16 +53,28 @@ def _plan(given: Any) -> int:
 
 
 def _run(given: Any) -> int:
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
     from ickd_pl.benchmark.report import write_report
     from ickd_pl.benchmark.runner import Runner
 
     benchmark = _benchmark(given)
     runner = Runner(benchmark, given.output, _shard(given.shard), given.accept_code, _say)
-    busy = runner.run()
+    try:
+        left = runner.run()
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C within a fit into an exit of its own.
+        code, what = (143, "SIGTERM") if isinstance(stop, SIGTERMException) else (130, "Ctrl-C")
+        print(f"stopped by {what}: the same command goes on", file=sys.stderr, flush=True)
+        return code
     for path in write_report(given.output):
         _say(f"wrote {path}")
-    if busy:
-        _say(f"left to another process: {len(busy)} of this part's runs; see `bench status --output {given.output}`")
+    if left.busy:
+        _say(
+            f"left to another process: {len(left.busy)} of this part's runs; see `bench status --output {given.output}`"
+        )
+    if left.untaught:
+        raise UserError("; ".join(left.untaught))
     return 0
 
 
@@ -78,22 +88,22 @@ def _status(given: Any) -> int:
 def _report(given: Any) -> int:
     from ickd_pl.benchmark.report import summary_table, write_report
 
-    paths = write_report(given.output)
-    print(summary_table(given.output))
-    for path in paths:
-        print(f"wrote {path}")
+    _say(summary_table(given.output))
+    for path in write_report(given.output):
+        _say(f"wrote {path}")
     return 0
 
 
 def _benchmark(given: Any) -> Any:
     from ickd_pl.benchmark.plan import Benchmark
+    from ickd_pl.benchmark.stored import benchmark_file
 
     if given.config is not None:
         return Benchmark.read(given.config)
     path = given.output / "benchmark.yaml"
     if not path.is_file():
         raise UserError(f"bench run: give --config FILE; {given.output} holds no benchmark that could go on")
-    return Benchmark.of(yaml.safe_load(path.read_text(encoding="utf-8")), path)
+    return Benchmark.of(benchmark_file(given.output), path)
 
 
 def _shard(text: str) -> tuple[int, int]:

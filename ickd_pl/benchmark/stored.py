@@ -1,0 +1,121 @@
+"""The small files of a results folder: benchmark.yaml, and of a cell identity.json and result.json.
+
+identity.json says what a run depends on, from its beginning; result.json what it found, when it is done.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ickd_pl.benchmark.identity import Identity
+from ickd_pl.errors import UserError
+from ickd_pl.runtime.atomic import write_text
+
+_NEEDED = ("status", "reason", "code_hash", "data_hash", "teacher_hash", "recipe")
+
+
+def benchmark_file(folder: Path) -> dict[str, Any]:
+    """The settings of a results folder.
+
+    Raises:
+        UserError: it is none, or its benchmark.yaml is damaged.
+    """
+    path = folder / "benchmark.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no results folder of a benchmark: expected {path}, which `bench run` writes")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _damaged_file(path, " ".join(str(error).split())) from error
+    for key, kind in {"pairs": str, "methods": str, "seeds": int}.items():
+        values = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
+            raise _damaged_file(path, f"expected `{key}`, a list")
+    return dict(content)
+
+
+def _damaged_file(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({why}): delete it, and `bench run --config FILE --output {path.parent}` writes it again "
+        "and keeps the results that are its"
+    )
+
+
+class Begun(NamedTuple):
+    """A run that has begun, done or not.
+
+    Attributes:
+        identities: what it depended on, newest last; several where ``--accept-code`` let it go on with other code.
+        recipe: its settings.
+    """
+
+    identities: list[Identity]
+    recipe: dict[str, Any]
+
+    @property
+    def codes(self) -> set[str]:
+        """The hashes of the code that has trained it."""
+        return {identity.code_hash for identity in self.identities}
+
+
+def read_begun(place: Path) -> Begun | None:
+    """What a run depends on, None where none has begun.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    content = _read(place / "identity.json", place)
+    if content is None:
+        return None
+    try:
+        return Begun([Identity(*identity) for identity in content["identities"]], dict(content["recipe"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(place / "identity.json", place, f"{type(error).__name__}: {error}") from error
+
+
+def write_begun(place: Path, identity: Identity, recipe: dict[str, Any]) -> Begun:
+    """Note what a run depends on before it trains. It stays when the run is done."""
+    kept = read_begun(place)
+    identities = [*(i for i in (kept.identities if kept else []) if i != identity), identity]
+    content = {"identities": [list(i) for i in identities], "recipe": recipe}
+    write_text(place / "identity.json", json.dumps(content, indent=1) + "\n")
+    return Begun(identities, recipe)
+
+
+def read_result(place: Path) -> dict[str, Any] | None:
+    """A cell's result, None where there is none yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = place / "result.json"
+    content = _read(path, place)
+    missing = [key for key in _NEEDED if content is not None and key not in content]
+    if missing:
+        raise _damaged(path, place, f"no {missing[0]}")
+    return content
+
+
+def write_result(place: Path, result: dict[str, Any]) -> None:
+    """Write result.json in one step."""
+    write_text(place / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def _read(path: Path, place: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, place, " ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, place, "expected a mapping")
+    return content
+
+
+def _damaged(path: Path, place: Path, why: str) -> UserError:
+    return UserError(f"{path} is damaged ({why}): move {place} away, and `bench run` makes its cell again")
