@@ -290,8 +290,8 @@ class Runner:
             remove(previous_of(path))
 
     def _do_teacher(self, cell: Cell) -> None:
-        self.begin(cell, self._place(cell))
         given = self.teachers.get(cell)
+        self.begin(cell, self._place(cell))
         outcome = (
             Outcome("done", None, None, []) if given else train_alone(Job(cell, self._words(cell), self._place(cell)))
         )

@@ -110,11 +110,12 @@ def test_members_may_differ_in_seed_rate_and_schedule() -> None:
 
 
 def test_bfloat16() -> None:
+    """Losses in full precision have their gradients in full precision too, also within a pack's step."""
     taught = teacher()
-    names = {"kd": ["kd"], "at": ["at"]}
-    packed(Path("pack"), {n: member(s, taught) for n, s in names.items()}, precision="bf16-mixed")
-    for name, own in names.items():
-        solo(Path("solo"), name, member(own, taught), precision="bf16-mixed")
+    settings: dict[str, Any] = {"precision": "bf16-mixed", "epochs": 1}
+    packed(Path("pack"), {name: member(names, taught) for name, names in MEMBERS.items()}, **settings)
+    for name, names in MEMBERS.items():
+        solo(Path("solo"), name, member(names, taught), **settings)
         assert_solo(Path("pack") / name, Path("solo") / name)
 
 
@@ -159,21 +160,37 @@ def test_every_member_failing_ends_the_run() -> None:
         packed(Path("pack"), {"bomb": bomb})
 
 
-def test_clipping_is_per_member() -> None:
+@pytest.mark.parametrize(("algorithm", "value"), [("norm", 0.1), ("value", 0.01)])
+def test_clipping_is_per_member(algorithm: str, value: float) -> None:
     taught = teacher()
-    pack = Pack([member(["kd"], taught), member([], taught)], gradient_clip_val=0.1)
+    clip: dict[str, Any] = {"gradient_clip_val": value, "gradient_clip_algorithm": algorithm}
+    pack = Pack([member(["kd"], taught), member([], taught)], **clip)
     folders = [RunFolder(Path("pack") / name) for name in pack.names]
     trainer(PackRecord(Path("pack/pack.ckpt"), folders, [{}, {}])).fit(pack, data())
     for name in ("kd", "vanilla"):
-        solo(Path("solo"), name, member(MEMBERS[name], taught), gradient_clip_val=0.1)
+        solo(Path("solo"), name, member(MEMBERS[name], taught), **clip)
         assert_solo_state(Path("pack") / name, Path("solo") / name)
+
+
+class Hooked(Bomb):
+    """Uses a hook of which a pack has one for all members."""
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        pass
 
 
 def test_what_cannot_be_packed() -> None:
     taught = teacher()
     fsp = DistillationModule("resnet8", taught, strategies=[discover()["fsp"]()], num_classes=10)
-    with pytest.raises(UserError, match="fsp has a first stage"):
+    with pytest.raises(UserError, match="fsp cannot be packed, for FSP has a first stage"):
         Pack([fsp])
+    hooked = DistillationModule("resnet8", taught, strategies=[Hooked()], num_classes=10)
+    with pytest.raises(UserError, match="for Hooked uses the hook on_after_backward: run it alone"):
+        Pack([hooked])
+    dropping = member(["kd"], taught)
+    dropping.student.fc = nn.Sequential(nn.Dropout(0.1), dropping.student.fc)
+    with pytest.raises(UserError, match="its student has dropout"):
+        Pack([dropping])
     with pytest.raises(UserError, match="at least one member"):
         Pack([])
     with pytest.raises(UserError, match="different names"):

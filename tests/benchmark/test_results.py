@@ -102,7 +102,7 @@ def test_damaged_result_names_the_file(tmp_path: Path, changes: dict[str, object
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(UserError, match=message) as caught:
         read_results(tmp_path)
-    assert str(path) in str(caught.value) and "delete it" in str(caught.value)
+    assert str(path) in str(caught.value) and "move" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", '{"cell": ', "[]", "\udcff"])
