@@ -1,4 +1,4 @@
-"""README's five commands for a newcomer, as they stand there, with fewer epochs."""
+"""What a newcomer copies from README and docs/benchmark.md, as it stands there, with fewer epochs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.runtime.helpers import QUIET, REPOSITORY
+from tests.runtime.helpers import QUIET, REPOSITORY, Run, load
 
 
 def commands() -> list[str]:
@@ -33,3 +34,19 @@ def test_the_newcomers_five_commands() -> None:
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert done.stdout.strip() == "(7, 10)"
+
+
+def test_the_pack_in_python(teacher: Run) -> None:
+    text = (REPOSITORY / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    named = "checkpoints/digits/resnet20_vanilla/ckpt_epoch_12.pth"
+    assert named in code
+    short = (
+        code.replace(named, str(teacher.last))
+        .replace("max_epochs=12", "max_epochs=1")
+        .replace("Digits())", "Digits(train_size=64))")
+    )
+    exec(compile(short, "docs/benchmark.md", "exec"), {"__name__": "docs"})
+    for name in ("vanilla", "kd", "ickd"):
+        checkpoint = load(Path("outputs/pack") / name / "checkpoints" / "last.ckpt")
+        assert checkpoint["ickd_pl"] and not [key for key in checkpoint["state_dict"] if "teacher" in key]

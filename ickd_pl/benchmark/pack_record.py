@@ -26,12 +26,15 @@ class PackRecord(Checkpoint):
     Args:
         path: the pack's checkpoint.
         folders: the members' run folders.
-        configs: the members' whole configurations, plain data.
+        configs: the members' whole configurations, plain data; None: none are kept.
     """
 
-    def __init__(self, path: Path, folders: Sequence[RunFolder], configs: Sequence[dict[str, Any] | None]) -> None:
+    def __init__(
+        self, path: Path, folders: Sequence[RunFolder], configs: Sequence[dict[str, Any] | None] | None = None
+    ) -> None:
         self.path = path
-        self.records = [EpochRecord(folder, config) for folder, config in zip(folders, configs, strict=True)]
+        kept = configs if configs is not None else [None] * len(folders)
+        self.records = [EpochRecord(folder, config) for folder, config in zip(folders, kept, strict=True)]
         self._began = 0.0
 
     def state_dict(self) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def why_not_compared(results: Results) -> str | None:
     arguments = place.get("init_args") if isinstance(place, dict) else None
     if results.split != "test" or any(c.split != "test" for c in results.done):
         return "the published figures are of the test images, these of a validation split"
-    if isinstance(arguments, dict) and (arguments.get("train_size") or arguments.get("val_size")):
+    trainer = results.settings.get("trainer")
+    limited = isinstance(trainer, dict) and trainer.get("limit_train_batches") not in (None, 1.0)
+    if limited or (isinstance(arguments, dict) and (arguments.get("train_size") or arguments.get("val_size"))):
         return "the published figures are of students trained on all 50,000 training images, these on a part of them"
     if any(c.num_test != NUM_TEST for c in results.done):
         return f"the published figures are of {NUM_TEST:,} test images, these of {results.done[0].num_test}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from ickd_pl.benchmark.results import read_results
 from ickd_pl.benchmark.summary import mean_curve, summarise, why_not_compared
@@ -169,6 +170,16 @@ def test_published_figures_are_compared_where_they_can_be(
         assert found is not None and why in found
         assert entry.to_published is None
     assert (entry.published is None) == (data != "cifar100")
+
+
+def test_a_part_of_every_epoch_is_not_set_against_published_figures(tmp_path: Path) -> None:
+    plan(tmp_path, pairs=["resnet56_resnet20"], methods=["kd"], seeds=[0], epochs=240, data="CIFAR100")
+    cell(tmp_path, "resnet56_resnet20", "kd", 0, accuracy=71.0, data="cifar100", epochs=240, num_test=10_000)
+    path = tmp_path / "benchmark.yaml"
+    settings = yaml.safe_load(path.read_text())
+    assert why_not_compared(read_results(tmp_path)) is None
+    path.write_text(yaml.safe_dump({**settings, "trainer": {**settings["trainer"], "limit_train_batches": 0.1}}))
+    assert "these on a part of them" in str(why_not_compared(read_results(tmp_path)))
 
 
 def test_a_fetched_teacher_has_no_epochs_and_hinders_no_comparison(tmp_path: Path) -> None:
