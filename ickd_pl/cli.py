@@ -16,6 +16,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import ickd_pl.data  # noqa: F401  its classes are then known by their short names
 from ickd_pl import commands
@@ -154,7 +155,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after the program's name; None takes the process's own.
 
     Returns:
-        The exit status: 0, or 2 after a user's mistake, which is printed as one line.
+        The exit status: 0, 2 after a user's mistake, which is printed as one line, or 143 after SIGTERM.
     """
     _quiet()
     words = list(sys.argv[1:] if args is None else args)
@@ -166,6 +167,9 @@ def main(args: Sequence[str] | None = None) -> int:
                 known = [*LIGHTNING_COMMANDS, *commands.names()]
                 raise UserError(f"unknown command {words[0]}: {near(words[0], known)}")
             IckdCLI(_with_checkpoint_settings(find_configs(words), Path(scratch)))
+        except SIGTERMException:  # an exit without a status, which a scheduler would take for success
+            _complain("stopped by SIGTERM: the same command goes on")
+            return 143
         except Exception as error:
             cause = user_error(error)
             if cause is None:

@@ -62,11 +62,11 @@ def _run(given: Any) -> int:
     runner = Runner(benchmark, given.output, _shard(given.shard), given.accept_code, _say)
     try:
         left = runner.run()
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C within a fit into an exit of its own.
-        code, what = (143, "SIGTERM") if isinstance(stop, SIGTERMException) else (130, "Ctrl-C")
-        print(f"stopped by {what}: the same command goes on", file=sys.stderr, flush=True)
-        return code
+    except SIGTERMException:
+        raise
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C within a fit into an exit of its own
+        print("stopped by Ctrl-C: the same command goes on", file=sys.stderr, flush=True)
+        return 130
     for path in write_report(given.output):
         _say(f"wrote {path}")
     if left.busy:
