@@ -45,13 +45,13 @@ class CellCLI(IckdCLI):
         callbacks: further callbacks of the trainer, such as a clock.
     """
 
+    parser_class = RaisingParser
+
     def __init__(
         self, words: list[str], place: Path, builds_only: bool = False, callbacks: Sequence[pl.Callback] = ()
     ) -> None:
         self._place, self._builds_only, self._more = RunFolder(place), builds_only, list(callbacks)
         super().__init__(find_configs(words))
-
-    parser_class = RaisingParser
 
     @property
     def folder(self) -> RunFolder:
@@ -166,7 +166,10 @@ class _Kept(NamedTuple):
 
 
 def _newest(path: Path) -> _Kept | None:
-    """The pack's checkpoint, or the one before where it is damaged (which is said); None where there is none."""
+    """The pack's checkpoint, or the one before where it is damaged; None where there is none.
+
+    What is damaged is said and removed: it must not become the one before.
+    """
     for candidate in (path, previous_of(path)):
         if candidate.is_file():
             try:
@@ -176,7 +179,8 @@ def _newest(path: Path) -> _Kept | None:
                 why = "is no checkpoint of a pack"
             except UserError as error:
                 why = str(error)
-            print(f"warning: {candidate} is left out: {why}", file=sys.stderr, flush=True)
+            print(f"warning: {candidate} is removed: {why}", file=sys.stderr, flush=True)
+            candidate.unlink()
     return None
 
 
