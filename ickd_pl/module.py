@@ -242,7 +242,7 @@ class DistillationModule(pl.LightningModule):
 
     def is_finite(self) -> bool:
         """Whether all that was counted in this epoch is finite; waits for the device."""
-        return self._sums.bad() == []
+        return not self._sums.bad()
 
     def on_train_epoch_end(self) -> None:
         self._sums.check_finite(self.current_epoch + 1, self.global_step)

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from ickd_pl.benchmark.checks import KEYS, check_teachers, checked, combinations, shipped
+from ickd_pl.benchmark.checks import KEYS, check_teachers, checked, combinations
 from ickd_pl.errors import UserError, near
-from ickd_pl.runtime.configs import config_root, find_configs
+from ickd_pl.runtime.configs import config_root, find_config
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,7 @@ class Benchmark:
         Raises:
             UserError: it is neither, or its content is wrong.
         """
-        names = [f"configs/benchmarks/{name}.yaml" for name in shipped("benchmarks")]
-        here = Path(path)
-        if (
-            not here.exists()
-            and not config_root().joinpath(*(part for part in here.parts if part != "configs")).is_file()
-        ):
-            raise UserError(f"benchmark file {path} does not exist: {near(str(path), names)}")
-        return cls.of(_read(Path(find_configs(["--config", str(path)])[1])), path)
+        return cls.of(_read(Path(find_config(str(path), "benchmarks"))), path)
 
     @property
     def cells(self) -> list[Cell]:

@@ -35,16 +35,25 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
         if flag in ("--data.seed", "--data.init_args.seed"):
             raise UserError(f"{flag} comes from --seed_everything: give that")
         if expects_path:
-            out.append(_find(argument))
+            out.append(find_config(argument))
         elif flag in ("--config", "-c") and equals:
-            out += [flag, _find(value)]
+            out += [flag, find_config(value)]
         else:
             out.append(argument)
         expects_path = argument in ("--config", "-c") and not expects_path
     return out
 
 
-def _find(path: str) -> str:
+def find_config(path: str, kind: str = "") -> str:
+    """One file, here or shipped.
+
+    Args:
+        path: as the user gave it.
+        kind: the folder of ``configs/`` that hints are taken from; empty: all of them.
+
+    Raises:
+        UserError: as :func:`find_configs`.
+    """
     if Path(path).is_file():
         return _checked(path)
     shipped = config_root().joinpath(*[p for p in Path(path).parts if p != "configs"])
@@ -53,7 +62,7 @@ def _find(path: str) -> str:
     if Path(path).is_dir():
         raise UserError(f"config file {path} is a folder: give a .yaml file")
     root = config_root()
-    known = [f"configs/{p.relative_to(root).as_posix()}" for p in root.rglob("*.yaml")]
+    known = [f"configs/{p.relative_to(root).as_posix()}" for p in (root / kind).rglob("*.yaml")]
     raise UserError(f"config file {path} does not exist: {near(path, known)}")
 
 

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from ickd_pl.benchmark import identity
-from ickd_pl.benchmark.plan import Benchmark, shard_of, shipped
+from ickd_pl.benchmark.checks import shipped
+from ickd_pl.benchmark.plan import Benchmark, shard_of
 from ickd_pl.runtime.configs import config_root
 from tests.runtime.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
 

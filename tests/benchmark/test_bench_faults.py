@@ -359,7 +359,7 @@ def test_a_file_that_would_not_make_its_table(change: dict[str, Any], needles: l
 
 def test_a_file_that_is_not_there() -> None:
     message = refused("plan", "--config", "missing.yaml")
-    assert "benchmark file missing.yaml does not exist" in message and "configs/benchmarks/quick.yaml" in message
+    assert "config file missing.yaml does not exist" in message and "configs/benchmarks/quick.yaml" in message
     assert "resnet" not in message
 
 
