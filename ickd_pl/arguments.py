@@ -5,14 +5,17 @@ Every message is one line: whose argument, what was expected, what came. ``owner
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from ickd_pl.errors import UserError
+from ickd_pl.errors import UserError, near
 
 if TYPE_CHECKING:
     from ickd_pl.strategies.base import LossStrategy
@@ -96,6 +99,84 @@ def unique_names(strategies: Sequence[LossStrategy]) -> list[str]:
     names = [strategy.name() for strategy in strategies]
     counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
     return [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
+
+
+# -- values that come from a file --------------------------------------------------------------------------------------
+
+
+def plain(value: object) -> bool:
+    """Whether a value is a number, a text, a truth value or None, or a list or mapping of those that names no class."""
+    if isinstance(value, list | tuple):
+        return all(map(plain, value))
+    if isinstance(value, dict):
+        return "class_path" not in value and all(type(key) is str and plain(value[key]) for key in value)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def plain_arguments(function: Callable[..., Any], values: object, where: str, instead: str) -> dict[str, Any]:
+    """Arguments that come from a file, held to what the function says that it takes.
+
+    A file may set numbers, texts and lists of them where the parameter's type is made of nothing else. What it gives
+    for any other parameter could be taken for the name of a class, and is refused.
+
+    Args:
+        function: a class or function with annotated parameters.
+        values: the arguments by name.
+        where: the file and the part of it, for the message.
+        instead: what the user can do, for the message.
+
+    Raises:
+        UserError: an unknown name, a parameter of another type, or a value that is not of the parameter's type.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: expected arguments by name, got {short(values)}; {instead}")
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    hints = _hints(function)
+    for name, value in values.items():
+        if name not in known:
+            raise UserError(f"{where}: unknown setting {short(name)}: {near(str(name), known)}")
+        if not _may_come_from_a_file(hints.get(name)) or not _fits_type(value, hints[name]):
+            raise UserError(f"{where}.{name} is {short(value)}, which a file may not set; {instead}")
+    return dict(values)
+
+
+def short(value: object) -> str:
+    """A value of a stranger's as one short line of printable characters, for a message."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(inspect.getattr_static(function, "__init__") if isinstance(function, type) else function)
+    except (NameError, TypeError, AttributeError):  # a name that only a type checker knows: nothing may be set then
+        return {}
+
+
+def _may_come_from_a_file(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return True
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict, Sequence):
+        return all(_may_come_from_a_file(part) for part in get_args(annotation) if part is not ...)
+    return annotation in (bool, int, float, str, Path, type(None))
+
+
+def _fits_type(value: object, annotation: Any) -> bool:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if origin in (Union, types.UnionType):
+        return any(_fits_type(value, part) for part in parts)
+    if origin in (list, tuple, Sequence):
+        kinds = [part for part in parts if part is not ...]
+        return isinstance(value, list | tuple) and all(any(_fits_type(v, kind) for kind in kinds) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits_type(k, parts[0]) and _fits_type(v, parts[1]) for k, v in value.items()
+        )
+    if annotation is float:
+        return type(value) in (int, float)
+    return type(value) is (str if annotation is Path else annotation)
 
 
 # -- tensors of a loss -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ickd_pl.arguments import short
 from ickd_pl.errors import UserError
 from ickd_pl.version import __version__
 
@@ -37,8 +38,9 @@ def put_back(module: DistillationModule, checkpoint: dict[str, Any], evaluating:
     theirs = checkpoint.get("hyper_parameters", {})
     for name, what in (("student", "network"), ("num_classes", "number of classes")):
         own = module.hparams.get(name)
-        if name in theirs and own is not None and theirs[name] != own:
-            raise UserError(f"the checkpoint is of another {what}: it has {theirs[name]}, asked for is {own}")
+        # What is no name or number was refused on reading, or the user has given another in its place.
+        if own is not None and type(theirs.get(name)) is type(own) and theirs[name] != own:
+            raise UserError(f"the checkpoint is of another {what}: it has {short(theirs[name])}, asked for is {own}")
     if evaluating and not module.strategies:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("adapters.")}

@@ -23,9 +23,11 @@ from ickd_pl import commands
 from ickd_pl.errors import UserError, near
 from ickd_pl.module import DistillationModule
 from ickd_pl.runtime import EpochRecord, RunFolder
-from ickd_pl.runtime.configs import check_trainer, find_configs, from_checkpoint
+from ickd_pl.runtime.configs import check_trainer, find_configs
 from ickd_pl.runtime.parser import OneLineParser, constructor_error
 from ickd_pl.runtime.predictions import write_predictions
+from ickd_pl.runtime.stored_settings import evaluation_settings
+from ickd_pl.weights.checkpoint import read_checkpoint
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 TRAINER_DEFAULTS = {
@@ -117,7 +119,7 @@ class IckdCLI(LightningCLI):
         """Start the run, continue it, or say that it is finished."""
         folder, trainer = self.folder, cast(Any, self.trainer)
         if ckpt_path is not None:
-            from_checkpoint(ckpt_path)  # raises where it is none
+            read_checkpoint(ckpt_path)  # raises where it is none
         if not trainer.fast_dev_run:
             state, checkpoint, warning = folder.decide(self.settings)
             if warning and ckpt_path is None:
@@ -229,15 +231,9 @@ def _with_checkpoint_settings(words: list[str], scratch: Path) -> list[str]:
         raise UserError(
             f"{words[0]} needs a trained student: give --ckpt_path FILE, the checkpoints/last.ckpt of a run"
         )
-    settings = from_checkpoint(path)
-    # Only the student is evaluated: neither teacher nor methods are built.
-    settings["model"]["strategies"] = []
-    data = _value_of("--data", words)
-    if (
-        data is not None
-        and data.rpartition(".")[2] != settings.get("data", {}).get("class_path", "").rpartition(".")[2]
-    ):
-        settings.pop("data", None)  # the arguments of another data set do not fit
+    settings, line = evaluation_settings(path, words[1:])
+    if line:
+        _say(line)
     file = scratch / "checkpoint.yaml"
     file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return [words[0], "--config", str(file), *words[1:]]

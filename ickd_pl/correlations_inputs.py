@@ -18,9 +18,10 @@ from ickd_pl.data.build import data_from_words
 from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.networks import make_network, probe
-from ickd_pl.runtime.configs import from_checkpoint
+from ickd_pl.runtime.stored_settings import Given, data_settings, given_data, known_data
 from ickd_pl.seeding import seeded
-from ickd_pl.weights import StudentConfig, load_student, load_teacher, read_config, read_file
+from ickd_pl.weights import StudentConfig, load_student, load_teacher, read_config
+from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 AT_ONCE = 100
 """Images in one pass."""
@@ -61,6 +62,7 @@ class Inputs:
         title: teacher, student, methods, images and data in words.
         names: of the teacher and the two students, for panels.
         note: what a reader must know of this comparison; may be empty.
+        source: what the checkpoint decided of where the data are read; may be empty.
     """
 
     teacher: FeatureNet
@@ -70,6 +72,7 @@ class Inputs:
     title: str
     names: tuple[str, str, str]
     note: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -77,25 +80,26 @@ class Checkpoint:
     """A run's checkpoint.
 
     Attributes:
-        path: of the file.
-        content: all of it.
+        run: what it says of its run.
         config: its network and classes.
-        model: the arguments of its module.
-        seed: of its run.
-        data: ``{"class_path", "init_args"}`` of its data; None where it does not say.
     """
 
-    path: Path
-    content: dict[str, Any]
+    run: RunCheckpoint
     config: StudentConfig
-    model: dict[str, Any]
-    seed: int
-    data: dict[str, Any] | None
+
+    @property
+    def path(self) -> Path:
+        return self.run.path
+
+    @property
+    def seed(self) -> int:
+        """Of its run."""
+        return int(self.run.settings["seed"])
 
     @property
     def methods(self) -> list[str]:
         """Class names of its methods, such as ``ICKD``."""
-        return [str(spec["class_path"]).rpartition(".")[2] for spec in self.model.get("strategies") or []]
+        return self.run.methods
 
     @property
     def taught_by(self) -> str:
@@ -112,7 +116,7 @@ class Checkpoint:
             return None
         prefix = "adapters.ickd."
         try:
-            state = self.content["state_dict"]
+            state = self.run.content["state_dict"]
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             adapter = ConvBN(*reversed(state["conv.weight"].shape[:2]))
             adapter.load_state_dict(state)
@@ -129,17 +133,19 @@ class Checkpoint:
             return Subject(net, ConvBN(adapter.conv.in_channels, adapter.conv.out_channels).eval())
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_run(path: Path) -> Checkpoint:
     """Read a checkpoint that ``fit`` has written.
 
     Raises:
         UserError: the file is missing, damaged or none of these, or its network is one of the user's own.
     """
     config = read_config(path)
-    settings = from_checkpoint(str(path))
-    return Checkpoint(
-        path, read_file(path), config, settings["model"], settings["seed_everything"], settings.get("data")
-    )
+    run = read_checkpoint(path)
+    if config.network is None or "seed" not in run.settings:
+        raise UserError(
+            f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint"
+        )
+    return Checkpoint(run, config)
 
 
 def read_inputs(request: Request) -> Inputs:
@@ -148,11 +154,13 @@ def read_inputs(request: Request) -> Inputs:
     Raises:
         UserError: a file that is missing, damaged or of another network, no teacher, wrong options of the data.
     """
-    checkpoint = read_checkpoint(request.checkpoint)
+    given = given_data(request.data)
+    known = known_data(given.name)  # before any file is opened
+    checkpoint = read_run(request.checkpoint)
     net = load_student(request.checkpoint)
     name, teacher = _teacher(request, checkpoint)
     other = None if request.before is None else _other(request.before, checkpoint)
-    data = _data(request.data, checkpoint)
+    data, source = _data(request.data, given, known, checkpoint)
     network, size = str(checkpoint.config.network), int(getattr(data, "image_size", checkpoint.config.image_size))
     theirs, ours = (probe(n, m, size, False).final[0] for n, m in ((teacher, name), (net, network)))
     adapter = checkpoint.adapter(theirs)
@@ -166,7 +174,7 @@ def read_inputs(request: Request) -> Inputs:
     title = f"{name} teaches {network}: {sum(map(len, images))} test images of {place}"
     start = f"before: its start, seed {checkpoint.seed}" if other is None else f"before: {other.taught_by}"
     names = (f"teacher {name}", f"student {start}", f"student after: {checkpoint.taught_by}")
-    return Inputs(teacher, before, Subject(net, adapter), images, title, names, note)
+    return Inputs(teacher, before, Subject(net, adapter), images, title, names, note, source)
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------
@@ -174,15 +182,16 @@ def read_inputs(request: Request) -> Inputs:
 
 def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]:
     """The teacher's name and the teacher: what was asked for, else the checkpoint's."""
-    name = request.teacher or checkpoint.model.get("teacher")
+    own = checkpoint.run.settings.get("teacher")
+    name = request.teacher or own
     if not isinstance(name, str):
         raise UserError(
             f"{checkpoint.path} names no teacher (methods: {', '.join(checkpoint.methods) or 'none'}): "
             "give --teacher NAME and --teacher_weights FILE"
         )
     path = request.teacher_weights
-    if path is None and name == checkpoint.model.get("teacher") and checkpoint.model.get("teacher_weights"):
-        path = Path(checkpoint.model["teacher_weights"])
+    if path is None and name == own and checkpoint.run.settings.get("teacher_weights"):
+        path = Path(str(checkpoint.run.settings["teacher_weights"]))
         if not path.is_file():
             raise UserError(
                 f"{checkpoint.path} learnt from the teacher {name} in {path}, which is not there now: "
@@ -195,7 +204,7 @@ def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]
 
 def _other(path: Path, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint of ``--before``, when it is of the same network and classes."""
-    other = read_checkpoint(path)
+    other = read_run(path)
     theirs, own = ((c.config.network, c.config.num_classes) for c in (other, checkpoint))
     if theirs != own:
         raise UserError(
@@ -232,23 +241,22 @@ def _before(checkpoint: Checkpoint, other: Checkpoint | None, adapter: ConvBN | 
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-def _data(words: Sequence[str], checkpoint: Checkpoint) -> Any:
-    """The data module: the checkpoint's, changed by the user's words, or another one of theirs."""
-    words, chosen = _without_class(words)
-    own = checkpoint.data
-    same = own is not None and (chosen is None or chosen.rpartition(".")[2] == own["class_path"].rpartition(".")[2])
-    if own is not None and same:
-        arguments = {k: v if isinstance(v, str) else json.dumps(v) for k, v in own["init_args"].items()}
+def _data(args: Sequence[str], given: Given, known: dict[str, type], checkpoint: Checkpoint) -> tuple[Any, str]:
+    """The data module, the checkpoint's changed by the user's arguments or another one of theirs; and what the
+    checkpoint decided of where it is read."""
+    settings, source = data_settings(checkpoint.run, given, known)
+    args = _without_class(args)
+    if settings is not None:
+        arguments = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings["init_args"].items()}
         kept = [f"--data.init_args.{key}={value}" for key, value in arguments.items()]
-        data = data_from_words([f"--data={own['class_path']}", *kept, *words])
+        data = data_from_words([f"--data={settings['class_path']}", *kept, *args])
         # The constants that the student was trained with, and no others.
-        state = checkpoint.content.get(type(data).__qualname__)
-        if isinstance(state, dict) and hasattr(data, "load_state_dict"):
-            data.load_state_dict(state)
-    elif chosen is None:
+        if checkpoint.run.data_state and hasattr(data, "load_state_dict"):
+            data.load_state_dict(checkpoint.run.data_state)
+    elif given.name is None:
         raise UserError(f"{checkpoint.path} does not say on which data it was trained: give --data NAME")
     else:
-        data = data_from_words([f"--data={chosen}", *words])
+        data = data_from_words([f"--data={given.name}", *args])
     classes = getattr(data, "num_classes", checkpoint.config.num_classes)
     if classes != checkpoint.config.num_classes:
         raise UserError(
@@ -256,24 +264,19 @@ def _data(words: Sequence[str], checkpoint: Checkpoint) -> Any:
             "--data of as many classes"
         )
     data.prepare_data()
-    return data
+    return data, source
 
 
-def _without_class(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The words without ``--data NAME``, and the name."""
-    rest, chosen, expects = [], None, False
-    for word in words:
-        if expects:
-            chosen, expects = word, False
-        elif word == "--data":
-            expects = True
-        elif word.startswith("--data="):
-            chosen = word.partition("=")[2]
-        else:
-            rest.append(word)
+def _without_class(args: Sequence[str]) -> list[str]:
+    """The arguments without ``--data NAME``."""
+    rest, expects = [], False
+    for arg in args:
+        if not expects and arg != "--data" and not arg.startswith("--data="):
+            rest.append(arg)
+        expects = arg == "--data" and not expects
     if expects:
         raise UserError("--data: expected the name of a data set after it")
-    return rest, chosen
+    return rest
 
 
 def _test_images(data: Any, most: int) -> Iterator[Tensor]:

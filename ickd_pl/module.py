@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ickd_pl.accounting import TrainSums, accuracies
-from ickd_pl.arguments import above_zero, between, check_lists, unique_names, whole_number, zero_or_more
+from ickd_pl.arguments import (
+    above_zero,
+    between,
+    check_lists,
+    plain_arguments,
+    unique_names,
+    whole_number,
+    zero_or_more,
+)
 from ickd_pl.checkpoints import leave_teacher_out, put_back
 from ickd_pl.data.batch import Batch, DataInfo, as_batch
 from ickd_pl.errors import UserError
@@ -24,6 +33,11 @@ from ickd_pl.seeding import seeded
 from ickd_pl.stages import Stages
 from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.teacher import check_floor, check_floor_value, read_teacher
+from ickd_pl.weights.checkpoint import checkpoint_of
+from ickd_pl.weights.read import read_file
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # How often, in steps, the loss reaches the progress bar and is checked to be finite: each look waits for the device.
 LOOK_EVERY = 50
@@ -354,6 +368,37 @@ class DistillationModule(pl.LightningModule):
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, *, strict: bool = True, **given: Any
+    ) -> Self:
+        """A module with the settings and weights of a checkpoint. Nothing in the file is run, imported or fetched.
+
+        Args:
+            checkpoint_path: of the file.
+            map_location: device that the module is put on; None: the CPU.
+            strict: every key of the weights must agree.
+            given: arguments that replace the file's. A network of your own is none of them: give it again, as
+                ``student=NET, student_layers=LAYERS``. ``weights_only`` is accepted and always true.
+
+        Raises:
+            UserError: the file is missing, damaged, of another network, or asks for more than a file may.
+        """
+        if given.pop("hparams_file", None) is not None:
+            raise UserError("load_from_checkpoint: hparams_file is not read: give its settings as arguments")
+        given.pop("weights_only", None)
+        content = read_file(checkpoint_path)
+        settings = checkpoint_of(checkpoint_path, content, given).settings
+        known = inspect.signature(cls).parameters
+        # A newer version may have kept more settings.
+        settings = {name: value for name, value in settings.items() if name in known}
+        rest = {k: v for k, v in settings.items() if k not in ("student", "teacher", "strategies")}
+        plain_arguments(cls, rest, str(checkpoint_path), "give it to load_from_checkpoint as an argument")
+        module = cls(**{**settings, **given})
+        module.on_load_checkpoint(content)
+        module.load_state_dict(content["state_dict"], strict=strict)
+        return module if map_location is None else module.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         leave_teacher_out(self, checkpoint)

@@ -95,6 +95,7 @@ def _report(given: Any) -> int:
 
 
 def _benchmark(given: Any) -> Any:
+    from ickd_pl.benchmark.checks import check_kept
     from ickd_pl.benchmark.plan import Benchmark
     from ickd_pl.benchmark.stored import benchmark_file
 
@@ -103,7 +104,9 @@ def _benchmark(given: Any) -> Any:
     path = given.output / "benchmark.yaml"
     if not path.is_file():
         raise UserError(f"bench run: give --config FILE; {given.output} holds no benchmark that could go on")
-    return Benchmark.of(benchmark_file(given.output), path)
+    settings = benchmark_file(given.output)
+    _say(check_kept(settings, path))
+    return Benchmark.of(settings, path)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def run(words: Sequence[str]) -> int:
     adapted = inputs.after.adapter is not None
     shown = Comparison(teacher, students["before"], students["after"], inputs.title, inputs.names, adapted, inputs.note)
     write_picture(shown, path)
-    notes = "".join(f"note: {note}\n" for note in (shown.channels_apart, shown.note) if note)
+    notes = "".join(f"note: {note}\n" for note in (shown.channels_apart, shown.note, inputs.source) if note)
     print(f"{shown.title}\n\n{table(shown)}\n\n{notes}wrote {path}", flush=True)
     return 0
 

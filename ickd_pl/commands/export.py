@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ickd_pl.commands.parser import CommandParser
 from ickd_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from ickd_pl.weights.formats import Result
 
 SUMMARY = "write a trained student as safetensors, ONNX, RepDistiller's .pth or a torch.export program"
 _FORMATS = """formats:
@@ -25,8 +28,7 @@ def run(words: Sequence[str]) -> int:
         UserError: wrong words, a file that is no student, or one that cannot be written.
     """
     from ickd_pl.weights.export import check_target, write_student
-    from ickd_pl.weights.formats import FORMATS, Result
-    from ickd_pl.weights.read import read_file
+    from ickd_pl.weights.formats import FORMATS
     from ickd_pl.weights.student import load_student, read_config
 
     parser = CommandParser(prog="export", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.", epilog=_FORMATS)
@@ -47,8 +49,7 @@ def run(words: Sequence[str]) -> int:
         )
     check_target(path, given.format, given.overwrite)
     net = load_student(source)
-    epoch, accuracy = _result(read_file(source))
-    done = write_student(net, path, given.format, config, Result(epoch, accuracy), given.overwrite)
+    done = write_student(net, path, given.format, config, _result(source), given.overwrite)
     if config.mean is None or config.std is None or config.class_names is None:
         print(
             f"note: {source} does not say how its images were normalised, or its class names: they are null in {path}"
@@ -67,12 +68,14 @@ def _folder(checkpoint: Path) -> Path:
     return parent.parent if parent.name == "checkpoints" else parent
 
 
-def _result(content: dict[str, Any]) -> tuple[int | None, float | None]:
-    """Epochs trained and the accuracy of the last one, where the checkpoint has them."""
-    epoch = content.get("epoch")
-    try:
-        last = content["callbacks"]["EpochRecord"]["rows"][-1]
-        accuracy = next(float(last[name]) for name in ("test/acc1", "val/acc1") if name in last)
-    except (LookupError, TypeError, ValueError, StopIteration):
-        accuracy = None
-    return (epoch + 1 if isinstance(epoch, int) else None), accuracy
+def _result(source: Path) -> Result:
+    """Epochs trained and the accuracy of the last one, where the file is a checkpoint and has them."""
+    from ickd_pl.weights.checkpoint import checkpoint_of
+    from ickd_pl.weights.formats import Result
+    from ickd_pl.weights.read import read_file
+
+    content = read_file(source)
+    if "hyper_parameters" not in content:
+        return Result()
+    checkpoint = checkpoint_of(source, content)
+    return Result(checkpoint.epochs, checkpoint.acc1)

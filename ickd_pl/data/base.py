@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from ickd_pl.arguments import plain_arguments, short
 from ickd_pl.data.augment import channel_stats
 from ickd_pl.data.batch import Batch
 from ickd_pl.data.loader import TensorLoader
 from ickd_pl.errors import UserError
 from ickd_pl.seeding import generator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SPLIT_SEED = 2021
 """Seeds the order in which images go to the validation split and to a subset: the same for every run seed."""
@@ -289,6 +294,31 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         if batch.image.device == device:
             return batch
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **given: Any) -> Self:  # type: ignore[override]
+        """The data of a checkpoint of a run on data of this class; arguments that are given replace the file's.
+
+        Raises:
+            UserError: the file is of other data, or asks for more than numbers and texts.
+        """
+        try:
+            content = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+            spec = content["ickd_pl"]["data"]
+            path, arguments = spec["class_path"], dict(spec["init_args"])
+        except FileNotFoundError:
+            raise UserError(f"checkpoint {checkpoint_path} does not exist") from None
+        except Exception as error:  # torch has many kinds of damage
+            raise UserError(f"{checkpoint_path} is no checkpoint with data of ickd_pl, or is damaged") from error
+        if path != f"{cls.__module__}.{cls.__qualname__}":
+            raise UserError(f"{checkpoint_path} is of other data: {short(path)}, expected {cls.__qualname__}")
+        arguments = {name: value for name, value in arguments.items() if name not in given}
+        where = f"{checkpoint_path}: its data.init_args"
+        data = cls(**plain_arguments(cls, arguments, where, "give it to load_from_checkpoint as an argument"), **given)
+        state = content.get(cls.__qualname__)
+        if isinstance(state, dict):
+            data.load_state_dict(state)
+        return data
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint, plain lists: ``mean``, ``std``, ``class_names``. Empty while nothing was read."""

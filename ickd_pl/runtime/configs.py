@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from ickd_pl.errors import UserError, near
-from ickd_pl.weights import read_file
 
 # Set from the data and from --seed_everything by the command line, so never given in a file.
 LINKED = ("num_classes", "num_samples", "image_size", "seed")
@@ -116,27 +115,3 @@ def _checked(path: str) -> str:
 
 def _model(content: Any) -> Any:
     return content.get("model") if isinstance(content, dict) else None
-
-
-def from_checkpoint(path: str) -> dict[str, Any]:
-    """The settings of the run that wrote a checkpoint, in the form of a configuration file.
-
-    Raises:
-        UserError: the file is missing, damaged, or no checkpoint of this project.
-    """
-    content = read_file(path)
-    if "hyper_parameters" not in content or "ickd_pl" not in content:
-        raise UserError(f"{path} is no checkpoint of ickd_pl: give the checkpoints/last.ckpt of a run")
-    hparams = dict(content["hyper_parameters"])
-    if "student" not in hparams or "seed" not in hparams:
-        raise UserError(
-            f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint"
-        )
-    config: dict[str, Any] = {"seed_everything": hparams["seed"]}
-    config["model"] = {name: value for name, value in hparams.items() if name not in LINKED}
-    if data := content["ickd_pl"].get("data"):
-        arguments = {
-            name: value for name, value in data["init_args"].items() if name not in LINKED[:2] and name != "seed"
-        }
-        config["data"] = {"class_path": data["class_path"], "init_args": arguments}
-    return config

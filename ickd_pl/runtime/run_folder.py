@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint, Timer
 from ickd_pl.errors import UserError
 from ickd_pl.runtime.atomic import replacing, write_text
 from ickd_pl.runtime.checkpoint_io import writing_in_place
-from ickd_pl.weights import read_file
+from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 # Settings that change how a run is shown, not what it computes.
 _COSMETIC = {
@@ -113,11 +113,9 @@ class RunFolder:
                 if path.exists() or path == self.last:
                     wrong.append(f"{path} {error}")
                 continue
-            ended = 0 < record["planned"] <= len(record["rows"]) or (path == self.last and self.finished.is_file())
+            ended = 0 < record.planned <= len(record.rows) or (path == self.last and self.finished.is_file())
             warning = (
-                f"{'; '.join(wrong)}; continuing from {path} (epoch {int(record['rows'][-1]['epoch'])})"
-                if wrong
-                else ""
+                f"{'; '.join(wrong)}; continuing from {path} (epoch {int(record.rows[-1]['epoch'])})" if wrong else ""
             )
             return Decision("finished" if ended else "continue", path, warning)
         raise UserError(
@@ -231,8 +229,8 @@ class EpochRecord(Checkpoint):
             write_text(self.folder.metrics, text.getvalue())
 
 
-def _record_of(path: Path) -> dict[str, Any]:
-    """What EpochRecord kept in a checkpoint: ``rows`` and ``planned``. All of the file is read and checked.
+def _record_of(path: Path) -> RunCheckpoint:
+    """A checkpoint that a run can go on from. All of the file is read and checked.
 
     Raises:
         UserError: what is wrong with the file, without its name.
@@ -240,13 +238,17 @@ def _record_of(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError("is missing")
     try:
-        content = read_file(path)
+        checkpoint = read_checkpoint(path)
     except UserError as error:
-        raise UserError(str(error).removeprefix(f"weights file {path} ").partition(": ")[0]) from error
-    record = content.get("callbacks", {}).get(EpochRecord.__qualname__, {})
-    if "state_dict" not in content or not record.get("rows") or "planned" not in record:
+        text = str(error)
+        raise UserError(
+            text.removeprefix(f"weights file {path} ").partition(": ")[0]
+            if text.startswith("weights file")
+            else text.removeprefix(f"{path}: ").removeprefix(f"{path} ")
+        ) from error
+    if not checkpoint.rows or not checkpoint.planned:
         raise UserError("is no checkpoint of a run")
-    return dict(record)
+    return checkpoint
 
 
 def _is_one(name: str, kinds: tuple[str, ...]) -> bool:

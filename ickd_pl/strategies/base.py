@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ickd_pl.arguments import plain, short
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError, near
 from ickd_pl.features import Features, FeatureShapes
@@ -153,22 +154,25 @@ def from_spec(spec: dict[str, Any]) -> LossStrategy:
     Raises:
         UserError: the class is unknown, or it is no LossStrategy.
     """
-    path = str(spec["class_path"])
+    path, arguments = spec.get("class_path"), spec.get("init_args") or {}
+    if not isinstance(path, str) or not isinstance(arguments, dict):
+        raise UserError(f"a method's settings: expected class_path and init_args, got {short(spec)}")
     discover()
-    known = {cls.__name__: cls for cls in _subclasses(LossStrategy)}
-    if "." in path:
-        module, _, name = path.rpartition(".")
-        # Only classes that are already defined: a checkpoint must not be able to import code of its choice.
-        cls = known.get(name)
-        if cls is None or cls.__module__ != module:
-            raise UserError(
-                f"unknown method class {path}: import the module that defines it first; {near(name, known)}"
-            )
-    elif path in known:
-        cls = known[path]
-    else:
-        raise UserError(f"unknown method {path}: {near(path, known)}")
-    return cls(**spec.get("init_args", {}))
+    # Only classes that are already defined: a checkpoint must not be able to import code of its choice.
+    known = _subclasses(LossStrategy)
+    cls = next((cls for cls in known if path in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")), None)
+    if cls is None:
+        hint = near(path.rpartition(".")[2], [cls.__name__ for cls in known])
+        if "." in path:
+            raise UserError(f"unknown method class {short(path)}: import the module that defines it first; {hint}")
+        raise UserError(f"unknown method {short(path)}: {hint}")
+    accepted = inspect.signature(cls).parameters
+    for name, value in arguments.items():
+        if name not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            raise UserError(f"{cls.__name__}: unknown argument {short(name)}: {near(str(name), accepted)}")
+        if not plain(value):
+            raise UserError(f"{cls.__name__}.{name}: expected a number, a text or a list of them, got {short(value)}")
+    return cls(**arguments)
 
 
 def _subclasses(cls: Any) -> list[type[LossStrategy]]:

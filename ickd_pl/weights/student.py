@@ -13,6 +13,7 @@ from ickd_pl.models import get_model, model_names
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.seeding import seeded
 from ickd_pl.version import __version__
+from ickd_pl.weights.checkpoint import RunCheckpoint, checkpoint_of
 from ickd_pl.weights.read import load_weights, read_file
 
 KEY = "config"
@@ -107,12 +108,14 @@ def read_config(path: str | Path) -> StudentConfig:
     content = read_file(path)
     try:
         if "hyper_parameters" in content and "ickd_pl" in content:
-            return _of_checkpoint(content)
+            return _of_checkpoint(checkpoint_of(path, content))
         config = _metadata(path) if path.suffix == ".safetensors" else content.get(KEY)
         if isinstance(config, dict) and "network" in config:
             values: dict[str, Any] = {name: config.get(name) for name in StudentConfig.__dataclass_fields__}
             return StudentConfig(**values)
     except UserError as error:
+        if str(error).startswith(str(path)):
+            raise
         raise UserError(f"{path}: its configuration is damaged ({error}): get it again") from error
     raise UserError(
         f"{path} is no checkpoint of ickd_pl, nor a student exported from one: give the checkpoints/last.ckpt of a "
@@ -120,18 +123,12 @@ def read_config(path: str | Path) -> StudentConfig:
     )
 
 
-def _of_checkpoint(content: dict[str, Any]) -> StudentConfig:
-    arguments, ours = content["hyper_parameters"], content["ickd_pl"]
-    if not isinstance(arguments, dict) or not isinstance(ours, dict):
-        raise UserError("hyper_parameters and ickd_pl: expected dictionaries")
-    # Lightning stores what the data module keeps under the name of its class.
-    data = ours.get("data") or {}
-    place = str(data.get("class_path", "")) if isinstance(data, dict) else ""
-    kept: Any = next((v for k, v in content.items() if isinstance(v, dict) and place.endswith(f".{k}")), {})
+def _of_checkpoint(checkpoint: RunCheckpoint) -> StudentConfig:
+    settings, kept = checkpoint.settings, checkpoint.data_state
     return StudentConfig(
-        network=arguments.get("student"),
-        num_classes=arguments.get("num_classes", 100),
-        image_size=arguments.get("image_size", 32),
+        network=settings.get("student"),
+        num_classes=settings.get("num_classes", 100),
+        image_size=settings.get("image_size", 32),
         mean=kept.get("mean"),
         std=kept.get("std"),
         class_names=kept.get("class_names"),

@@ -11,7 +11,8 @@ import torch
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.runtime.atomic import replacing
-from ickd_pl.weights.read import load_weights, read_file, read_state_dict
+from ickd_pl.weights.checkpoint import read_checkpoint
+from ickd_pl.weights.read import load_weights, read_state_dict
 
 
 def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoints: Path, words: Sequence[str]) -> Path:
@@ -79,10 +80,9 @@ def write_teacher(checkpoint: Path, target: Path) -> None:
 
     ``best_acc`` is here the accuracy of the very weights in the file, those of the last epoch.
     """
-    rows = read_file(checkpoint)["callbacks"]["EpochRecord"]["rows"]
-    last = rows[-1]
-    accuracy = next((last[key] for key in ("test/acc1", "val/acc1") if key in last), float("nan"))
-    content = {"epoch": int(last["epoch"]), "model": read_state_dict(checkpoint), "best_acc": torch.tensor(accuracy)}
+    run = read_checkpoint(checkpoint)
+    accuracy = torch.tensor(float("nan") if run.acc1 is None else run.acc1)
+    content = {"epoch": int(run.rows[-1]["epoch"]), "model": read_state_dict(checkpoint), "best_acc": accuracy}
     with replacing(target) as temporary:
         torch.save(content, temporary)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from ickd_pl import Digits, get_model, load_student, load_teacher
@@ -162,11 +163,19 @@ def test_own_images_whose_folder_looks_like_a_number(student: Run) -> None:
     content = load(student.last)
     arguments = {"root": "2024", "image_size": 32, "val_size": 0, "train_size": None}
     content["ickd_pl"]["data"] = {"class_path": "ickd_pl.data.image_folder.ImageFolder", "init_args": arguments}
-    torch.save(content, "own.ckpt")
-    words = ["correlations", "--ckpt_path", "own.ckpt", "--images", 10, "--output", "c.png"]
+    Path("run/checkpoints").mkdir(parents=True)
+    torch.save(content, "run/checkpoints/own.ckpt")
+    words = ["correlations", "--ckpt_path", "run/checkpoints/own.ckpt", "--images", 10, "--output", "c.png"]
+    alone = cli(*words)
+    assert alone.status == 2
+    assert "data.init_args.root is '2024'" in alone.err
+    assert alone.err.endswith("give --data.init_args.root\n")
+    own = {"data": {"class_path": "ickd_pl.data.ImageFolder", "init_args": {"root": "2024"}}}
+    Path("run/config.yaml").write_text(yaml.safe_dump(own))
     done = cli(*words)
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith("resnet20 teaches resnet8: 10 test images of 2024")
+    assert "note: data of the checkpoint: ImageFolder, root '2024'" in done.out
     Path("2024").rename("2025")
     gone, moved = cli(*words), cli(*words, "--data.root", "2025")
     assert gone.status == 2
