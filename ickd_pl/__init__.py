@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ickd_pl.data import CIFAR10, CIFAR100, Batch, DataInfo, Digits, ImageFolder
 from ickd_pl.errors import IncompatiblePair, UserError
-from ickd_pl.features import Features, FeatureShapes, HookedNet, LayerMap
 from ickd_pl.models import get_model, model_names
+from ickd_pl.models.features import Features, FeatureShapes
+from ickd_pl.models.hooked import HookedNet, LayerMap
 from ickd_pl.module import DistillationModule
 from ickd_pl.strategies import LossStrategy
 from ickd_pl.version import __version__

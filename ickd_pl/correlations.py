@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.arguments import check_shapes
 from ickd_pl.errors import UserError
-from ickd_pl.features import Features, HookedNet
 from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.features import Features
+from ickd_pl.models.hooked import HookedNet
+from ickd_pl.strategies.components.shapes import check_shapes
 from ickd_pl.strategies.ickd import channel_correlation, ickd_loss
 
 # Matrix entries that are held at once: the matrices of a batch of 2,048 channels would take gigabytes.

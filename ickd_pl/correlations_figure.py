@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ickd_pl.correlations import View, likeness_order, mean_absolute_difference
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.atomic import replacing
+from ickd_pl.files import replacing
 
 FORMATS = ("png", "svg", "pdf")
 VALUES, SIGNED, SIZE = "viridis", "RdBu_r", "Reds"  # of magnitudes, of what has a sign, of absolute differences

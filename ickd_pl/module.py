@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ickd_pl.accounting import TrainSums, accuracies
-from ickd_pl.arguments import above_zero, between, check_lists, unique_names, whole_number, zero_or_more
 from ickd_pl.checkpoints import leave_teacher_out, put_back
+from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo, as_batch
 from ickd_pl.errors import UserError
-from ickd_pl.features import Features, FeatureShapes, LayerMap
 from ickd_pl.models import FeatureNet
-from ickd_pl.networks import check_classes, make_network, network_name, probe
+from ickd_pl.models.build import check_classes, make_network, network_name, probe
+from ickd_pl.models.features import Features, FeatureShapes
+from ickd_pl.models.hooked import LayerMap
 from ickd_pl.seeding import seeded
 from ickd_pl.stages import Stages
 from ickd_pl.strategies import LossStrategy, from_spec
+from ickd_pl.strategies.base import check_lists, unique_names
 from ickd_pl.teacher import check_floor, check_floor_value, read_teacher
 
 # How often, in steps, the loss reaches the progress bar and is checked to be finite: each look waits for the device.

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ickd_pl import DistillationModule, correlations, get_model
-from ickd_pl.adapters import ConvBN
 from ickd_pl.correlations import (
     Subject,
     View,
@@ -29,6 +28,7 @@ from ickd_pl.correlations_inputs import Request, read_checkpoint, read_inputs
 from ickd_pl.errors import UserError
 from ickd_pl.models import FeatureNet
 from ickd_pl.seeding import seeded
+from ickd_pl.strategies.components.regressors import ConvBN
 from ickd_pl.strategies.ickd import ickd_loss
 from tests.runtime.helpers import Run, load
 

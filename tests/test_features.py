@@ -15,7 +15,8 @@ import torchvision
 from torch import Tensor, nn
 
 from ickd_pl.errors import UserError
-from ickd_pl.features import FeatureShapes, HookedNet, LayerMap
+from ickd_pl.models.features import FeatureShapes
+from ickd_pl.models.hooked import HookedNet, LayerMap
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 LAYERS = LayerMap(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ickd_pl.benchmark.cells import Job, remove, train_alone
 from ickd_pl.benchmark.checks import combinations
 from ickd_pl.benchmark.plan import Cell
+from ickd_pl.files import write_text
 from ickd_pl.runtime import RunFolder
-from ickd_pl.runtime.atomic import write_text
 
 if TYPE_CHECKING:
     from ickd_pl.benchmark.runner import Runner

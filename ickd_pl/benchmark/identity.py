@@ -20,15 +20,10 @@ from ickd_pl.version import __version__
 # the report do not.
 _TRAINING = (
     "accounting.py",
-    "adapters.py",
-    "arguments.py",
     "checkpoints.py",
-    "class_table.py",
+    "checks.py",
     "cli.py",
-    "features.py",
     "module.py",
-    "networks.py",
-    "pairs.py",
     "seeding.py",
     "stages.py",
     "teacher.py",

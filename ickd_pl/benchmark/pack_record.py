@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
-from ickd_pl.runtime.atomic import replacing, write_text
+from ickd_pl.files import replacing, write_text
 from ickd_pl.runtime.run_folder import EpochRecord, RunFolder
 from ickd_pl.weights import read_file
 

@@ -12,7 +12,7 @@ from ickd_pl.benchmark.report_tex import latex
 from ickd_pl.benchmark.results import read_results
 from ickd_pl.benchmark.summary import summarise
 from ickd_pl.benchmark.tables import accuracy_table
-from ickd_pl.runtime.atomic import write_text
+from ickd_pl.files import write_text
 
 
 def write_report(folder: Path) -> list[Path]:

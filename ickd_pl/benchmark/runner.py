@@ -23,7 +23,7 @@ from ickd_pl.benchmark.stored import benchmark_file, read_begun, read_result, wr
 from ickd_pl.benchmark.teachers import Teachers
 from ickd_pl.data.build import data_module
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.atomic import write_text
+from ickd_pl.files import write_text
 
 Say = Callable[[str], None]
 

@@ -13,7 +13,7 @@ import yaml
 
 from ickd_pl.benchmark.identity import Identity
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.atomic import write_text
+from ickd_pl.files import write_text
 
 _NEEDED = ("status", "reason", "code_hash", "data_hash", "teacher_hash", "recipe")
 

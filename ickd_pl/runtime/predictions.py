@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ickd_pl.runtime.atomic import replacing
+from ickd_pl.files import replacing
 
 
 def write_predictions(path: Path, outputs: Sequence[Tensor], data: Any) -> Path:

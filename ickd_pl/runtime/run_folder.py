@@ -14,7 +14,7 @@ import yaml
 from pytorch_lightning.callbacks import Checkpoint, Timer
 
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.atomic import replacing, write_text
+from ickd_pl.files import replacing, write_text
 from ickd_pl.runtime.checkpoint_io import writing_in_place
 from ickd_pl.weights import read_file
 

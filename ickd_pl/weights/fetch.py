@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 from filelock import Timeout
 
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.atomic import replacing
+from ickd_pl.files import locked, replacing
 from ickd_pl.weights.archives import MemberError, is_archive, take_from_folder, take_member
 from ickd_pl.weights.download import DownloadError, download
-from ickd_pl.weights.manifest import Source, Teacher, locked, record, teacher_of
+from ickd_pl.weights.manifest import Source, Teacher, record, teacher_of
 from ickd_pl.weights.read import load_teacher
 
 CLASSES = 100

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
-
 from ickd_pl.errors import UserError, near
+from ickd_pl.files import locked, write_text
 from ickd_pl.models import model_names
-from ickd_pl.runtime.atomic import write_text
 
 # Points that a teacher may be below its published accuracy: what another machine's arithmetic moves.
 TOLERANCE = 0.2
@@ -139,33 +135,6 @@ def record(
         if teacher != known or not path.is_file():
             write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return teacher
-
-
-@contextmanager
-def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold a lock that one process can have; it is free again when its holder ends, however it ends.
-
-    Args:
-        path: the lock's file, made where it is not there.
-        timeout: seconds to wait for it; below 0: as long as it takes.
-
-    Raises:
-        UserError: its folder cannot be written.
-        filelock.Timeout: another process has it.
-    """
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=timeout)
-    except TimeoutError:  # filelock.Timeout is one; as an OSError it must not look like a bad folder
-        raise
-    except (OSError, NotImplementedError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its file system has no locks"
-        raise UserError(f"cannot write in {path.parent}: {reason or error}; choose another folder") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from ickd_pl.errors import UserError
+from ickd_pl.files import replacing
 from ickd_pl.models import get_model
-from ickd_pl.runtime.atomic import replacing
 from ickd_pl.weights.read import load_weights, read_file, read_state_dict
 
 

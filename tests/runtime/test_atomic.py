@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.atomic import replacing, write_text
+from ickd_pl.files import replacing, write_text
 
 
 def test_a_text_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

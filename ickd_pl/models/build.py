@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from ickd_pl.errors import UserError
-from ickd_pl.features import Features, FeatureShapes, HookedNet, LayerMap
 from ickd_pl.models import get_model
 from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.features import Features, FeatureShapes
+from ickd_pl.models.hooked import HookedNet, LayerMap
 from ickd_pl.seeding import seeded
 
 Network = str | nn.Module

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ickd_pl.errors import IncompatiblePair, UserError
-from ickd_pl.features import FeatureShapes
-
-if TYPE_CHECKING:
-    from ickd_pl.strategies.base import LossStrategy
+from ickd_pl.models.features import FeatureShapes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,14 +28,14 @@ def shape_text(*shapes: tuple[int, ...]) -> str:
     return ", ".join("x".join(map(str, shape)) for shape in shapes)
 
 
-def incompatible(method: LossStrategy, student: FeatureShapes, teacher: FeatureShapes, why: str) -> IncompatiblePair:
+def incompatible(method: object, student: FeatureShapes, teacher: FeatureShapes, why: str) -> IncompatiblePair:
     """The error for a pair that a method cannot work on; ``why`` names the shapes that clash."""
     return IncompatiblePair(
         f"{type(method).__name__} cannot work on student {student.name} and teacher {teacher.name}: {why}"
     )
 
 
-def check_stage_count(method: LossStrategy, student: FeatureShapes, teacher: FeatureShapes) -> None:
+def check_stage_count(method: object, student: FeatureShapes, teacher: FeatureShapes) -> None:
     """Raise where the networks have different numbers of stages; RepDistiller drops the surplus without a word.
 
     Raises:
@@ -56,7 +53,7 @@ def check_stage_count(method: LossStrategy, student: FeatureShapes, teacher: Fea
 
 
 def check_channels(
-    method: LossStrategy,
+    method: object,
     student: FeatureShapes,
     teacher: FeatureShapes,
     pairs: list[tuple[str, tuple[int, ...], tuple[int, ...]]],
@@ -78,7 +75,7 @@ def check_channels(
             raise incompatible(method, student, teacher, why)
 
 
-def expect(method: LossStrategy, adapter: nn.Module | None, kind: type[M]) -> M:
+def expect(method: object, adapter: nn.Module | None, kind: type[M]) -> M:
     """The adapter of a method under its own type.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and locks that one process can hold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 from ickd_pl.errors import UserError
 
@@ -51,6 +53,33 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock that one process can have; it is free again when its holder ends, however it ends.
+
+    Args:
+        path: the lock's file, made where it is not there.
+        timeout: seconds to wait for it; below 0: as long as it takes.
+
+    Raises:
+        UserError: its folder cannot be written.
+        filelock.Timeout: another process has it.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=timeout)
+    except TimeoutError:  # filelock.Timeout is one; as an OSError it must not look like a bad folder
+        raise
+    except (OSError, NotImplementedError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its file system has no locks"
+        raise UserError(f"cannot write in {path.parent}: {reason or error}; choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _temporary(path: Path) -> Path:
