@@ -7,8 +7,8 @@ from ickd_pl.errors import IncompatiblePair, UserError
 from ickd_pl.models import get_model, model_names
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.models.hooked import HookedNet, LayerMap
-from ickd_pl.module import DistillationModule
 from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.module import DistillationModule
 from ickd_pl.version import __version__
 from ickd_pl.weights import load_student, load_teacher
 

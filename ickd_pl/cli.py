@@ -21,11 +21,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import ickd_pl.data  # noqa: F401  its classes are then known by their short names
 from ickd_pl import commands
 from ickd_pl.errors import UserError, near
-from ickd_pl.module import DistillationModule
 from ickd_pl.runtime import EpochRecord, RunFolder
 from ickd_pl.runtime.configs import check_trainer, find_configs, from_checkpoint
 from ickd_pl.runtime.parser import OneLineParser, constructor_error
 from ickd_pl.runtime.predictions import write_predictions
+from ickd_pl.training.module import DistillationModule
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 TRAINER_DEFAULTS = {

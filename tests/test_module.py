@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ickd_pl import Batch, Digits, DistillationModule, LayerMap, LossStrategy, UserError, get_model, load_student
 from ickd_pl.runtime import configs
-from ickd_pl.stages import Stages
 from ickd_pl.strategies import AB, CRD, FSP, FT, ICKD, KD, from_spec  # type: ignore[attr-defined]
+from ickd_pl.training.two_stage import Stages
 
 
 def batch(size: int = 6) -> Batch:

@@ -19,23 +19,18 @@ from ickd_pl.version import __version__
 # Files of the package that take part in training and in counting what is right. Other commands, fetching, export and
 # the report do not.
 _TRAINING = (
-    "accounting.py",
-    "checkpoints.py",
     "checks.py",
     "cli.py",
-    "module.py",
     "seeding.py",
-    "stages.py",
-    "teacher.py",
     "benchmark/cells.py",
     "benchmark/choose.py",
-    "benchmark/pack.py",
     "benchmark/pack_record.py",
     "benchmark/plan.py",
     "data",
     "models",
     "runtime/run_folder.py",
     "strategies",
+    "training",
     "weights/read.py",
 )
 

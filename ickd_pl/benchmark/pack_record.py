@@ -91,7 +91,7 @@ def member_checkpoint(content: dict[str, Any], position: int) -> dict[str, Any]:
     """What the member's solo run would have written.
 
     Args:
-        content: a checkpoint of a :class:`~ickd_pl.benchmark.pack.Pack` with a :class:`PackRecord`.
+        content: a checkpoint of a :class:`~ickd_pl.training.pack.Pack` with a :class:`PackRecord`.
         position: which member.
     """
     prefix, note = f"members.{position}.", content["ickd_pl_pack"]["members"][position]

@@ -125,7 +125,7 @@ def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
         UserError: a bad file, unknown options, no data.
     """
     from ickd_pl.data.build import data_from_words
-    from ickd_pl.module import DistillationModule
+    from ickd_pl.training.module import DistillationModule
 
     read_state_dict(path)  # a bad file fails before the data are read
     data = data_from_words(words)

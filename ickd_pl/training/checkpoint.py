@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import nn
 
 from ickd_pl.errors import UserError
 from ickd_pl.version import __version__
 
-if TYPE_CHECKING:
-    from ickd_pl.module import DistillationModule
+
+class Kept(Protocol):
+    """What is asked here of a :class:`ickd_pl.DistillationModule`."""
+
+    best_acc1: float
+    _trainer: Any
+
+    @property
+    def hparams(self) -> Any: ...
+
+    @property
+    def strategies(self) -> Sequence[Any]: ...
+
+    @property
+    def teacher(self) -> nn.Module | None: ...
 
 
-def leave_teacher_out(module: DistillationModule, checkpoint: dict[str, Any]) -> None:
+def leave_teacher_out(module: Kept, checkpoint: dict[str, Any]) -> None:
     """Take the teacher out of a checkpoint that is written, and note the version and how the data were made."""
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
@@ -23,7 +39,7 @@ def leave_teacher_out(module: DistillationModule, checkpoint: dict[str, Any]) ->
         checkpoint["ickd_pl"]["data"] = {"class_path": path, "init_args": dict(data.hparams)}
 
 
-def put_back(module: DistillationModule, checkpoint: dict[str, Any], evaluating: bool) -> None:
+def put_back(module: Kept, checkpoint: dict[str, Any], evaluating: bool) -> None:
     """Make a checkpoint that is read complete, so that loading stays strict for all that matters.
 
     Args:

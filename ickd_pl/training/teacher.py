@@ -9,9 +9,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
-from ickd_pl.accounting import accuracies
 from ickd_pl.data.batch import as_batch
 from ickd_pl.errors import UserError
+from ickd_pl.training.metrics import accuracies
 from ickd_pl.weights import load_weights
 
 
@@ -36,12 +36,9 @@ def read_teacher(net: nn.Module, name: str, path: str | None) -> None:
 
 
 def _how_to_get(name: str) -> str:
-    from ickd_pl.weights.manifest import packaged_manifest, read_manifest
-
-    published = name in read_manifest(packaged_manifest())
-    fetch = f"for CIFAR-100 get it with `teachers fetch {name}`; else " if published else ""
     return (
-        f"{fetch}train it with `fit --config configs/base.yaml --model.student {name}` on the same data and give its "
+        f"for CIFAR-100 get it with `teachers fetch {name}` where `teachers list` has it; else "
+        f"train it with `fit --config configs/base.yaml --model.student {name}` on the same data and give its "
         f"checkpoints/last.ckpt as --model.teacher_weights (in Python: teacher=load_teacher({name!r}, FILE))"
     )
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ickd_pl.accounting import TrainSums, accuracies
-from ickd_pl.checkpoints import leave_teacher_out, put_back
 from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo, as_batch
 from ickd_pl.errors import UserError
@@ -22,10 +20,12 @@ from ickd_pl.models.build import check_classes, make_network, network_name, prob
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.models.hooked import LayerMap
 from ickd_pl.seeding import seeded
-from ickd_pl.stages import Stages
 from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import check_lists, unique_names
-from ickd_pl.teacher import check_floor, check_floor_value, read_teacher
+from ickd_pl.training.checkpoint import leave_teacher_out, put_back
+from ickd_pl.training.metrics import TrainSums, accuracies
+from ickd_pl.training.teacher import check_floor, check_floor_value, read_teacher
+from ickd_pl.training.two_stage import Stages
 
 # How often, in steps, the loss reaches the progress bar and is checked to be finite: each look waits for the device.
 LOOK_EVERY = 50

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
@@ -12,8 +12,27 @@ from torch import nn
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import LossStrategy
 
-if TYPE_CHECKING:
-    from ickd_pl.module import DistillationModule
+
+class Staged(Protocol):
+    """What is asked here of a :class:`ickd_pl.DistillationModule`."""
+
+    @property
+    def trainer(self) -> pl.Trainer: ...
+
+    @property
+    def current_epoch(self) -> int: ...
+
+    @property
+    def student(self) -> nn.Module: ...
+
+    @property
+    def adapters(self) -> nn.ModuleDict: ...
+
+    def adapter_of(self, strategy: LossStrategy) -> nn.Module | None: ...
+
+    def trainable(self) -> Iterator[nn.Parameter]: ...
+
+    def train(self, mode: bool = True) -> nn.Module: ...
 
 
 class Stages:
@@ -65,7 +84,7 @@ class Stages:
         if hasattr(loader, "epoch_offset"):
             loader.epoch_offset = -self.epochs
 
-    def enter(self, module: DistillationModule) -> None:
+    def enter(self, module: Staged) -> None:
         """Freeze and thaw for the epoch that begins or is continued."""
         if not self.epochs:
             return
@@ -83,7 +102,7 @@ class Stages:
             elif not self.first:
                 _set(strategy.frozen_in_main(adapter), trains=False)
 
-    def restart_optimizer(self, module: DistillationModule) -> None:
+    def restart_optimizer(self, module: Staged) -> None:
         """At the beginning of the first main epoch the optimizer starts anew."""
         if self.epochs and module.current_epoch == self.epochs:
             for optimizer in module.trainer.optimizers:

@@ -11,12 +11,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from ickd_pl.checkpoints import leave_teacher_out, put_back
 from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
-from ickd_pl.module import DistillationModule
 from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.checkpoint import leave_teacher_out, put_back
+from ickd_pl.training.module import DistillationModule
 
 
 class Pack(pl.LightningModule):
