@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ickd_pl.correlations import Subject, settle
 from ickd_pl.data.batch import as_batch
-from ickd_pl.data.build import data_from_words
 from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.models.build import make_network, probe
-from ickd_pl.runtime.configs import from_checkpoint
+from ickd_pl.runs.configs import from_checkpoint
+from ickd_pl.runs.data_options import data_from_words
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies.components.regressors import ConvBN
 from ickd_pl.weights import StudentConfig, load_student, load_teacher, read_config, read_file

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from ickd_pl import DistillationModule, commands, load_student, load_teacher
-from ickd_pl.cli import IckdCLI
-from ickd_pl.runtime.configs import find_configs
+from ickd_pl.runs.configs import find_configs
+from ickd_pl.runs.fit import IckdCLI
 from tests.runtime.helpers import (
     QUIET,
     TINY,

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from ickd_pl import model_names
-from ickd_pl.cli import IckdCLI
-from ickd_pl.runtime.configs import config_root, find_configs
+from ickd_pl.runs.configs import config_root, find_configs
+from ickd_pl.runs.fit import IckdCLI
 from ickd_pl.strategies.base import discover
 from tests.runtime.helpers import TINY
 

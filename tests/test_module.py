@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ickd_pl import Batch, Digits, DistillationModule, LayerMap, LossStrategy, UserError, get_model, load_student
-from ickd_pl.runtime import configs
+from ickd_pl.runs import configs
 from ickd_pl.strategies import AB, CRD, FSP, FT, ICKD, KD, from_spec  # type: ignore[attr-defined]
 from ickd_pl.training.two_stage import Stages
 

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from ickd_pl.errors import UserError, near
-from ickd_pl.runtime.configs import config_root
+from ickd_pl.runs.configs import config_root
 
 # Key of a benchmark file: what it must be.
 KEYS: dict[str, type] = {

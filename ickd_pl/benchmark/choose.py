@@ -11,7 +11,7 @@ from ickd_pl.benchmark.cells import Job, remove, train_alone
 from ickd_pl.benchmark.checks import combinations
 from ickd_pl.benchmark.plan import Cell
 from ickd_pl.files import write_text
-from ickd_pl.runtime import RunFolder
+from ickd_pl.runs import RunFolder
 
 if TYPE_CHECKING:
     from ickd_pl.benchmark.runner import Runner

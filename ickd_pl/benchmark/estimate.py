@@ -18,9 +18,9 @@ from ickd_pl.benchmark.checks import combinations
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
 from ickd_pl.benchmark.stored import read_result
 from ickd_pl.benchmark.teachers import Teachers
-from ickd_pl.data.build import data_module
 from ickd_pl.errors import UserError
-from ickd_pl.runtime import RunFolder
+from ickd_pl.runs import RunFolder
+from ickd_pl.runs.data_options import data_module
 
 # A timing's epochs and steps. What comes first is slower, for memory is allocated and kernels are compiled: the last
 # epoch counts.

@@ -20,15 +20,15 @@ from ickd_pl.version import __version__
 # the report do not.
 _TRAINING = (
     "checks.py",
-    "cli.py",
     "seeding.py",
     "benchmark/cells.py",
     "benchmark/choose.py",
-    "benchmark/pack_record.py",
     "benchmark/plan.py",
     "data",
     "models",
-    "runtime/run_folder.py",
+    "runs/fit.py",
+    "runs/pack_folder.py",
+    "runs/run_folder.py",
     "strategies",
     "training",
     "weights/read.py",

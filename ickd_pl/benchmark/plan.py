@@ -12,7 +12,7 @@ import yaml
 
 from ickd_pl.benchmark.checks import KEYS, check_teachers, checked, combinations
 from ickd_pl.errors import UserError, near
-from ickd_pl.runtime.configs import config_root, find_config
+from ickd_pl.runs.configs import config_root, find_config
 
 
 @dataclass(frozen=True)

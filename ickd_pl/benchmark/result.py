@@ -14,8 +14,8 @@ from ickd_pl.benchmark.cells import Outcome, predict
 from ickd_pl.benchmark.identity import Identity, versions, where
 from ickd_pl.benchmark.plan import Benchmark, Cell, merge, without_places
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.configs import find_configs
-from ickd_pl.runtime.run_folder import RunFolder, differing, flat
+from ickd_pl.runs.configs import find_configs
+from ickd_pl.runs.run_folder import RunFolder, differing, flat
 from ickd_pl.weights import load_student
 
 if TYPE_CHECKING:

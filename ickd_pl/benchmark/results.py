@@ -246,7 +246,7 @@ def _damaged(path: Path, why: str) -> UserError:
 
 def _pair(name: str, found: dict[Path, tuple[dict[str, Any], CellResult]], folder: Path) -> Pair:
     """The two networks of a pair: of its configuration, else of a result, else unknown."""
-    from ickd_pl.runtime.configs import config_root
+    from ickd_pl.runs.configs import config_root
 
     path = config_root() / "pairs" / f"{name}.yaml"
     if path.is_file():

@@ -16,14 +16,14 @@ from filelock import FileLock, Timeout
 from ickd_pl.benchmark.cells import Job, Outcome, build, members_of, quietly, remove, train_alone, train_pack
 from ickd_pl.benchmark.choose import choose
 from ickd_pl.benchmark.identity import Identity, code_hash, data_hash
-from ickd_pl.benchmark.pack_record import previous_of
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, same_settings, shard_of
 from ickd_pl.benchmark.result import differences, make_result, recipe_of
 from ickd_pl.benchmark.stored import benchmark_file, read_begun, read_result, write_begun, write_result
 from ickd_pl.benchmark.teachers import Teachers
-from ickd_pl.data.build import data_module
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
+from ickd_pl.runs.data_options import data_module
+from ickd_pl.runs.pack_folder import previous_of
 
 Say = Callable[[str], None]
 

@@ -11,10 +11,10 @@ from ickd_pl.benchmark.identity import network_hash, where
 from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.benchmark.published import DATA, NUM_TEST
 from ickd_pl.benchmark.stored import read_result
-from ickd_pl.data.build import data_module
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
-from ickd_pl.runtime import RunFolder
+from ickd_pl.runs import RunFolder
+from ickd_pl.runs.data_options import data_module
 from ickd_pl.seeding import seeded
 from ickd_pl.weights import load_weights
 

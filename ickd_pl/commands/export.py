@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ickd_pl.commands.parser import CommandParser
 from ickd_pl.errors import UserError
+from ickd_pl.runs.parser import CommandParser
 
 SUMMARY = "write a trained student as safetensors, ONNX, RepDistiller's .pth or a torch.export program"
 _FORMATS = """formats:

@@ -34,8 +34,8 @@ def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoint
     Raises:
         UserError: an unknown network or option, a file that is there already.
     """
-    from ickd_pl.cli import IckdCLI
-    from ickd_pl.runtime.configs import config_root, find_configs
+    from ickd_pl.runs.configs import config_root, find_configs
+    from ickd_pl.runs.fit import IckdCLI
 
     get_model(name, 10)  # an unknown name fails here, with the known ones
     shipped = config_root() / "teachers" / f"{name}.yaml"
@@ -124,7 +124,7 @@ def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
     Raises:
         UserError: a bad file, unknown options, no data.
     """
-    from ickd_pl.data.build import data_from_words
+    from ickd_pl.runs.data_options import data_from_words
     from ickd_pl.training.module import DistillationModule
 
     read_state_dict(path)  # a bad file fails before the data are read

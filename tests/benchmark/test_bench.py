@@ -19,7 +19,7 @@ import yaml
 from ickd_pl.benchmark import identity
 from ickd_pl.benchmark.checks import shipped
 from ickd_pl.benchmark.plan import Benchmark, shard_of
-from ickd_pl.runtime.configs import config_root
+from ickd_pl.runs.configs import config_root
 from tests.runtime.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
 
 # The shipped quick.yaml, shortened: what is tested here does not depend on how long a cell trains.

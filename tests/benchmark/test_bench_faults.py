@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from ickd_pl.benchmark.pack_record import PackRecord
 from ickd_pl.benchmark.plan import Benchmark
 from ickd_pl.benchmark.stored import read_begun
 from ickd_pl.errors import UserError
-from ickd_pl.runtime import EpochRecord
+from ickd_pl.runs import EpochRecord
+from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies import SP
 from tests.benchmark.test_bench import quick, refused, results, run
 from tests.runtime.helpers import REPOSITORY, assert_same_run, cli, rows_of, snapshot

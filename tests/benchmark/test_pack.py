@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ickd_pl import Batch, Digits, DistillationModule, Features, LossStrategy, UserError, get_model
-from ickd_pl.benchmark.pack_record import PackRecord
-from ickd_pl.runtime import EpochRecord, RunFolder
+from ickd_pl.runs import EpochRecord, RunFolder
+from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies.base import discover
 from ickd_pl.training.pack import Pack
 from tests.runtime.helpers import assert_equal, load, rows_of

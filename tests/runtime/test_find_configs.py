@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.configs import config_root, find_configs
+from ickd_pl.runs.configs import config_root, find_configs
 
 
 def test_a_shipped_file_is_found_from_elsewhere() -> None:

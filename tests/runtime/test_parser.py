@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ickd_pl.runtime.parser import one_line
+from ickd_pl.runs.parser import one_line
 
 OPTIONS = ["trainer.max_epochs", "trainer.devices", "model.lr", "model.strategies", "seed_everything"]
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ickd_pl.runtime.predictions import write_predictions
+from ickd_pl.runs.predictions import write_predictions
 
 PROBABILITIES = [torch.tensor([[0.25, 0.75], [0.5, 0.5]]), torch.tensor([[1.0, 0.0]])]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.run_folder import EpochRecord, RunFolder, differing, flat
+from ickd_pl.runs.run_folder import EpochRecord, RunFolder, differing, flat
 from tests.runtime.faults import Stopped
 from tests.runtime.helpers import (
     Run,

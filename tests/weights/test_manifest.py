@@ -11,7 +11,7 @@ import pytest
 
 from ickd_pl.errors import UserError
 from ickd_pl.models import model_names
-from ickd_pl.runtime.configs import config_root
+from ickd_pl.runs.configs import config_root
 from ickd_pl.weights.manifest import manifest_of, packaged_manifest, read_manifest, record, teacher_of
 from tests.weights.mirror import FILE, manifest
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ickd_pl.runtime.run_folder import EpochRecord, RunFolder
+from ickd_pl.runs.run_folder import EpochRecord, RunFolder
 
 __all__ = ["EpochRecord", "RunFolder"]

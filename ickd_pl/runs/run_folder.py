@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint, Timer
 
 from ickd_pl.errors import UserError
 from ickd_pl.files import replacing, write_text
-from ickd_pl.runtime.checkpoint_io import writing_in_place
+from ickd_pl.runs.checkpoint_io import writing_in_place
 from ickd_pl.weights import read_file
 
 # Settings that change how a run is shown, not what it computes.

@@ -33,7 +33,7 @@ def data_from_words(words: Sequence[str]) -> Any:
 
 
 def _parser() -> Any:
-    from ickd_pl.runtime.parser import OneLineParser
+    from ickd_pl.runs.parser import OneLineParser
 
     parser = OneLineParser()
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)

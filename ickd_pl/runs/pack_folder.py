@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from ickd_pl.files import replacing, write_text
-from ickd_pl.runtime.run_folder import EpochRecord, RunFolder
+from ickd_pl.runs.run_folder import EpochRecord, RunFolder
 from ickd_pl.weights import read_file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 import sys
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser
 
-from ickd_pl.errors import near
+from ickd_pl.errors import UserError, near
 from ickd_pl.strategies import LossStrategy
 
 
@@ -26,6 +27,23 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         print(f"error: {one_line(message, option_names(self))}", file=sys.stderr)
         sys.exit(2)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """``argparse`` that raises :class:`UserError` instead of printing its usage."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"unrecognized arguments: (\S+)", message):
+            known = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1].split('=')[0], known)}")
+        if found := re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)", message):
+            choices = re.findall(r"[\w-]+", found[2])
+            raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1], choices)}")
+        raise UserError(f"{self.prog}: {message}; see --help")
 
 
 def option_names(parser: Any) -> set[str]:
