@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ickd_pl import DistillationModule, correlations, get_model
-from ickd_pl.correlations import (
+from ickd_pl import DistillationModule, get_model
+from ickd_pl.correlations import measures as correlations
+from ickd_pl.correlations.figure import Comparison, draw, write_picture
+from ickd_pl.correlations.inputs import Request, read_checkpoint, read_inputs
+from ickd_pl.correlations.measures import (
     Subject,
     View,
     compare,
@@ -23,8 +26,6 @@ from ickd_pl.correlations import (
     mean_ickd_loss,
     settle,
 )
-from ickd_pl.correlations_figure import Comparison, draw, write_picture
-from ickd_pl.correlations_inputs import Request, read_checkpoint, read_inputs
 from ickd_pl.errors import UserError
 from ickd_pl.models import FeatureNet
 from ickd_pl.seeding import seeded

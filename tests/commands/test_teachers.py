@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ickd_pl.weights.manifest import packaged_manifest, record, teacher_of
+from ickd_pl.teachers.manifest import packaged_manifest, record, teacher_of
 from tests.runtime.helpers import REPOSITORY, cli
 from tests.weights.mirror import FILE, Mirror, manifest, serving, sha256, weights
 

@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from ickd_pl.errors import UserError
-from ickd_pl.weights import archives, load_teacher
-from ickd_pl.weights.fetch import fetch
-from ickd_pl.weights.manifest import read_manifest, teacher_of
+from ickd_pl.teachers import archives
+from ickd_pl.teachers.fetch import fetch
+from ickd_pl.teachers.manifest import read_manifest, teacher_of
+from ickd_pl.weights import load_teacher
 from tests.weights.mirror import FILE, Mirror, manifest, page, redirect, send, serving, sha256, tar_of, weights, zip_of
 
 HERE = Path("checkpoints") / FILE.format("resnet8")

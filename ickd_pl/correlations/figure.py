@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ickd_pl.correlations import View, likeness_order, mean_absolute_difference
+from ickd_pl.correlations.measures import View, likeness_order, mean_absolute_difference
 from ickd_pl.errors import UserError
 from ickd_pl.files import replacing
 

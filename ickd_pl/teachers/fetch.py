@@ -14,9 +14,9 @@ from filelock import Timeout
 
 from ickd_pl.errors import UserError
 from ickd_pl.files import locked, replacing
-from ickd_pl.weights.archives import MemberError, is_archive, take_from_folder, take_member
-from ickd_pl.weights.download import DownloadError, download
-from ickd_pl.weights.manifest import Source, Teacher, record, teacher_of
+from ickd_pl.teachers.archives import MemberError, is_archive, take_from_folder, take_member
+from ickd_pl.teachers.download import DownloadError, download
+from ickd_pl.teachers.manifest import Source, Teacher, record, teacher_of
 from ickd_pl.weights.read import load_teacher
 
 CLASSES = 100
@@ -50,7 +50,7 @@ def fetch(
         checkpoints: the folder of the teachers.
         manifest: where they can be had, and what is known of them.
         origin: take them from this ``.pth`` file, folder or archive, and use no network.
-        timeout: seconds that a mirror may be silent, or slower than :data:`ickd_pl.weights.download.FLOOR`.
+        timeout: seconds that a mirror may be silent, or slower than :data:`ickd_pl.teachers.download.FLOOR`.
         force: replace a file that is there.
         say: takes a line on what is being done.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ickd_pl.correlations import Subject, settle
+from ickd_pl.correlations.measures import Subject, settle
 from ickd_pl.data.batch import as_batch
 from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
