@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ickd_pl.benchmark.checks import KEYS, check_teachers, checked, combinations
+from ickd_pl.benchmark.schema import KEYS, check_teachers, checked, combinations
 from ickd_pl.errors import UserError, near
 from ickd_pl.runs.configs import config_root, find_config
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ickd_pl.benchmark.cells import predict
-from ickd_pl.benchmark.identity import network_hash, where
+from ickd_pl.benchmark.fingerprint import network_hash, where
 from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.benchmark.published import DATA, NUM_TEST
-from ickd_pl.benchmark.stored import read_result
+from ickd_pl.benchmark.records import read_result
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.runs import RunFolder

@@ -55,7 +55,7 @@ def _plan(given: Any) -> int:
 def _run(given: Any) -> int:
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from ickd_pl.benchmark.report import write_report
+    from ickd_pl.benchmark.report.write import write_report
     from ickd_pl.benchmark.runner import Runner
 
     benchmark = _benchmark(given)
@@ -86,7 +86,7 @@ def _status(given: Any) -> int:
 
 
 def _report(given: Any) -> int:
-    from ickd_pl.benchmark.report import summary_table, write_report
+    from ickd_pl.benchmark.report.write import summary_table, write_report
 
     _say(summary_table(given.output))
     for path in write_report(given.output):
@@ -96,7 +96,7 @@ def _report(given: Any) -> int:
 
 def _benchmark(given: Any) -> Any:
     from ickd_pl.benchmark.plan import Benchmark
-    from ickd_pl.benchmark.stored import benchmark_file
+    from ickd_pl.benchmark.records import benchmark_file
 
     if given.config is not None:
         return Benchmark.read(given.config)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ickd_pl.benchmark.results import Pair
+from ickd_pl.benchmark.report.results import Pair
 
 PAIRS = {
     "resnet20_resnet8": ("resnet20", "resnet8"),

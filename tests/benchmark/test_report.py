@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ickd_pl.benchmark.charts import ticks
-from ickd_pl.benchmark.report import summary_table, write_report
-from ickd_pl.benchmark.report_tex import tex
+from ickd_pl.benchmark.report.charts import ticks
+from ickd_pl.benchmark.report.to_latex import tex
+from ickd_pl.benchmark.report.write import summary_table, write_report
 from ickd_pl.errors import UserError
 from tests.benchmark.synthetic import TABLE, cell, fill, plan
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ickd_pl.benchmark.results import read_results
-from ickd_pl.benchmark.summary import mean_curve, summarise, why_not_compared
+from ickd_pl.benchmark.report.results import read_results
+from ickd_pl.benchmark.report.summary import mean_curve, summarise, why_not_compared
 from ickd_pl.errors import UserError
 from tests.benchmark.synthetic import cell, plan
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ickd_pl.benchmark.statistics import Interval, bootstrap, compare, mean_of, t975
+from ickd_pl.benchmark.report.statistics import Interval, bootstrap, compare, mean_of, t975
 
 
 def test_mean_and_sample_deviation() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ickd_pl.benchmark.charts import MINUS, Bar, Line, interval_chart, line_chart
-from ickd_pl.benchmark.names import row_name
-from ickd_pl.benchmark.notes import facts, methods_text, notes
-from ickd_pl.benchmark.results import Pair
-from ickd_pl.benchmark.statistics import FEWEST_SEEDS
-from ickd_pl.benchmark.summary import REFERENCES, Summary
-from ickd_pl.benchmark.tables import (
+from ickd_pl.benchmark.published import row_name
+from ickd_pl.benchmark.report.charts import MINUS, Bar, Line, interval_chart, line_chart
+from ickd_pl.benchmark.report.notes import facts, methods_text, notes
+from ickd_pl.benchmark.report.results import Pair
+from ickd_pl.benchmark.report.statistics import FEWEST_SEEDS
+from ickd_pl.benchmark.report.summary import REFERENCES, Summary
+from ickd_pl.benchmark.report.tables import (
     accuracy_table,
     curve_table,
     environment_table,
@@ -30,7 +30,7 @@ from ickd_pl.benchmark.tables import (
 def html(summary: Summary) -> str:
     """The page. Every name is escaped by the template engine; the charts escape their own."""
     environment = Environment(
-        loader=PackageLoader("ickd_pl.benchmark", ""),
+        loader=PackageLoader("ickd_pl.benchmark.report.write", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -39,7 +39,7 @@ def html(summary: Summary) -> str:
     environment.filters["minus"] = _minus
     table = accuracy_table(summary)
     kinds = {kind for row in table.rows for cell in row for kind, _ in cell.beneath}
-    return environment.get_template("report.html.jinja").render(
+    return environment.get_template("page.html.jinja").render(
         name=summary.results.name,
         facts=facts(summary),
         notes=notes(summary),

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ickd_pl.benchmark.published import DATA, EPOCHS, NUM_TEST, Published, published
-from ickd_pl.benchmark.results import CellResult, Pair, Results, Run, predictions
-from ickd_pl.benchmark.statistics import Comparison, Mean, compare, mean_of
+from ickd_pl.benchmark.records import CellResult
+from ickd_pl.benchmark.report.results import Pair, Results, Run, predictions
+from ickd_pl.benchmark.report.statistics import Comparison, Mean, compare, mean_of
 
 REFERENCES = ("kd", "vanilla")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ickd_pl.benchmark.notes import facts, notes
-from ickd_pl.benchmark.report_csv import csv_text
-from ickd_pl.benchmark.report_html import html
-from ickd_pl.benchmark.report_md import LEGEND, markdown, md_table
-from ickd_pl.benchmark.report_tex import latex
-from ickd_pl.benchmark.results import read_results
-from ickd_pl.benchmark.summary import summarise
-from ickd_pl.benchmark.tables import accuracy_table
+from ickd_pl.benchmark.report.notes import facts, notes
+from ickd_pl.benchmark.report.results import read_results
+from ickd_pl.benchmark.report.summary import summarise
+from ickd_pl.benchmark.report.tables import accuracy_table
+from ickd_pl.benchmark.report.to_csv import csv_text
+from ickd_pl.benchmark.report.to_html import html
+from ickd_pl.benchmark.report.to_latex import latex
+from ickd_pl.benchmark.report.to_markdown import LEGEND, markdown, md_table
 from ickd_pl.files import write_text
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ickd_pl.benchmark.notes import facts, methods_text, notes
-from ickd_pl.benchmark.summary import Summary
-from ickd_pl.benchmark.tables import (
+from ickd_pl.benchmark.report.notes import facts, methods_text, notes
+from ickd_pl.benchmark.report.summary import Summary
+from ickd_pl.benchmark.report.tables import (
     Cell,
     Table,
     accuracy_table,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,68 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from ickd_pl.benchmark.stored import benchmark_file
+from ickd_pl.benchmark.records import CellResult, benchmark_file, read_cell
 from ickd_pl.errors import UserError
-
-_NUMBER = (int, float)
-# Field of result.json: the types it may have besides null.
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "status": str,
-    "reason": str,
-    "data": str,
-    "split": str,
-    "num_test": int,
-    "acc1_last": _NUMBER,
-    "acc1_best": _NUMBER,
-    "best_epoch": int,
-    "acc5_last": _NUMBER,
-    "train_acc1_last": _NUMBER,
-    "epochs": int,
-    "parameters": int,
-    "seconds": _NUMBER,
-    "images_per_second": _NUMBER,
-    "packed_with": list,
-    "device": str,
-    "precision": str,
-    "versions": dict,
-    "code_hash": str,
-    "data_hash": str,
-    "teacher_hash": str,
-    "accepted_code": bool,
-    "chosen_on_validation": dict,
-}
-# A teacher that was fetched has no epochs, time or speed of its own.
-_NEEDED_WHEN_DONE = ("data", "split", "num_test", "acc1_last")
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """One result.json. What a cell that was not finished does not have is None."""
-
-    folder: Path
-    status: str  # done, failed or refused
-    reason: str | None
-    data: str | None
-    split: str | None
-    num_test: int | None
-    acc1_last: float | None  # percent, as all accuracies here
-    acc1_best: float | None
-    best_epoch: int | None
-    acc5_last: float | None
-    train_acc1_last: float | None
-    epochs: int | None
-    parameters: int | None
-    seconds: float | None
-    images_per_second: float | None
-    packed_with: list[str]
-    device: str | None
-    precision: str | None
-    versions: dict[str, Any]
-    code_hash: str | None
-    data_hash: str | None
-    teacher_hash: str | None
-    accepted_code: bool
-    chosen_on_validation: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -157,7 +95,7 @@ def read_results(folder: Path) -> Results:
         UserError: it is no results folder, or one of its files is damaged (named).
     """
     settings = benchmark_file(folder)
-    found = {place: _read(place) for place in _places(folder)}
+    found = {place: read_cell(place) for place in _places(folder)}
     pairs = [_pair(name, found, folder) for name in settings["pairs"]]
     methods, seeds = list(settings["methods"]), list(settings["seeds"])
     runs: list[Run] = []
@@ -198,46 +136,6 @@ def _places(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.glob("cells/*/*/seed_*/result.json")):
         if re.fullmatch(r"seed_\d+", path.parent.name):
             yield path.parent
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], CellResult]:
-    path = folder / "result.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from error
-    if not isinstance(content, dict) or not isinstance(content.get("cell"), dict):
-        raise _damaged(path, "expected a mapping with `cell`")
-    values: dict[str, Any] = {name: _field(content, name, kind, path) for name, kind in _FIELDS.items()}
-    if values["status"] not in ("done", "failed", "refused"):
-        raise _damaged(path, f"status is {values['status']!r}, expected done, failed or refused")
-    if values["status"] == "done":
-        absent = [name for name in _NEEDED_WHEN_DONE if values[name] is None]
-        if absent:
-            raise _damaged(path, f"no {absent[0]}, which a finished cell has")
-    for name, empty in (("packed_with", []), ("versions", {}), ("accepted_code", False)):
-        values[name] = empty if values[name] is None else values[name]
-    return _cell(content["cell"], path), CellResult(folder=folder, **values)
-
-
-def _field(content: dict[str, Any], name: str, kind: type | tuple[type, ...], path: Path) -> Any:
-    value = content.get(name)
-    wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-    if value is not None and (wrong or (isinstance(value, float) and not math.isfinite(value))):
-        raise _damaged(path, f"{name} is {value!r}")
-    return value
-
-
-def _cell(cell: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Check that a result lies where its cell belongs: a copied folder would count twice."""
-    seed, teacher = cell.get("seed"), cell.get("teacher")
-    parent = ("teachers", teacher) if cell.get("kind") == "teacher" else (cell.get("pair"), cell.get("method"))
-    place = (*parent, f"seed_{seed}")
-    if place != path.parent.parts[-3:]:
-        raise _damaged(path, f"it is the result of {'/'.join(map(str, place))} and lies elsewhere")
-    if not isinstance(seed, int) or not isinstance(teacher, str):
-        raise _damaged(path, "expected the cell's teacher and seed")
-    return cell
 
 
 def _damaged(path: Path, why: str) -> UserError:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from ickd_pl.benchmark.names import row_name
-from ickd_pl.benchmark.published import EPOCHS
-from ickd_pl.benchmark.results import CellResult
-from ickd_pl.benchmark.statistics import DRAWS, FEWEST_SEEDS
-from ickd_pl.benchmark.summary import Summary
-from ickd_pl.benchmark.tables import STATES
+from ickd_pl.benchmark.published import EPOCHS, row_name
+from ickd_pl.benchmark.records import CellResult
+from ickd_pl.benchmark.report.statistics import DRAWS, FEWEST_SEEDS
+from ickd_pl.benchmark.report.summary import Summary
+from ickd_pl.benchmark.report.tables import STATES
 
 
 def facts(summary: Summary) -> list[tuple[str, str]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
-from ickd_pl.benchmark.names import row_name
-from ickd_pl.benchmark.published import Published
-from ickd_pl.benchmark.results import Run
-from ickd_pl.benchmark.summary import REFERENCES, Summary
+from ickd_pl.benchmark.published import Published, row_name
+from ickd_pl.benchmark.report.results import Run
+from ickd_pl.benchmark.report.summary import REFERENCES, Summary
 
 COLUMNS = (
     "cell",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ickd_pl.benchmark.names import network_name, row_name
-from ickd_pl.benchmark.results import CellResult, Pair, Run
-from ickd_pl.benchmark.statistics import Comparison, Interval, Mean
-from ickd_pl.benchmark.summary import REFERENCES, Entry, Summary
+from ickd_pl.benchmark.published import network_name, row_name
+from ickd_pl.benchmark.records import CellResult
+from ickd_pl.benchmark.report.results import Pair, Run
+from ickd_pl.benchmark.report.statistics import Comparison, Interval, Mean
+from ickd_pl.benchmark.report.summary import REFERENCES, Entry, Summary
 
 NOTHING = "-"
 # How the state of a run that is not done is shown in a table of means.
