@@ -19,7 +19,7 @@ import yaml
 from ickd_pl import DistillationModule, commands, load_student, load_teacher
 from ickd_pl.runs.configs import find_configs
 from ickd_pl.runs.fit import IckdCLI
-from tests.runtime.helpers import (
+from tests.runs.helpers import (
     QUIET,
     TINY,
     Run,

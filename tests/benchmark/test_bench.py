@@ -20,7 +20,7 @@ from ickd_pl.benchmark import fingerprint
 from ickd_pl.benchmark.plan import Benchmark, shard_of
 from ickd_pl.benchmark.schema import shipped
 from ickd_pl.runs.configs import config_root
-from tests.runtime.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
+from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
 
 # The shipped quick.yaml, shortened: what is tested here does not depend on how long a cell trains.
 SHORT = {"trainer": {"max_epochs": 2}, "model": {"milestones": [1]}}

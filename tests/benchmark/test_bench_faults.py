@@ -23,7 +23,7 @@ from ickd_pl.runs import EpochRecord
 from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies import SP
 from tests.benchmark.test_bench import quick, refused, results, run
-from tests.runtime.helpers import REPOSITORY, assert_same_run, cli, rows_of, snapshot
+from tests.runs.helpers import REPOSITORY, assert_same_run, cli, rows_of, snapshot
 
 KD = Path("out/cells/resnet20_resnet8/kd/seed_0")
 TEACHER = Path("out/cells/teachers/resnet20/seed_0")

@@ -18,7 +18,7 @@ from ickd_pl.runs import EpochRecord, RunFolder
 from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies.base import discover
 from ickd_pl.training.pack import Pack
-from tests.runtime.helpers import assert_equal, load, rows_of
+from tests.runs.helpers import assert_equal, load, rows_of
 
 # Every method that needs no first stage, Vanilla, and a sum of two.
 ONE_STAGE = [[name] for name, cls in sorted(discover().items()) if not cls().pretrain_epochs]
@@ -206,7 +206,7 @@ TWO_RANKS = """
 import sys, torch, warnings
 warnings.filterwarnings("ignore")
 from pathlib import Path
-from tests.benchmark.test_pack import *
+from tests.training.test_pack import *
 torch.set_num_threads(1)
 torch.manual_seed(0)
 taught = get_model("resnet14", 10).eval().requires_grad_(False)

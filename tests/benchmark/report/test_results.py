@@ -13,7 +13,7 @@ import yaml
 from ickd_pl.benchmark.report.results import read_results
 from ickd_pl.benchmark.report.summary import mean_curve, summarise, why_not_compared
 from ickd_pl.errors import UserError
-from tests.benchmark.synthetic import cell, plan
+from tests.benchmark.report.synthetic import cell, plan
 
 PAIR = "resnet20_resnet8"
 RIGHT = np.arange(100) % 10 < 7

@@ -13,7 +13,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.models import model_names
 from ickd_pl.runs.configs import config_root
 from ickd_pl.teachers.manifest import manifest_of, packaged_manifest, read_manifest, record, teacher_of
-from tests.weights.mirror import FILE, manifest
+from tests.teachers.mirror import FILE, manifest
 
 ONE, TWO = "1" * 64, "2" * 64
 PUBLISHED = {

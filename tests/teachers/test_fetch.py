@@ -24,7 +24,7 @@ from ickd_pl.teachers import archives
 from ickd_pl.teachers.fetch import fetch
 from ickd_pl.teachers.manifest import read_manifest, teacher_of
 from ickd_pl.weights import load_teacher
-from tests.weights.mirror import FILE, Mirror, manifest, page, redirect, send, serving, sha256, tar_of, weights, zip_of
+from tests.teachers.mirror import FILE, Mirror, manifest, page, redirect, send, serving, sha256, tar_of, weights, zip_of
 
 HERE = Path("checkpoints") / FILE.format("resnet8")
 GOOD = weights()

@@ -13,8 +13,8 @@ from torchvision import datasets
 from ickd_pl import load_teacher
 from ickd_pl.data import CIFAR100
 from tests.data.test_cifar import make_source
-from tests.runtime.helpers import QUIET, Run, cli, load, snapshot
-from tests.weights.mirror import FILE, manifest, sha256, weights
+from tests.runs.helpers import QUIET, Run, cli, load, snapshot
+from tests.teachers.mirror import FILE, manifest, sha256, weights
 
 SHORT = ["--data=Digits", "--data.init_args.train_size=64", "--trainer.max_epochs=2", "--model.milestones=[1]", *QUIET]
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ickd_pl import DistillationModule, UserError, get_model
 from ickd_pl.strategies import KD
-from tests.runtime.helpers import Run, assert_same_run, cli, finished_run, fit_words, load, student_words
+from tests.runs.helpers import Run, assert_same_run, cli, finished_run, fit_words, load, student_words
 
 
 def test_below_the_floor_nothing_is_trained(teacher: Run) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from ickd_pl.errors import UserError
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder, differing, flat
-from tests.runtime.faults import Stopped
-from tests.runtime.helpers import (
+from tests.runs.faults import Stopped
+from tests.runs.helpers import (
     Run,
     assert_same_run,
     cli,
@@ -22,9 +22,9 @@ from tests.runtime.helpers import (
     subprocess_cli,
 )
 
-STOP = "--trainer.callbacks+=tests.runtime.faults.StopBeforeEpoch"
+STOP = "--trainer.callbacks+=tests.runs.faults.StopBeforeEpoch"
 STOP_EPOCH = "--trainer.callbacks.init_args.epoch="
-KILL = "--trainer.callbacks+=tests.runtime.faults.KillInEpoch"
+KILL = "--trainer.callbacks+=tests.runs.faults.KillInEpoch"
 
 
 def place(root: Path) -> Path:

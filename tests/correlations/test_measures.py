@@ -31,7 +31,7 @@ from ickd_pl.models import FeatureNet
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies.components.regressors import ConvBN
 from ickd_pl.strategies.ickd import ickd_loss
-from tests.runtime.helpers import Run, load
+from tests.runs.helpers import Run, load
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

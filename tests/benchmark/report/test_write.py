@@ -17,7 +17,7 @@ from ickd_pl.benchmark.report.charts import ticks
 from ickd_pl.benchmark.report.to_latex import tex
 from ickd_pl.benchmark.report.write import summary_table, write_report
 from ickd_pl.errors import UserError
-from tests.benchmark.synthetic import TABLE, cell, fill, plan
+from tests.benchmark.report.synthetic import TABLE, cell, fill, plan
 
 PAIR = "resnet20_resnet8"
 HOSTILE = 'my<b>|x_1&"{}$%#~^\\'

@@ -1,6 +1,6 @@
 """The command line with a small made-up CIFAR-100, also in ranks that Lightning starts: a program for test_faults.py.
 
-    python -m tests.runtime.cifar_ranks SPEC LOG WORDS...
+    python -m tests.runs.cifar_ranks SPEC LOG WORDS...
 
 SPEC is a JSON file of torchvision's attributes (address, file names, md5 sums). Every download adds a line to LOG: the
 rank.

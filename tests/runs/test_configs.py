@@ -12,7 +12,7 @@ from ickd_pl import model_names
 from ickd_pl.runs.configs import config_root, find_configs
 from ickd_pl.runs.fit import IckdCLI
 from ickd_pl.strategies.base import discover
-from tests.runtime.helpers import TINY
+from tests.runs.helpers import TINY
 
 ROOT = config_root()
 
