@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.features import Features, FeatureShapes
+from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies import discover
 
 IMAGES, CLASSES = 50_000, 100

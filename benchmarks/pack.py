@@ -22,9 +22,9 @@ import torch
 import yaml
 
 from ickd_pl import Batch, DistillationModule, get_model
-from ickd_pl.benchmark.pack import Pack
-from ickd_pl.runtime.configs import config_root
+from ickd_pl.runs.configs import config_root
 from ickd_pl.strategies import from_spec
+from ickd_pl.training.pack import Pack
 
 ROWS = ("vanilla", "kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "nst", "ickd", "ickd_kl")
 BATCH = 64

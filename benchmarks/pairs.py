@@ -14,12 +14,12 @@ import yaml
 from torch import nn
 
 from ickd_pl import Batch, DistillationModule, IncompatiblePair, UserError, get_model, model_names
-from ickd_pl.class_table import ClassTable
 from ickd_pl.errors import near
 from ickd_pl.models import FeatureNet
-from ickd_pl.runtime.configs import config_root
+from ickd_pl.runs.configs import config_root
 from ickd_pl.seeding import generator, seeded
 from ickd_pl.strategies import discover
+from ickd_pl.strategies.components.negatives import ClassTable
 
 NUM_SAMPLES = 64
 

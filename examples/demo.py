@@ -21,11 +21,11 @@ from typing import NamedTuple
 import torch
 
 from ickd_pl import load_student
-from ickd_pl.benchmark.names import network_name, row_name
 from ickd_pl.benchmark.plan import Benchmark, Cell
+from ickd_pl.benchmark.published import network_name, row_name
 from ickd_pl.cli import main as ickd
 from ickd_pl.data.digits import NUM_TEST
-from ickd_pl.runtime import RunFolder
+from ickd_pl.runs import RunFolder
 
 CONFIG = "configs/benchmarks/quick.yaml"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runtime.helpers import Run, finished_run, student_words
+from tests.runs.helpers import Run, finished_run, student_words
 
 torch.set_num_threads(1)
 

@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from ickd_pl import DistillationModule, commands, load_student, load_teacher
-from ickd_pl.cli import IckdCLI
-from ickd_pl.runtime.configs import find_configs
-from tests.runtime.helpers import (
+from ickd_pl.runs.configs import find_configs
+from ickd_pl.runs.fit import IckdCLI
+from tests.runs.helpers import (
     QUIET,
     TINY,
     Run,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runtime.helpers import QUIET, Outcome, Run, cli, fit_words, snapshot, student_words, subprocess_cli
+from tests.runs.helpers import QUIET, Outcome, Run, cli, fit_words, snapshot, student_words, subprocess_cli
 
 ROOT = Path("out")
 STUDENT = "--model.student=resnet8"

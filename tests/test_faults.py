@@ -4,8 +4,8 @@ Rows of the project's fault list, and where each is proved:
 
 - 3 killed while saving, 4 disk full, 5 and 6 damaged checkpoints, 12 a teacher of another network, 14 hostile files,
   15 numbers of classes, 16 preparing the data on two ranks: here.
-- 3, 4, the order of names: tests/runtime/test_atomic.py; an error half-way through a save:
-  tests/runtime/test_run_folder.py::test_a_killed_run_leaves_the_checkpoint_before_it_whole.
+- 3, 4, the order of names: tests/test_files.py; an error half-way through a save:
+  tests/runs/test_run_folder.py::test_a_killed_run_leaves_the_checkpoint_before_it_whole.
 - 5, 6, ``test`` with a damaged file: tests/test_cli_errors.py::test_a_truncated_checkpoint and
   ::test_a_checkpoint_with_a_flipped_bit; teachers' files: tests/weights/test_read.py.
 - 15, a teacher's file: tests/test_cli_errors.py::test_a_teacher_of_another_number_of_classes; labels:
@@ -39,9 +39,9 @@ from ickd_pl import DistillationModule
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.strategies import KD
-from tests.runtime import faults
-from tests.runtime.faults import Stopped
-from tests.runtime.helpers import (
+from tests.runs import faults
+from tests.runs.faults import Stopped
+from tests.runs.helpers import (
     QUIET,
     REPOSITORY,
     Outcome,
@@ -89,8 +89,8 @@ def elsewhere() -> Iterator[Path]:
 
 def killed_while_saving(elsewhere: Path, delays: list[float]) -> None:
     folder = ROOT.resolve() / ALONE_FOLDER
-    words = fit_words(ROOT.resolve(), [*ALONE, "--trainer.callbacks+=tests.runtime.faults.Pad"], epochs=10_000)
-    command = [sys.executable, "-m", "tests.runtime.kill_while_saving", str(folder), str(elsewhere)]
+    words = fit_words(ROOT.resolve(), [*ALONE, "--trainer.callbacks+=tests.runs.faults.Pad"], epochs=10_000)
+    command = [sys.executable, "-m", "tests.runs.kill_while_saving", str(folder), str(elsewhere)]
     command += [",".join(map(str, delays)), *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ def test_killed_while_saving_at_twenty_moments(elsewhere: Path) -> None:
 
 def test_a_full_disk() -> None:
     """Row 4: status 2, path and bytes in one line, the old checkpoint as it was, no temporary file."""
-    full = ["--trainer.callbacks+=tests.runtime.faults.LimitFiles", "--trainer.callbacks.init_args.epoch=1"]
+    full = ["--trainer.callbacks+=tests.runs.faults.LimitFiles", "--trainer.callbacks.init_args.epoch=1"]
     full += ["--trainer.callbacks.init_args.size=100000"]
     outcome = subprocess_cli(*fit_words(ROOT, [*ALONE, *full], epochs=3))
     last = ROOT / ALONE_FOLDER / "checkpoints" / "last.ckpt"
@@ -171,7 +171,7 @@ def test_a_damaged_last_checkpoint(student: Run, finished: Run, how: str) -> Non
 def test_a_run_that_goes_on_from_the_one_before_is_not_finished(finished: Run) -> None:
     """Rows 5 and 6: the mark of the end that was lost must not make the next call believe in it."""
     faults.damage(finished.last, "50 %")
-    stop = ["--trainer.callbacks+=tests.runtime.faults.StopBeforeEpoch", "--trainer.callbacks.init_args.epoch=2"]
+    stop = ["--trainer.callbacks+=tests.runs.faults.StopBeforeEpoch", "--trainer.callbacks.init_args.epoch=2"]
     with pytest.raises(Stopped):
         cli(*fit_words(finished.root, [*finished.words, *stop], epochs=3))
     assert not (finished.path / "finished").exists()
@@ -310,7 +310,7 @@ def test_safetensors_are_taken_as_a_teacher(teacher: Run) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_labels_beyond_the_classes(split: str) -> None:
     """Row 15: one line with split, label and number of classes, before the first step."""
-    words = ["fit", "--config=configs/base.yaml", "--data=tests.runtime.faults.WrongLabels", *ALONE, *QUIET]
+    words = ["fit", "--config=configs/base.yaml", "--data=tests.runs.faults.WrongLabels", *ALONE, *QUIET]
     outcome = cli(*words, f"--data.init_args.wrong={split}", "--trainer.enable_model_summary=false")
     check_refused(outcome, f"labels of the {split} images of wrong", "(2 classes); the largest is 2")
     assert not list(Path().rglob("*.ckpt"))
@@ -365,7 +365,7 @@ CIFAR += ["--trainer.max_epochs=1", "--trainer.enable_model_summary=false", "--t
 
 def cifar_ranks(*words: str) -> Outcome:
     """``python cli.py WORDS`` on two ranks, with the mirror."""
-    command = [sys.executable, "-m", "tests.runtime.cifar_ranks", "spec.json", "log", *CIFAR, *words]
+    command = [sys.executable, "-m", "tests.runs.cifar_ranks", "spec.json", "log", *CIFAR, *words]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)

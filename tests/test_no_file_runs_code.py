@@ -18,7 +18,7 @@ from ickd_pl.data import CIFAR100, Digits
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import from_spec
 from ickd_pl.weights import read_config
-from tests.runtime.helpers import QUIET, Outcome, Run, cli, fit_words, load
+from tests.runs.helpers import QUIET, Outcome, Run, cli, fit_words, load
 
 HACKED = Path("hacked")
 # Runs what it is given: torch has imported it already, and it is annotated to return a module.

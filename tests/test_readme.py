@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.helpers import QUIET, REPOSITORY, Run, load
+from tests.runs.helpers import QUIET, REPOSITORY, Run, load
 
 
 def commands() -> list[str]:

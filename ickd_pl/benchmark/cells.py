@@ -16,15 +16,15 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from ickd_pl.benchmark.pack import Pack
-from ickd_pl.benchmark.pack_record import PackRecord, previous_of, write_members
 from ickd_pl.benchmark.plan import Cell
-from ickd_pl.cli import IckdCLI, user_error
 from ickd_pl.errors import IncompatiblePair, NonFiniteLoss, UserError
-from ickd_pl.runtime import EpochRecord, RunFolder
-from ickd_pl.runtime.atomic import replacing
-from ickd_pl.runtime.configs import check_trainer, find_configs
-from ickd_pl.runtime.parser import OneLineParser, one_line, option_names
+from ickd_pl.files import replacing
+from ickd_pl.runs import EpochRecord, RunFolder
+from ickd_pl.runs.configs import check_trainer, find_configs
+from ickd_pl.runs.fit import IckdCLI, user_error
+from ickd_pl.runs.pack_folder import PackRecord, previous_of, write_members
+from ickd_pl.runs.parser import OneLineParser, one_line, option_names
+from ickd_pl.training.pack import Pack
 from ickd_pl.weights import read_file
 
 

@@ -14,13 +14,13 @@ import pytorch_lightning as pl
 import torch
 
 from ickd_pl.benchmark.cells import CellCLI, Job, build, quietly, train_pack
-from ickd_pl.benchmark.checks import combinations
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
-from ickd_pl.benchmark.stored import read_result
+from ickd_pl.benchmark.records import read_result
+from ickd_pl.benchmark.schema import combinations
 from ickd_pl.benchmark.teachers import Teachers
-from ickd_pl.data.build import data_module
 from ickd_pl.errors import UserError
-from ickd_pl.runtime import RunFolder
+from ickd_pl.runs import RunFolder
+from ickd_pl.runs.data_options import data_module
 
 # A timing's epochs and steps. What comes first is slower, for memory is allocated and kernels are compiled: the last
 # epoch counts.
@@ -137,7 +137,7 @@ def _done(group: Group, folder: Path | None) -> bool:
 
 def _size(benchmark: Benchmark, group: Group) -> tuple[int, int]:
     """Epochs (with a first stage's) and steps an epoch."""
-    from ickd_pl.benchmark.result import recipe_of
+    from ickd_pl.benchmark.folder import recipe_of
     from ickd_pl.strategies import from_spec
 
     cell = group.cells[0]

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from ickd_pl.benchmark.checks import KEYS, check_teachers, checked, combinations
+from ickd_pl.benchmark.schema import KEYS, check_teachers, checked, combinations
 from ickd_pl.errors import UserError, near
-from ickd_pl.runtime.configs import config_root, find_config
+from ickd_pl.runs.configs import config_root, find_config
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class Benchmark:
 
     def _packable(self, method: str) -> bool:
         """What a pack can hold, and has no values of arguments to choose among."""
-        from ickd_pl.benchmark.pack import why_alone
         from ickd_pl.strategies import from_spec
+        from ickd_pl.training.pack import why_alone
 
         alone = why_alone([from_spec(spec) for spec in self.strategies(method)])
         return alone is None and method not in self.settings["choices"]

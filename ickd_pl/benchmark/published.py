@@ -1,4 +1,4 @@
-"""The published figures that a table is set beside.
+"""The published figures that a table is set beside, and what tables call methods and networks.
 
 ``published.csv`` holds the 98 figures of ICKD's table (``ICKD/Cifar100/README.md``; its 77 baselines are
 RepDistiller's) and, for what is not in it, RepDistiller's README: the cross-family pairs, AB, FT and CRD. CRD+KD is in
@@ -10,15 +10,37 @@ channels differ) is how the source prints "not applicable"; it is kept there as 
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ickd_pl.benchmark.names import row_name
-
 EPOCHS = 240
 DATA = "cifar100"
 NUM_TEST = 10_000
+# The names of configs/methods/, as the published tables write them; what is not here keeps its own name.
+ROWS = {
+    "vanilla": "Vanilla",
+    "kd": "KD",
+    "fitnet": "FitNet",
+    "at": "AT",
+    "sp": "SP",
+    "cc": "CC",
+    "vid": "VID",
+    "rkd": "RKD",
+    "pkt": "PKT",
+    "fsp": "FSP",
+    "nst": "NST",
+    "ickd": "ICKD-C (w/o KL)",
+    "ickd_kl": "ICKD-C (with KL)",
+    "ab": "AB",
+    "ft": "FT",
+    "crd": "CRD",
+    "crd_kd": "CRD+KD",
+    "kdsvd": "KDSVD",
+    "dkd": "DKD",
+}
+TEACHER = "Teacher"
 
 
 @dataclass(frozen=True)
@@ -44,3 +66,19 @@ def _table() -> dict[tuple[str, str, str], Published]:
         for r in rows
         if float(r["top1"]) > 0
     }
+
+
+def row_name(method: str | None) -> str:
+    """The row of a method; None is the teacher."""
+    return TEACHER if method is None else ROWS.get(method, method)
+
+
+def network_name(name: str) -> str:
+    """``resnet8x4`` -> ``ResNet8x4``, ``wrn_40_2`` -> ``WRN-40-2``, ``vgg13`` -> ``VGG13``; others as they are."""
+    if found := re.fullmatch(r"resnet(\d+(x\d+)?)", name):
+        return f"ResNet{found[1]}"
+    if found := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
+        return f"WRN-{found[1]}-{found[2]}"
+    if found := re.fullmatch(r"vgg(\d+)", name):
+        return f"VGG{found[1]}"
+    return name

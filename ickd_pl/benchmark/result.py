@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import csv
-import itertools
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Any
 
 from ickd_pl.benchmark.cells import Outcome, predict
-from ickd_pl.benchmark.identity import Identity, versions, where
-from ickd_pl.benchmark.plan import Benchmark, Cell, merge, without_places
+from ickd_pl.benchmark.fingerprint import Identity, versions, where
+from ickd_pl.benchmark.folder import ResultsFolder
+from ickd_pl.benchmark.plan import Cell
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.configs import find_configs
-from ickd_pl.runtime.run_folder import RunFolder, differing, flat
+from ickd_pl.runs.run_folder import RunFolder, differing, flat
 from ickd_pl.weights import load_student
-
-if TYPE_CHECKING:
-    from ickd_pl.benchmark.runner import Runner
-
-
-def recipe_of(benchmark: Benchmark, cell: Cell) -> dict[str, Any]:
-    """The settings that make the cell, from all its files, without where things lie and how they are shown."""
-    with tempfile.TemporaryDirectory() as scratch:
-        words = find_configs(benchmark.words(cell, None, Path(scratch), {}))
-        recipe: dict[str, Any] = {}
-        for word, following in itertools.pairwise(words):
-            if word == "--config":
-                recipe = merge(recipe, yaml.safe_load(Path(following).read_text(encoding="utf-8")))
-    for key in ("teacher_weights", "teacher_floor"):
-        recipe.get("model", {}).pop(key, None)
-    recipe["data"] = without_places(recipe["data"])
-    recipe["seed_everything"] = cell.seed
-    choices = benchmark.settings["choices"].get(cell.method)
-    return {**recipe, **({"choices": choices, "val_size": benchmark.settings["val_size"]} if choices else {})}
 
 
 def differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -44,19 +21,24 @@ def differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def make_result(
-    runner: Runner, cell: Cell, outcome: Outcome, identity: Identity, recipe: dict[str, Any], given: Path | None
+    folder: ResultsFolder,
+    cell: Cell,
+    outcome: Outcome,
+    identity: Identity,
+    recipe: dict[str, Any],
+    given: Path | None,
 ) -> dict[str, Any]:
     """All that is known of a cell that is done, failed or refused.
 
     Args:
-        runner: whose cell it is.
+        folder: the cell's results folder.
         cell: the cell.
         outcome: of its training.
         identity: what it depends on.
         recipe: its settings.
         given: the weights of a teacher that was not trained here.
     """
-    place = runner.folder / "cells" / cell.path
+    place = folder.place(cell)
     result: dict[str, Any] = {
         "cell": {
             "kind": cell.kind,
@@ -77,21 +59,21 @@ def make_result(
         "recipe": recipe,
         **identity._asdict(),
     }
-    data = runner._data(cell)
+    data = folder.data(cell)
     data.prepare_data()
     result["data"] = getattr(data, "name", type(data).__name__.lower())
     if outcome.status != "done":
         return result
     settings = recipe.get("trainer", {})
     if given is not None:
-        return {**result, **runner.teachers.measured(cell, given, data, place, settings), "weights": str(given)}
+        return {**result, **folder.teachers.measured(cell, given, data, place, settings), "weights": str(given)}
     net = load_student(RunFolder(place).last)
     _, labels, trainer = predict(net, data, place, settings)
     result |= {"num_test": len(labels), "parameters": sum(p.numel() for p in net.parameters()), **where(trainer)}
     if outcome.cli is not None:
         result["config"] = outcome.cli.settings
     if cell.kind == "teacher":
-        result["teacher_hash"] = runner.teachers.file_hash(cell.network)
+        result["teacher_hash"] = folder.teachers.file_hash(cell.network)
     return {**result, **_from_metrics(RunFolder(place).metrics, int(data.num_train))}
 
 

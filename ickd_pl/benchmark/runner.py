@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from ickd_pl.benchmark.cells import Job, Outcome, build, members_of, quietly, remove, train_alone, train_pack
 from ickd_pl.benchmark.choose import choose
-from ickd_pl.benchmark.identity import Identity, code_hash, data_hash
-from ickd_pl.benchmark.pack_record import previous_of
+from ickd_pl.benchmark.fingerprint import Identity
+from ickd_pl.benchmark.folder import ResultsFolder, Say
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, same_settings, shard_of
-from ickd_pl.benchmark.result import differences, make_result, recipe_of
-from ickd_pl.benchmark.stored import benchmark_file, read_begun, read_result, write_begun, write_result
-from ickd_pl.benchmark.teachers import Teachers
-from ickd_pl.data.build import data_module
+from ickd_pl.benchmark.records import benchmark_file, read_begun, read_result, write_result
+from ickd_pl.benchmark.result import differences, make_result
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.atomic import write_text
-
-Say = Callable[[str], None]
+from ickd_pl.files import write_text
+from ickd_pl.runs.data_options import data_module
+from ickd_pl.runs.pack_folder import previous_of
 
 
 class Left(NamedTuple):
@@ -54,10 +49,10 @@ class Runner:
         accept_code: bool = False,
         say: Say = print,
     ) -> None:
-        self.benchmark, self.folder, self.shard = benchmark, folder, shard
+        self.benchmark, self.shard = benchmark, shard
         self.accept_code, self.say = accept_code, say
-        self._hashes: dict[str, str] = {}
-        self.teachers = Teachers(benchmark, folder, say)
+        self.folder = ResultsFolder(benchmark, folder, say)
+        self.teachers = self.folder.teachers
 
     # -- the whole -----------------------------------------------------------------------------------------------
 
@@ -77,18 +72,18 @@ class Runner:
         groups = shard_of(self.benchmark.groups, self.shard)
         left = Left([], [])
         for number, group in enumerate(groups, 1):
-            if not self._pending(group):
+            if not self.folder.pending(group):
                 continue
             teacher = group.cells[0].kind == "teacher"
             if not teacher and (fault := self.teachers.fault(str(group.cells[0].teacher))):
                 self.say(f"[{number}/{len(groups)}] {group}: left out, {fault}")
                 left.untaught.append(f"{group}: {fault}")
                 continue
-            with self._lock(group, wait=teacher) as mine:
+            with self.folder.lock(group, wait=teacher) as mine:
                 if not mine:
                     self.say(f"[{number}/{len(groups)}] {group}: another process is at it, left to that")
                     left.busy.append(str(group))
-                elif self._pending(group):  # else done by another process meanwhile
+                elif self.folder.pending(group):  # else done by another process meanwhile
                     self._check_all()  # other processes may have begun since
                     self.say(f"[{number}/{len(groups)}] {group}")
                     with quietly():
@@ -113,27 +108,27 @@ class Runner:
 
     def _claim(self) -> None:
         """Write benchmark.yaml into the folder, or see that it holds this very benchmark."""
-        path = self.folder / "benchmark.yaml"
+        path = self.folder.path / "benchmark.yaml"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK):
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder.path, os.W_OK):
                 raise PermissionError(13, "no permission to write")
         except OSError as error:
             raise UserError(
-                f"cannot write into {self.folder} ({error.strerror}): give --output another folder"
+                f"cannot write into {self.folder.path} ({error.strerror}): give --output another folder"
             ) from error
-        with FileLock(self.folder / ".benchmark.lock"):
+        with FileLock(self.folder.path / ".benchmark.lock"):
             if path.is_file():
-                self._check_same(benchmark_file(self.folder))
-            elif strangers := sorted(p.name for p in self.folder.iterdir() if not _is_own(p.name)):
+                self._check_same(benchmark_file(self.folder.path))
+            elif strangers := sorted(p.name for p in self.folder.path.iterdir() if not _is_own(p.name)):
                 raise UserError(
-                    f"{self.folder} is not empty and holds no benchmark ({strangers[0]}, ...): "
+                    f"{self.folder.path} is not empty and holds no benchmark ({strangers[0]}, ...): "
                     "give --output a new folder"
                 )
             write_text(path, yaml.safe_dump(self.benchmark.settings, sort_keys=False))
 
     def _check_same(self, kept: dict[str, Any]) -> None:
-        if not self._begun():
+        if not self.folder.begun():
             return  # a file may be mended as long as nothing was trained by it
         now = self.benchmark.settings
         found = differences(same_settings(kept), same_settings(now))
@@ -145,25 +140,11 @@ class Runner:
         ]
         if found:
             raise UserError(
-                f"{self.folder} holds another benchmark; give --output another folder. What differs (there -> now): "
-                + "; ".join(found)
+                f"{self.folder.path} holds another benchmark; give --output another folder. "
+                f"What differs (there -> now): {'; '.join(found)}"
             )
 
-    def _begun(self) -> bool:
-        names = ("result.json", "identity.json")
-        return any(True for top in ("cells", "choices") for name in names for _ in self.folder.glob(f"{top}/**/{name}"))
-
     # -- what is there -------------------------------------------------------------------------------------------
-
-    def _pending(self, group: Group) -> list[Cell]:
-        return [cell for cell in group.cells if read_result(self._place(cell)) is None]
-
-    def _place(self, cell: Cell) -> Path:
-        return self.folder / "cells" / cell.path
-
-    def choices_of(self, cell: Cell) -> Path:
-        """Where the runs lie among which a cell's arguments are chosen."""
-        return self.folder / "choices" / cell.path
 
     def _check_all(self, settings_too: bool = False) -> None:
         """Refuse to go on where anything, of whatever shard, would not be comparable with what comes now.
@@ -172,7 +153,7 @@ class Runner:
             settings_too: compare the settings as well, which do not change while this process runs.
         """
         for cell in self.benchmark.cells:
-            place = self._place(cell)
+            place = self.folder.place(cell)
             result = read_result(place)
             if result is not None and result["status"] != "refused":
                 identity = Identity(**{key: result[key] for key in Identity._fields})
@@ -182,78 +163,29 @@ class Runner:
                 recipe = begun.recipe if settings_too else None
                 self._compare(cell, place, f"cell {cell}, half done,", begun.identities[-1], recipe)
             if result is None and cell.method in self.benchmark.settings["choices"]:
-                for path in sorted(self.choices_of(cell).glob("*/identity.json")):
+                for path in sorted(self.folder.choices_of(cell).glob("*/identity.json")):
                     begun = read_begun(path.parent)
                     if begun is not None:
                         what = f"run {path.parent.name} of the choice for {cell}"
-                        self._compare(cell, self.choices_of(cell), what, begun.identities[-1], None)
+                        self._compare(cell, self.folder.choices_of(cell), what, begun.identities[-1], None)
 
     def _compare(self, cell: Cell, place: Path, what: str, kept: Identity, recipe: dict[str, Any] | None) -> None:
         away = f"move {place} away to do it again, or give --output a new folder"
-        if recipe is not None and (found := differences(recipe, self._recipe(cell))):
+        if recipe is not None and (found := differences(recipe, self.folder.recipe(cell))):
             raise UserError(f"{what} had other settings (there -> now): {'; '.join(found)}; {away}")
-        if kept.code_hash != code_hash() and not self.accept_code:
+        if kept.code_hash != self.folder.code and not self.accept_code:
             raise UserError(
-                f"{what} was trained by other code ({kept.code_hash[:12]}, now {code_hash()[:12]}); {away}, or give "
-                "--accept-code to mix them, marked as such"
+                f"{what} was trained by other code ({kept.code_hash[:12]}, now {self.folder.code[:12]}); {away}, or "
+                "give --accept-code to mix them, marked as such"
             )
-        if kept.data_hash != (now := self._data_hash(cell)):
+        if kept.data_hash != (now := self.folder.data_hash(cell)):
             raise UserError(f"{what} saw other data ({kept.data_hash[:12]}, now {now[:12]}); {away}")
         now_teacher = self.teachers.hash_of(str(cell.teacher or cell.network))
         if None not in (kept.teacher_hash, now_teacher) and kept.teacher_hash != now_teacher:
             name = cell.teacher or cell.network
             raise UserError(f"{what} had another teacher: the weights of {name} have changed since; {away}")
 
-    # -- what it is ----------------------------------------------------------------------------------------------
-
-    def _words(self, cell: Cell, overrides: dict[str, Any] | None = None) -> list[str]:
-        weights = self.teachers.weights(cell.teacher) if cell.teacher else None
-        return self.benchmark.words(cell, weights, self._place(cell), overrides or {})
-
-    def _recipe(self, cell: Cell) -> dict[str, Any]:
-        return recipe_of(self.benchmark, cell)
-
-    def _data(self, cell: Cell) -> Any:
-        settings = self.benchmark.settings
-        own = settings["teachers"]["data"] if cell.kind == "teacher" else {}
-        return data_module(merge(settings["data"], own))
-
-    def _data_hash(self, cell: Cell) -> str:
-        if cell.kind not in self._hashes:
-            data = self._data(cell)
-            data.prepare_data()
-            self._hashes[cell.kind] = data_hash(data)
-        return self._hashes[cell.kind]
-
-    def _identity(self, cell: Cell) -> Identity:
-        teacher = self.teachers.hash_of(cell.teacher) if cell.teacher else None
-        return Identity(code_hash(), self._data_hash(cell), teacher)
-
     # -- doing -------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _lock(self, group: Group, wait: bool) -> Iterator[bool]:
-        """The operating system's lock on a group: a process that is killed loses it by itself."""
-        place = self.folder / group.path
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write into {place} ({error.strerror}): give --output another folder") from error
-        lock = FileLock(place / ".lock")
-        try:
-            lock.acquire(timeout=1)  # `bench status` looks for a moment
-        except Timeout:
-            if not wait:
-                yield False
-                return
-            self.say(f"{group}: another process is at it, waiting ({_holder(place)})")
-            lock.acquire()
-        try:
-            write_text(place / ".holder", f"process {os.getpid()} on {socket.gethostname()}\n")
-            yield True
-        finally:
-            remove(place / ".holder")
-            lock.release()
 
     def _do(self, group: Group) -> None:
         if group.cells[0].kind == "teacher":
@@ -262,16 +194,16 @@ class Runner:
             self._do_pack(group)
         else:
             cell = group.cells[0]
-            chosen = choose(self, cell) if cell.method in self.benchmark.settings["choices"] else None
+            chosen = choose(self.folder, cell) if cell.method in self.benchmark.settings["choices"] else None
             overrides = chosen["overrides"] if chosen else None
-            self.begin(cell, self._place(cell))
-            outcome = train_alone(Job(cell, self._words(cell, overrides), self._place(cell)))
+            self.folder.begin(cell, self.folder.place(cell))
+            outcome = train_alone(Job(cell, self.folder.words(cell, overrides), self.folder.place(cell)))
             self._finish(cell, outcome, chosen)
 
     def _do_pack(self, group: Group) -> None:
         """A pack that was stopped is finished with the members that it had; methods that came since are another."""
-        path = self.folder / group.path / "pack.ckpt"
-        pending = self._pending(group)
+        path = self.folder.path / group.path / "pack.ckpt"
+        pending = self.folder.pending(group)
         had = members_of(path)
         old = [cell for name in had for cell in group.cells if cell.method == name]
         if not any(cell in pending for cell in old):
@@ -281,8 +213,8 @@ class Runner:
                 continue
             for cell in cells:
                 if cell in pending:
-                    self.begin(cell, self._place(cell))
-            outcomes = train_pack([Job(cell, self._words(cell), self._place(cell)) for cell in cells], path)
+                    self.folder.begin(cell, self.folder.place(cell))
+            outcomes = train_pack([Job(cell, self.folder.words(cell), self.folder.place(cell)) for cell in cells], path)
             for cell, outcome in zip(cells, outcomes, strict=True):
                 if cell in pending:
                     self._finish(cell, outcome, None)
@@ -291,19 +223,17 @@ class Runner:
 
     def _do_teacher(self, cell: Cell) -> None:
         given = self.teachers.get(cell)
-        self.begin(cell, self._place(cell))
+        self.folder.begin(cell, self.folder.place(cell))
         outcome = (
-            Outcome("done", None, None, []) if given else train_alone(Job(cell, self._words(cell), self._place(cell)))
+            Outcome("done", None, None, [])
+            if given
+            else train_alone(Job(cell, self.folder.words(cell), self.folder.place(cell)))
         )
         self._finish(cell, outcome, None, given)
 
-    def begin(self, cell: Cell, place: Path) -> None:
-        """Note in a folder what the run in it depends on."""
-        write_begun(place, self._identity(cell), self._recipe(cell))
-
     def _finish(self, cell: Cell, outcome: Outcome, choice: Any, given: Path | None = None) -> None:
-        place = self._place(cell)
-        result = make_result(self, cell, outcome, self._identity(cell), self._recipe(cell), given)
+        place = self.folder.place(cell)
+        result = make_result(self.folder, cell, outcome, self.folder.identity(cell), self.folder.recipe(cell), given)
         result["accepted_code"] = self._mixed(cell, result["code_hash"])
         result["chosen_on_validation"] = choice and {k: v for k, v in choice.items() if k != "overrides"}
         write_result(place, result)
@@ -312,9 +242,9 @@ class Runner:
 
     def _mixed(self, cell: Cell, code: str) -> bool:
         """Whether other code took part, in this cell, in the choice of its arguments, or in other cells."""
-        places = [self._place(cell), *sorted(self.choices_of(cell).glob("*/"))]
+        places = [self.folder.place(cell), *sorted(self.folder.choices_of(cell).glob("*/"))]
         codes = {code} | {c for place in places if (begun := read_begun(place)) for c in begun.codes}
-        others = (read_result(self._place(other)) for other in self.benchmark.cells)
+        others = (read_result(self.folder.place(other)) for other in self.benchmark.cells)
         return len(codes | {other["code_hash"] for other in others if other is not None}) > 1
 
 
@@ -322,10 +252,3 @@ def _is_own(name: str) -> bool:
     """What may lie in a results folder beside benchmark.yaml: hidden files, and what `bench` writes."""
     known = ("cells", "packs", "choices", "commands", "alone")
     return name in known or name.startswith((".", "report."))
-
-
-def _holder(place: Path) -> str:
-    try:
-        return (place / ".holder").read_text(encoding="utf-8").strip()
-    except OSError:
-        return "unknown"

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from ickd_pl.benchmark.plan import Benchmark, Cell
-from ickd_pl.benchmark.stored import benchmark_file, read_result
-from ickd_pl.runtime import RunFolder
+from ickd_pl.benchmark.records import benchmark_file, read_result
+from ickd_pl.runs import RunFolder
 
 
 def status(folder: Path) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ickd_pl.benchmark.cells import predict
-from ickd_pl.benchmark.identity import network_hash, where
+from ickd_pl.benchmark.fingerprint import network_hash, where
 from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.benchmark.published import DATA, NUM_TEST
-from ickd_pl.benchmark.stored import read_result
-from ickd_pl.data.build import data_module
+from ickd_pl.benchmark.records import read_result
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
-from ickd_pl.runtime import RunFolder
+from ickd_pl.runs import RunFolder
+from ickd_pl.runs.data_options import data_module
 from ickd_pl.seeding import seeded
 from ickd_pl.weights import load_weights
 
@@ -100,8 +100,8 @@ class Teachers:
             return path
         if self.settings["get"] == "train":
             return None
-        from ickd_pl.weights.fetch import fetch
-        from ickd_pl.weights.manifest import manifest_of
+        from ickd_pl.teachers.fetch import fetch
+        from ickd_pl.teachers.manifest import manifest_of
 
         try:
             fetch([cell.network], self.checkpoints, manifest_of(self.checkpoints), say=self.say)
@@ -137,9 +137,9 @@ class Teachers:
 
     def _verify(self, network: str, path: Path, acc1: float) -> None:
         """As ``teachers verify`` does it, the record in the manifest included."""
-        from ickd_pl.weights.fetch import sha256_of
-        from ickd_pl.weights.manifest import TOLERANCE, manifest_of, record, teacher_of
-        from ickd_pl.weights.teacher_runs import hold_to
+        from ickd_pl.teachers.fetch import sha256_of
+        from ickd_pl.teachers.manifest import TOLERANCE, manifest_of, record, teacher_of
+        from ickd_pl.teachers.train import hold_to
 
         manifest = manifest_of(self.checkpoints)
         otherwise = (

@@ -12,7 +12,7 @@ from types import ModuleType
 
 def names() -> list[str]:
     """The commands there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "parser")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> ModuleType:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ickd_pl.commands.parser import CommandParser
 from ickd_pl.errors import UserError
+from ickd_pl.runs.parser import CommandParser
 
 SUMMARY = "plan, run and report a whole table of methods, pairs and seeds"
 
@@ -55,7 +55,7 @@ def _plan(given: Any) -> int:
 def _run(given: Any) -> int:
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from ickd_pl.benchmark.report import write_report
+    from ickd_pl.benchmark.report.write import write_report
     from ickd_pl.benchmark.runner import Runner
 
     benchmark = _benchmark(given)
@@ -86,7 +86,7 @@ def _status(given: Any) -> int:
 
 
 def _report(given: Any) -> int:
-    from ickd_pl.benchmark.report import summary_table, write_report
+    from ickd_pl.benchmark.report.write import summary_table, write_report
 
     _say(summary_table(given.output))
     for path in write_report(given.output):
@@ -95,9 +95,9 @@ def _report(given: Any) -> int:
 
 
 def _benchmark(given: Any) -> Any:
-    from ickd_pl.benchmark.checks import check_kept
     from ickd_pl.benchmark.plan import Benchmark
-    from ickd_pl.benchmark.stored import benchmark_file
+    from ickd_pl.benchmark.records import benchmark_file
+    from ickd_pl.benchmark.schema import check_kept
 
     if given.config is not None:
         return Benchmark.read(given.config)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ickd_pl.commands.parser import CommandParser
 from ickd_pl.errors import UserError
+from ickd_pl.runs.parser import CommandParser
 
 if TYPE_CHECKING:
-    from ickd_pl.correlations_figure import Comparison
+    from ickd_pl.correlations.figure import Comparison
 
 SUMMARY = "draw the correlations of a student's channels and logits beside its teacher's, before and after distillation"
 _MORE = """Upper row: inter-channel correlation as ICKD's loss sees it (Gram matrix of the map that enters the pooling,
@@ -27,9 +27,9 @@ def run(words: Sequence[str]) -> int:
     Raises:
         UserError: wrong words, a file that is missing, damaged or of another network, a picture that cannot be written.
     """
-    from ickd_pl.correlations import compare
-    from ickd_pl.correlations_figure import Comparison, check_picture, write_picture
-    from ickd_pl.correlations_inputs import Request, read_inputs
+    from ickd_pl.correlations.figure import Comparison, check_picture, write_picture
+    from ickd_pl.correlations.inputs import Request, read_inputs
+    from ickd_pl.correlations.measures import compare
 
     given, rest = _parsed(words)
     path = given.output or _folder(given.ckpt_path) / "correlations.png"

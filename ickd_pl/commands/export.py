@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ickd_pl.commands.parser import CommandParser
 from ickd_pl.errors import UserError
+from ickd_pl.runs.parser import CommandParser
 
 if TYPE_CHECKING:
     from ickd_pl.weights.formats import Result

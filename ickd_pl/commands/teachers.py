@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ickd_pl.commands.parser import CommandParser
 from ickd_pl.errors import UserError
+from ickd_pl.runs.parser import CommandParser
 
 if TYPE_CHECKING:
-    from ickd_pl.weights.manifest import Teacher
+    from ickd_pl.teachers.manifest import Teacher
 
 SUMMARY = "list, fetch, verify and train the benchmark's teachers"
 
@@ -71,7 +71,7 @@ def add_fetch(subparsers: Any) -> None:
 
 
 def add_verify(subparsers: Any) -> None:
-    from ickd_pl.weights.manifest import TOLERANCE
+    from ickd_pl.teachers.manifest import TOLERANCE
 
     parser = subparsers.add_parser(
         "verify",
@@ -145,7 +145,7 @@ def manifest_path(given: argparse.Namespace) -> Path:
     Raises:
         UserError: a ``--manifest`` that is not there.
     """
-    from ickd_pl.weights.manifest import manifest_of
+    from ickd_pl.teachers.manifest import manifest_of
 
     if given.manifest is None:
         return manifest_of(given.checkpoints)
@@ -155,7 +155,7 @@ def manifest_path(given: argparse.Namespace) -> Path:
 
 
 def _list(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    from ickd_pl.weights.manifest import packaged_manifest, read_manifest
+    from ickd_pl.teachers.manifest import packaged_manifest, read_manifest
 
     no_rest(given, rest)
     manifest = manifest_path(given)
@@ -184,7 +184,7 @@ def _list(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _here(teacher: Teacher, checkpoints: Path) -> str:
-    from ickd_pl.weights.fetch import sha256_of
+    from ickd_pl.teachers.fetch import sha256_of
 
     path = teacher.path(checkpoints)
     if not path.is_file():
@@ -195,8 +195,8 @@ def _here(teacher: Teacher, checkpoints: Path) -> str:
 
 
 def _fetch(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    from ickd_pl.weights.fetch import fetch
-    from ickd_pl.weights.manifest import read_manifest
+    from ickd_pl.teachers.fetch import fetch
+    from ickd_pl.teachers.manifest import read_manifest
 
     no_rest(given, rest)
     manifest = manifest_path(given)
@@ -216,9 +216,9 @@ def _fetch(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _verify(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    from ickd_pl.weights.fetch import sha256_of
-    from ickd_pl.weights.manifest import read_manifest, record
-    from ickd_pl.weights.teacher_runs import hold_to, measure
+    from ickd_pl.teachers.fetch import sha256_of
+    from ickd_pl.teachers.manifest import read_manifest, record
+    from ickd_pl.teachers.train import hold_to, measure
 
     manifest = manifest_path(given)
     known = read_manifest(manifest).get(given.name)
@@ -249,7 +249,7 @@ def _verify(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    from ickd_pl.weights.teacher_runs import train
+    from ickd_pl.teachers.train import train
 
     train(given.name, given.seed, given.output, given.overwrite, given.checkpoints, rest)
     return 0

@@ -19,7 +19,7 @@ import torch
 
 from ickd_pl.data.base import Images, TensorDataModule
 from ickd_pl.errors import UserError
-from ickd_pl.runtime.atomic import replacing
+from ickd_pl.files import replacing
 
 TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""

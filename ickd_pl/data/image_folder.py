@@ -20,7 +20,7 @@ from torch import Tensor
 from ickd_pl.data.augment import channel_stats
 from ickd_pl.data.base import Images, TensorDataModule
 from ickd_pl.errors import UserError, near
-from ickd_pl.runtime.atomic import replacing
+from ickd_pl.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ickd_pl.features import Features
+from ickd_pl.models.features import Features
 
 
 class FeatureNet(nn.Module):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ickd_pl.features import Features
 from ickd_pl.models.base import FeatureNet, average_pool, conv1x1, conv3x3, init_convs
+from ickd_pl.models.features import Features
 
 WIDTH = 0.5
 LAST_CHANNELS = 1280  # not scaled by the width

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ickd_pl.features import Features
 from ickd_pl.models.base import FeatureNet, average_pool, conv1x1, conv3x3
+from ickd_pl.models.features import Features
 from ickd_pl.models.shufflenetv1 import channel_shuffle
 
 STEM = 24

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ickd_pl.features import Features
 from ickd_pl.models.base import FeatureNet, init_convs
+from ickd_pl.models.features import Features
 
 WIDTHS = (64, 128, 256, 512, 512)
 

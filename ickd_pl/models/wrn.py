@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ickd_pl.features import Features
 from ickd_pl.models.base import FeatureNet, average_pool, conv1x1, conv3x3, init_convs
+from ickd_pl.models.features import Features
 
 
 class WideBlock(nn.Module):

@@ -8,12 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from ickd_pl.adapters import ConvRegressor, can_regress
-from ickd_pl.arguments import Maps, as_stages, first_stage, zero_or_more
+from ickd_pl.checks import zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.features import Features, FeatureShapes
-from ickd_pl.pairs import check_stage_count, expect, feature_modules, incompatible, shape_text
-from ickd_pl.strategies.base import LossStrategy, at_least_float32, full_precision
+from ickd_pl.models.features import Features, FeatureShapes
+from ickd_pl.strategies.base import LossStrategy, at_least_float32, first_stage, full_precision
+from ickd_pl.strategies.components.compatibility import (
+    check_stage_count,
+    expect,
+    feature_modules,
+    incompatible,
+    shape_text,
+)
+from ickd_pl.strategies.components.regressors import ConvRegressor, can_regress
+from ickd_pl.strategies.components.shapes import Maps, as_stages
 
 # RepDistiller's constant factor.
 SCALE = 3 / 1000

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,10 +15,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ickd_pl.arguments import plain, short
+from ickd_pl.checks import above_zero, name_of, plain, short, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError, near
-from ickd_pl.features import Features, FeatureShapes
+from ickd_pl.models.features import Features, FeatureShapes
 
 
 class LossStrategy(pl.Callback, ABC):
@@ -101,6 +101,39 @@ class LossStrategy(pl.Callback, ABC):
     def pretrain_modules(self, student: nn.Module, adapter: nn.Module | None) -> list[nn.Module]:
         """The modules trained in the first stage; the rest of the student is frozen and in eval mode then."""
         raise NotImplementedError(f"{type(self).__name__} has pretrain_epochs but no pretrain_modules")
+
+
+def first_stage(owner: object, pretrain_epochs: object, pretrain_lr: object) -> None:
+    """Raise :class:`UserError` where length or learning rate of a first stage cannot be; a rate of None can."""
+    whole_number(owner, 0, pretrain_epochs=pretrain_epochs)
+    if pretrain_lr is not None:
+        above_zero(owner, pretrain_lr=pretrain_lr)
+
+
+def check_lists(owner: object, strategies: Any, milestones: Any) -> None:
+    """Raise :class:`UserError` where the methods are no list of methods, or the milestones do not rise.
+
+    What every method has is checked again: a class of the user's own may not check it.
+    """
+    given = list(strategies or []) if isinstance(strategies, list | tuple | type(None)) else [None]
+    if not all(isinstance(strategy, LossStrategy | dict) for strategy in given):
+        raise UserError(
+            f"{name_of(owner)}.strategies: expected a list of methods such as [ICKD(), KD()], got {strategies!r}"
+        )
+    for strategy in given:
+        if isinstance(strategy, LossStrategy):
+            zero_or_more(strategy, weight=getattr(strategy, "weight", None))
+            first_stage(strategy, strategy.pretrain_epochs, strategy.pretrain_lr)
+    fits = isinstance(milestones, Sequence) and all(type(epoch) is int and epoch > 0 for epoch in milestones)
+    if not fits or list(milestones) != sorted(set(milestones)):
+        raise UserError(f"{name_of(owner)}.milestones: expected epochs from 1 in rising order, got {milestones!r}")
+
+
+def unique_names(strategies: Sequence[LossStrategy]) -> list[str]:
+    """Log and adapter keys: each method's name, with a number from its second use on."""
+    names = [strategy.name() for strategy in strategies]
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
 
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])

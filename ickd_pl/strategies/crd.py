@@ -11,15 +11,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.adapters import LinearEmbedding
-from ickd_pl.arguments import above_zero, between, check_shapes, whole_number, zero_or_more
-from ickd_pl.class_table import ClassTable
+from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError
-from ickd_pl.features import Features, FeatureShapes
-from ickd_pl.pairs import expect
+from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.seeding import generator
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.compatibility import expect
+from ickd_pl.strategies.components.negatives import ClassTable
+from ickd_pl.strategies.components.regressors import LinearEmbedding
+from ickd_pl.strategies.components.shapes import check_shapes
 
 EPS = 1e-7
 Mode = Literal["exact", "relax"]

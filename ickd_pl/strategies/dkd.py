@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 
-from ickd_pl.arguments import above_zero, check_shapes, whole_number, zero_or_more
+from ickd_pl.checks import above_zero, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch
-from ickd_pl.features import Features
+from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.shapes import check_shapes
 
 
 def decouple(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

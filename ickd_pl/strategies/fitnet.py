@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ickd_pl.adapters import ConvRegressor, can_regress
-from ickd_pl.arguments import check_shapes, whole_number, zero_or_more
+from ickd_pl.checks import whole_number, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.features import Features, FeatureShapes
-from ickd_pl.pairs import expect, incompatible, shape_text
+from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.compatibility import expect, incompatible, shape_text
+from ickd_pl.strategies.components.regressors import ConvRegressor, can_regress
+from ickd_pl.strategies.components.shapes import check_shapes
 
 
 @full_precision

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ickd_pl.arguments import Maps, as_stages, first_stage, zero_or_more
+from ickd_pl.checks import zero_or_more
 from ickd_pl.data.batch import Batch
-from ickd_pl.features import Features, FeatureShapes
-from ickd_pl.pairs import check_channels, check_stage_count, feature_modules, match_size
-from ickd_pl.strategies.base import LossStrategy, at_least_float32, full_precision
+from ickd_pl.models.features import Features, FeatureShapes
+from ickd_pl.strategies.base import LossStrategy, at_least_float32, first_stage, full_precision
+from ickd_pl.strategies.components.compatibility import check_channels, check_stage_count, feature_modules, match_size
+from ickd_pl.strategies.components.shapes import Maps, as_stages
 
 
 @full_precision

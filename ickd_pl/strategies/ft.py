@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from ickd_pl.arguments import above_zero, check_shapes, first_stage, zero_or_more
+from ickd_pl.checks import above_zero, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.features import Features, FeatureShapes
-from ickd_pl.pairs import expect, match_size
-from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.models.features import Features, FeatureShapes
+from ickd_pl.strategies.base import LossStrategy, first_stage, full_precision
+from ickd_pl.strategies.components.compatibility import expect, match_size
+from ickd_pl.strategies.components.shapes import check_shapes
 
 # RepDistiller's rule for the first stage: students of these names (not ResNet50) have this learning rate in it.
 SLOW_STUDENTS, SLOW_LR = ("resnet", "wrn_"), 0.01

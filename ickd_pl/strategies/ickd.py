@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.adapters import ConvBN
-from ickd_pl.arguments import check_shapes, zero_or_more
+from ickd_pl.checks import zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.features import Features, FeatureShapes
-from ickd_pl.pairs import expect
+from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.compatibility import expect
+from ickd_pl.strategies.components.regressors import ConvBN
+from ickd_pl.strategies.components.shapes import check_shapes
 
 
 @full_precision

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from ickd_pl.arguments import above_zero, check_shapes, zero_or_more
+from ickd_pl.checks import above_zero, zero_or_more
 from ickd_pl.data.batch import Batch
-from ickd_pl.features import Features
+from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.shapes import check_shapes
 
 
 @full_precision

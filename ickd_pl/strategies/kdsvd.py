@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.arguments import Maps, as_stages, whole_number, zero_or_more
+from ickd_pl.checks import whole_number, zero_or_more
 from ickd_pl.data.batch import Batch
-from ickd_pl.features import Features, FeatureShapes
-from ickd_pl.pairs import check_channels, check_stage_count, incompatible, shape_text
+from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.compatibility import check_channels, check_stage_count, incompatible, shape_text
+from ickd_pl.strategies.components.shapes import Maps, as_stages
 
 # Singular vectors of the student beyond the teacher's, among which partners are sought.
 SURPLUS = 3

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ickd_pl.arguments import check_shapes, zero_or_more
+from ickd_pl.checks import zero_or_more
 from ickd_pl.data.batch import Batch
-from ickd_pl.features import Features
+from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.shapes import check_shapes
 
 
 def neighbour_probabilities(x: Tensor, eps: float) -> Tensor:

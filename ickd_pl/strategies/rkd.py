@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, smooth_l1_loss
 
-from ickd_pl.arguments import check_shapes, zero_or_more
+from ickd_pl.checks import zero_or_more
 from ickd_pl.data.batch import Batch
-from ickd_pl.features import Features
+from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.shapes import check_shapes
 
 
 def relative_distances(differences: Tensor) -> Tensor:

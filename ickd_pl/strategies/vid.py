@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ickd_pl.arguments import Maps, above_zero, as_stages, zero_or_more
+from ickd_pl.checks import above_zero, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError
-from ickd_pl.features import Features, FeatureShapes
-from ickd_pl.pairs import check_stage_count, expect, match_size
+from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.compatibility import check_stage_count, expect, match_size
+from ickd_pl.strategies.components.shapes import Maps, as_stages
 
 EPS = 1e-5
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ickd_pl.arguments import plain, short
+from ickd_pl.checks import plain, short
 from ickd_pl.errors import UserError
 from ickd_pl.models import model_names
 from ickd_pl.weights.read import read_file
@@ -58,9 +58,9 @@ class RunCheckpoint:
     @property
     def data_state(self) -> dict[str, Any]:
         """What the data module kept: ``mean``, ``std`` and ``class_names``, each where it is there."""
-        name = "" if self.data is None else self.data["class_path"].rpartition(".")[2]
-        state = self.content.get(name)
-        return state if isinstance(state, dict) else {}
+        # Lightning stores it under the name of the class.
+        path = "" if self.data is None else self.data["class_path"]
+        return next((v for k, v in self.content.items() if isinstance(v, dict) and path.endswith(f".{k}")), {})
 
 
 def read_checkpoint(path: str | Path, given: Collection[str] = ()) -> RunCheckpoint:

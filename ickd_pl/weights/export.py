@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ickd_pl.errors import UserError, near
-from ickd_pl.features import HookedNet
+from ickd_pl.files import replacing
 from ickd_pl.models import FeatureNet, model_names
-from ickd_pl.networks import network_name
-from ickd_pl.runtime.atomic import replacing
+from ickd_pl.models.build import network_name
+from ickd_pl.models.hooked import HookedNet
 from ickd_pl.seeding import generator
 from ickd_pl.weights.formats import FORMATS, Format, Result
 from ickd_pl.weights.student import StudentConfig

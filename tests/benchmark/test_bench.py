@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import yaml
 
-from ickd_pl.benchmark import identity
-from ickd_pl.benchmark.checks import shipped
+from ickd_pl.benchmark import fingerprint
 from ickd_pl.benchmark.plan import Benchmark, shard_of
-from ickd_pl.runtime.configs import config_root
-from tests.runtime.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
+from ickd_pl.benchmark.schema import shipped
+from ickd_pl.runs.configs import config_root
+from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
 
 # The shipped quick.yaml, shortened: what is tested here does not depend on how long a cell trains.
 SHORT = {"trainer": {"max_epochs": 2}, "model": {"milestones": [1]}}
@@ -302,7 +302,7 @@ def test_a_teacher_that_changed_since(done: Path) -> None:
 def test_results_of_other_code_are_not_mixed_in_silence(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = again(done)
     shutil.rmtree(folder / "cells/resnet20_resnet8/kd")
-    monkeypatch.setattr("ickd_pl.benchmark.runner.code_hash", lambda: "0" * 64)
+    monkeypatch.setattr("ickd_pl.benchmark.folder.code_hash", lambda: "0" * 64)
     message = refused("run", "--config", "short.yaml", "--output", folder)
     assert "trained by other code" in message and "--accept-code" in message
     outcome = run("--accept-code")
@@ -315,7 +315,7 @@ def test_results_of_other_code_are_not_mixed_in_silence(done: Path, monkeypatch:
 def test_the_code_hash_follows_the_code_that_trains(tmp_path: Path) -> None:
     copy = tmp_path / "ickd_pl"
     shutil.copytree(REPOSITORY / "ickd_pl", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    script = "from ickd_pl.benchmark.identity import code_hash; print(code_hash())"
+    script = "from ickd_pl.benchmark.fingerprint import code_hash; print(code_hash())"
 
     def hashed() -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -325,7 +325,7 @@ def test_the_code_hash_follows_the_code_that_trains(tmp_path: Path) -> None:
         return done.stdout.strip()
 
     first = hashed()
-    assert first == identity.code_hash()
+    assert first == fingerprint.code_hash()
     (copy / "commands" / "export.py").write_text((copy / "commands" / "export.py").read_text() + "\n# a remark\n")
     assert hashed() == first
     (copy / "strategies" / "kd.py").write_text((copy / "strategies" / "kd.py").read_text() + "\n# a remark\n")

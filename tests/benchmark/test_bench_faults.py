@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from ickd_pl.benchmark.pack_record import PackRecord
 from ickd_pl.benchmark.plan import Benchmark
-from ickd_pl.benchmark.stored import read_begun
+from ickd_pl.benchmark.records import read_begun
 from ickd_pl.errors import UserError
-from ickd_pl.runtime import EpochRecord
+from ickd_pl.runs import EpochRecord
+from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies import SP
 from tests.benchmark.test_bench import quick, refused, results, run
-from tests.runtime.helpers import REPOSITORY, assert_same_run, cli, rows_of, snapshot
+from tests.runs.helpers import REPOSITORY, assert_same_run, cli, rows_of, snapshot
 
 KD = Path("out/cells/resnet20_resnet8/kd/seed_0")
 TEACHER = Path("out/cells/teachers/resnet20/seed_0")
@@ -67,7 +67,7 @@ def stop_after() -> Iterator[Stop]:
 
 
 def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ickd_pl.benchmark.runner.code_hash", lambda: "0" * 64)
+    monkeypatch.setattr("ickd_pl.benchmark.folder.code_hash", lambda: "0" * 64)
 
 
 def result(place: Path) -> dict[str, Any]:
@@ -238,13 +238,14 @@ def test_killed_after_the_last_epoch_a_stopped_member_stays_stopped(monkeypatch:
 def teacher_alone(runner: Any, cell: Any) -> None:
     """The teacher as always, whatever became of ``_finish``."""
     from ickd_pl.benchmark.cells import Job, train_alone
+    from ickd_pl.benchmark.records import write_result
     from ickd_pl.benchmark.result import make_result
-    from ickd_pl.benchmark.stored import write_result
 
-    runner.begin(cell, runner._place(cell))
-    outcome = train_alone(Job(cell, runner._words(cell), runner._place(cell)))
-    found = make_result(runner, cell, outcome, runner._identity(cell), runner._recipe(cell), None)
-    write_result(runner._place(cell), {**found, "accepted_code": False, "chosen_on_validation": None})
+    folder = runner.folder
+    folder.begin(cell, folder.place(cell))
+    outcome = train_alone(Job(cell, folder.words(cell), folder.place(cell)))
+    found = make_result(folder, cell, outcome, folder.identity(cell), folder.recipe(cell), None)
+    write_result(folder.place(cell), {**found, "accepted_code": False, "chosen_on_validation": None})
 
 
 # -- mended files ----------------------------------------------------------------------------------------------------
@@ -417,7 +418,7 @@ def test_no_checkpoint_is_left_in_a_folder_that_all_share(monkeypatch: pytest.Mo
 
 def test_the_hash_of_data_follows_their_constants() -> None:
     from ickd_pl import Digits
-    from ickd_pl.benchmark.identity import data_hash
+    from ickd_pl.benchmark.fingerprint import data_hash
 
     data = Digits(train_size=64)
     data.prepare_data()

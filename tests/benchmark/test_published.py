@@ -8,9 +8,8 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from ickd_pl.benchmark.names import TEACHER, network_name, row_name
-from ickd_pl.benchmark.published import published
-from ickd_pl.runtime.configs import config_root
+from ickd_pl.benchmark.published import TEACHER, network_name, published, row_name
+from ickd_pl.runs.configs import config_root
 
 ICKD = "ICKD/Cifar100/README.md"
 

@@ -12,8 +12,8 @@ from torchvision import datasets
 
 from ickd_pl.data import CIFAR100
 from tests.data.test_cifar import make_source
-from tests.runtime.helpers import Outcome, cli
-from tests.weights.mirror import FILE, Mirror, manifest, serving, sha256, weights
+from tests.runs.helpers import Outcome, cli
+from tests.teachers.mirror import FILE, Mirror, manifest, serving, sha256, weights
 
 HERE = Path("checkpoints") / FILE.format("resnet20")
 RESULT = Path("out/cells/teachers/resnet20/seed_0/result.json")

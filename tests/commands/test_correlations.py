@@ -13,9 +13,9 @@ import yaml
 from PIL import Image
 
 from ickd_pl import Digits, get_model, load_student, load_teacher
-from ickd_pl.correlations import logit_correlation, mean_channel_correlation
+from ickd_pl.correlations.measures import logit_correlation, mean_channel_correlation
 from ickd_pl.seeding import seeded
-from tests.runtime.helpers import Run, cli, load, snapshot
+from tests.runs.helpers import Run, cli, load, snapshot
 
 ROWS = ("channels", "class logits", "ICKD's loss")
 

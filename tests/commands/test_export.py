@@ -16,7 +16,7 @@ from safetensors import safe_open
 from ickd_pl import Digits, load_student, load_teacher
 from ickd_pl.weights import read_config
 from ickd_pl.weights.formats import FORMATS
-from tests.runtime.helpers import Run, cli, load, snapshot
+from tests.runs.helpers import Run, cli, load, snapshot
 
 
 def test_a_trained_student_in_every_format(student: Run) -> None:

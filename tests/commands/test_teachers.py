@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ickd_pl.weights.manifest import packaged_manifest, record, teacher_of
-from tests.runtime.helpers import REPOSITORY, cli
-from tests.weights.mirror import FILE, Mirror, manifest, serving, sha256, weights
+from ickd_pl.teachers.manifest import packaged_manifest, record, teacher_of
+from tests.runs.helpers import REPOSITORY, cli
+from tests.teachers.mirror import FILE, Mirror, manifest, serving, sha256, weights
 
 HERE = Path("checkpoints") / FILE.format("resnet8")
 GOOD = weights()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ickd_pl.features import Features
 from ickd_pl.models import FeatureNet, get_model
+from ickd_pl.models.features import Features
 from tests.fill_rule import fill
 from tests.golden import golden_index, golden_params, golden_path, tensor
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ickd_pl.features import FeatureShapes
 from ickd_pl.models import FeatureNet, get_model, model_names
+from ickd_pl.models.features import FeatureShapes
 from ickd_pl.seeding import seeded
 from tests.fill_rule import fill
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.features import Features, FeatureShapes
+from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies import (
     AB,
     AT,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ickd_pl.features import Features, FeatureShapes
+from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies import LossStrategy
 from tests.strategies.golden_methods import built
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ickd_pl import DistillationModule, LossStrategy, UserError, get_model
-from ickd_pl.arguments import above_zero, between, whole_number, zero_or_more
+from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
 from ickd_pl.strategies import AB, CRD, FSP, FT, KD, VID, discover
 from ickd_pl.strategies.vid import EPS, VariationalHead
-from tests.runtime.helpers import cli, subprocess_cli
+from tests.runs.helpers import cli, subprocess_cli
 
 METHODS = discover()
 NAN, INF = float("nan"), float("inf")

@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from ickd_pl import Digits, DistillationModule, IncompatiblePair, LossStrategy, get_model
-from ickd_pl.class_table import ClassTable
 from ickd_pl.data.batch import Batch
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies import discover, from_spec
+from ickd_pl.strategies.components.negatives import ClassTable
 
 # At least so many; raised with every method that lands.
 METHODS_AT_LEAST = 16

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ickd_pl.class_table import ClassTable
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError
 from ickd_pl.seeding import generator, seeded
+from ickd_pl.strategies.components.negatives import ClassTable
 from ickd_pl.strategies.crd import CRD, ContrastMemory, crd_loss
 from tests.strategies.golden_methods import make_features
 from tests.strategies.reference import VALUES, Array, arrays, full_features, s, shapes, t, unit

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ickd_pl.adapters import ConvRegressor
 from ickd_pl.data.batch import DataInfo
 from ickd_pl.errors import IncompatiblePair
+from ickd_pl.strategies.components.regressors import ConvRegressor
 from ickd_pl.strategies.fitnet import FitNet, fitnet_loss
 from tests.strategies.golden_methods import blank_batch
 from tests.strategies.reference import (

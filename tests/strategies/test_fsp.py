@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ickd_pl.errors import IncompatiblePair, UserError
-from ickd_pl.features import FeatureShapes
 from ickd_pl.models import get_model
+from ickd_pl.models.features import FeatureShapes
 from ickd_pl.strategies.fsp import FSP, fsp_loss
 from tests.strategies.golden_methods import blank_batch, make_features
 from tests.strategies.reference import VALUES, check_properties, full_features, one_size, s, shapes, t

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ickd_pl.data.batch import Batch
-from ickd_pl.features import Features
 from ickd_pl.models import FeatureNet, get_model
+from ickd_pl.models.features import Features
 from ickd_pl.strategies import KD
 from ickd_pl.strategies.crd import ContrastMemory
 from tests.fill_rule import fill

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ickd_pl.adapters import ConvBN
 from ickd_pl.data.batch import DataInfo
+from ickd_pl.strategies.components.regressors import ConvBN
 from ickd_pl.strategies.ickd import ICKD, ickd_loss
 from tests.strategies.golden_methods import blank_batch, make_features
 from tests.strategies.reference import (

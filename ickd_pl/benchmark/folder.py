@@ -1,0 +1,147 @@
+"""A benchmark's results folder: where its cells lie, who is at work in them, and what each of them depends on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ickd_pl.benchmark.cells import remove
+from ickd_pl.benchmark.fingerprint import Identity, code_hash, data_hash
+from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, without_places
+from ickd_pl.benchmark.records import read_result, write_begun
+from ickd_pl.benchmark.teachers import Teachers
+from ickd_pl.errors import UserError
+from ickd_pl.files import write_text
+from ickd_pl.runs.configs import find_configs
+from ickd_pl.runs.data_options import data_module
+
+Say = Callable[[str], None]
+
+
+class ResultsFolder:
+    """The results folder of a benchmark.
+
+    Args:
+        benchmark: whose results it holds.
+        path: the folder.
+        say: takes a line on what is being done.
+    """
+
+    def __init__(self, benchmark: Benchmark, path: Path, say: Say) -> None:
+        self.benchmark, self.path, self.say = benchmark, path, say
+        self.teachers = Teachers(benchmark, path, say)
+        self._hashes: dict[str, str] = {}
+
+    # -- what is there -------------------------------------------------------------------------------------------
+
+    def pending(self, group: Group) -> list[Cell]:
+        """The cells of a group that have no result yet."""
+        return [cell for cell in group.cells if read_result(self.place(cell)) is None]
+
+    def place(self, cell: Cell) -> Path:
+        """The folder of a cell."""
+        return self.path / "cells" / cell.path
+
+    def choices_of(self, cell: Cell) -> Path:
+        """Where the runs lie among which a cell's arguments are chosen."""
+        return self.path / "choices" / cell.path
+
+    def begun(self) -> bool:
+        """Whether anything was trained here."""
+        names = ("result.json", "identity.json")
+        return any(True for top in ("cells", "choices") for name in names for _ in self.path.glob(f"{top}/**/{name}"))
+
+    @contextmanager
+    def lock(self, group: Group, wait: bool) -> Iterator[bool]:
+        """The operating system's lock on a group: a process that is killed loses it by itself."""
+        place = self.path / group.path
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write into {place} ({error.strerror}): give --output another folder") from error
+        lock = FileLock(place / ".lock")
+        try:
+            lock.acquire(timeout=1)  # `bench status` looks for a moment
+        except Timeout:
+            if not wait:
+                yield False
+                return
+            self.say(f"{group}: another process is at it, waiting ({_holder(place)})")
+            lock.acquire()
+        try:
+            write_text(place / ".holder", f"process {os.getpid()} on {socket.gethostname()}\n")
+            yield True
+        finally:
+            remove(place / ".holder")
+            lock.release()
+
+    # -- what a cell is ------------------------------------------------------------------------------------------
+
+    def words(self, cell: Cell, overrides: dict[str, Any] | None = None) -> list[str]:
+        """The words of the ``fit`` that is a cell, with its teacher's weights."""
+        weights = self.teachers.weights(cell.teacher) if cell.teacher else None
+        return self.benchmark.words(cell, weights, self.place(cell), overrides or {})
+
+    def recipe(self, cell: Cell) -> dict[str, Any]:
+        """See :func:`recipe_of`."""
+        return recipe_of(self.benchmark, cell)
+
+    def data(self, cell: Cell) -> Any:
+        """The data module of a cell."""
+        settings = self.benchmark.settings
+        own = settings["teachers"]["data"] if cell.kind == "teacher" else {}
+        return data_module(merge(settings["data"], own))
+
+    def data_hash(self, cell: Cell) -> str:
+        """The hash of the data that a cell sees."""
+        if cell.kind not in self._hashes:
+            data = self.data(cell)
+            data.prepare_data()
+            self._hashes[cell.kind] = data_hash(data)
+        return self._hashes[cell.kind]
+
+    @property
+    def code(self) -> str:
+        """The hash of the code that trains."""
+        return code_hash()
+
+    def identity(self, cell: Cell) -> Identity:
+        """What a cell depends on now."""
+        teacher = self.teachers.hash_of(cell.teacher) if cell.teacher else None
+        return Identity(self.code, self.data_hash(cell), teacher)
+
+    def begin(self, cell: Cell, place: Path) -> None:
+        """Note in a folder what the run in it depends on."""
+        write_begun(place, self.identity(cell), self.recipe(cell))
+
+
+def recipe_of(benchmark: Benchmark, cell: Cell) -> dict[str, Any]:
+    """The settings that make the cell, from all its files, without where things lie and how they are shown."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = find_configs(benchmark.words(cell, None, Path(scratch), {}))
+        recipe: dict[str, Any] = {}
+        for word, following in itertools.pairwise(words):
+            if word == "--config":
+                recipe = merge(recipe, yaml.safe_load(Path(following).read_text(encoding="utf-8")))
+    for key in ("teacher_weights", "teacher_floor"):
+        recipe.get("model", {}).pop(key, None)
+    recipe["data"] = without_places(recipe["data"])
+    recipe["seed_everything"] = cell.seed
+    choices = benchmark.settings["choices"].get(cell.method)
+    return {**recipe, **({"choices": choices, "val_size": benchmark.settings["val_size"]} if choices else {})}
+
+
+def _holder(place: Path) -> str:
+    try:
+        return (place / ".holder").read_text(encoding="utf-8").strip()
+    except OSError:
+        return "unknown"

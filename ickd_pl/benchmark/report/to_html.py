@@ -1,0 +1,96 @@
+"""report.html: one file without anything from outside, with charts, for light and dark screens and narrow ones."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ickd_pl.benchmark.published import row_name
+from ickd_pl.benchmark.report.charts import MINUS, Bar, Line, interval_chart, line_chart
+from ickd_pl.benchmark.report.notes import facts, methods_text, notes
+from ickd_pl.benchmark.report.results import Pair
+from ickd_pl.benchmark.report.statistics import FEWEST_SEEDS
+from ickd_pl.benchmark.report.summary import REFERENCES, Summary
+from ickd_pl.benchmark.report.tables import (
+    accuracy_table,
+    curve_table,
+    environment_table,
+    interval_text,
+    pair_name,
+    pair_table,
+    paired_table,
+    runs_table,
+    signed,
+)
+
+
+def html(summary: Summary) -> str:
+    """The page. Every name is escaped by the template engine; the charts escape their own."""
+    environment = Environment(
+        loader=PackageLoader("ickd_pl.benchmark.report.write", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["minus"] = _minus
+    table = accuracy_table(summary)
+    kinds = {kind for row in table.rows for cell in row for kind, _ in cell.beneath}
+    return environment.get_template("page.html.jinja").render(
+        name=summary.results.name,
+        facts=facts(summary),
+        notes=notes(summary),
+        table=table,
+        kinds=[kind for kind in ("best", "published") if kind in kinds],
+        pairs=[_pair(summary, pair, number) for number, pair in enumerate(summary.results.pairs, 1)],
+        runs=runs_table(summary),
+        states=sorted({run.state for run in summary.results.runs}),
+        environment=environment_table(summary),
+        methods=methods_text(summary),
+        fewest=FEWEST_SEEDS,
+    )
+
+
+def _minus(text: str) -> str:
+    """A true minus sign before a figure, as wide as the plus."""
+    return text.replace("-", MINUS) if re.fullmatch(r"[-+.,\d\[\] ]*\d[\] ]*", text) else text
+
+
+def _pair(summary: Summary, pair: Pair, number: int) -> dict[str, Any]:
+    numbers = {m: k for k, m in enumerate(summary.rows)}
+    entries = [summary.entry(pair, m) for m in summary.rows]
+    lines = [Line(row_name(e.method), e.curve, numbers[e.method]) for e in entries if e.curve]
+    last = max((max(line.points) for line in lines), default=0)
+    late = last - last // 4
+    title = f"test accuracy of {pair_name(pair)}"
+    charts = [("All epochs", line_chart(lines, f"{title} by epoch"))]
+    if last >= 12:
+        charts.append((f"From epoch {late}", line_chart(lines, f"{title} from epoch {late}", late)))
+    return {
+        "id": f"pair-{number}",
+        "name": pair_name(pair),
+        "table": pair_table(summary, pair),
+        "paired": paired_table(summary, pair),
+        "curves": curve_table(summary, pair),
+        "charts": [(heading, chart) for heading, chart in charts if chart],
+        "lines": sorted(lines, key=lambda line: -line.points[max(line.points)]),
+        "intervals": [(f"Minus {row_name(r)}", chart) for r in REFERENCES if (chart := _intervals(summary, pair, r))],
+    }
+
+
+def _intervals(summary: Summary, pair: Pair, reference: str) -> Markup:
+    bars = []
+    for method in summary.results.methods:
+        c = summary.entry(pair, method).against.get(reference)
+        if c is not None:
+            shown = c.both or c.images
+            what = "images and seeds" if c.both else "images alone"
+            note = (
+                f"{row_name(method)} minus {row_name(reference)}: {signed(c.difference)} {interval_text(shown)}, {what}"
+            )
+            low, high = (shown.low, shown.high) if shown else (None, None)
+            bars.append(Bar(row_name(method), c.difference, low, high, c.claim != 0, note))
+    return interval_chart(bars, f"{pair_name(pair)}: differences to {row_name(reference)}")

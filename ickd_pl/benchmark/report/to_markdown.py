@@ -1,0 +1,81 @@
+"""report.md."""
+
+from __future__ import annotations
+
+import re
+
+from ickd_pl.benchmark.report.notes import facts, methods_text, notes
+from ickd_pl.benchmark.report.summary import Summary
+from ickd_pl.benchmark.report.tables import (
+    Cell,
+    Table,
+    accuracy_table,
+    best_table,
+    curve_table,
+    environment_table,
+    pair_name,
+    pair_table,
+    paired_table,
+    published_table,
+    runs_table,
+)
+
+ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+LEGEND = "↑ and ↓: above and below KD, claimed; bold: the best of its column, its lead over the second claimed"
+
+
+def markdown(summary: Summary) -> str:
+    """The whole report, readable as it is in a terminal."""
+    parts = [f"# {_md(summary.results.name)}: results", ", ".join(f"{k}: {_md(v)}" for k, v in facts(summary))]
+    if remarks := notes(summary):
+        parts += ["**Before reading the figures**", "\n".join(f"- {_md(text)}" for text in remarks)]
+    parts += ["## Accuracy after the last epoch", md_table(accuracy_table(summary)), f"{LEGEND}."]
+    parts += ["## Best epoch", "For information: chosen on the split it is measured on.", md_table(best_table(summary))]
+    if (table := published_table(summary)) is not None:
+        parts += ["## Published figures, and the difference to them", md_table(table)]
+        parts += ["†: the epoch is not stated. In brackets: mean of the last epoch minus the published figure."]
+    for pair in summary.results.pairs:
+        parts += [f"## {_md(pair_name(pair))}", md_table(pair_table(summary, pair))]
+        if (table := paired_table(summary, pair)) is not None:
+            parts += ["Paired differences with intervals of 95 %:", md_table(table)]
+        if (table := curve_table(summary, pair)) is not None:
+            parts += ["Learning curves, mean over seeds:", md_table(table)]
+    parts += ["## Every run", md_table(runs_table(summary))]
+    if (table := environment_table(summary)) is not None:
+        parts += ["## Versions and hashes", md_table(table)]
+    parts += ["## How the figures were made", *methods_text(summary)]
+    parts += [
+        "`report.csv` has one row a run, done or not, and no means; `report.tex` has the tables above; `report.html` "
+        "is this report with its charts."
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def md_table(table: Table) -> str:
+    """A table whose columns are aligned in the source as well."""
+    lines = [[_md(h) for h in table.header], *([_md_cell(c) for c in row] for row in table.rows)]
+    widths = [max(3, *(len(line[k]) for line in lines)) for k in range(len(table.header))]
+    text = [table.is_text(k) for k in range(len(widths))]
+    if text[-1]:
+        widths[-1] = 3  # nothing stands to the right of it: a long reason needs no padding above and below
+
+    def join(line: list[str]) -> str:
+        cells = [v.ljust(w) if t else v.rjust(w) for v, w, t in zip(line, widths, text, strict=True)]
+        return f"| {' | '.join(cells)} |"
+
+    rule = [("-" * w if t else "-" * (w - 1) + ":") for w, t in zip(widths, text, strict=True)]
+    return "\n".join([join(lines[0]), f"| {' | '.join(rule)} |", *map(join, lines[1:])])
+
+
+def _md_cell(cell: Cell) -> str:
+    text = _md(cell.text)
+    return (f"**{text}**" if cell.kind == "leader" else text) + ("" if cell.text in _CLAIMED else ARROWS[cell.claim])
+
+
+_CLAIMED = ("above", "below")  # the claim in words needs no arrow
+
+
+def _md(text: str) -> str:
+    """Nothing in a name may end a cell or become markup; underscores inside a word are safe."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`|*]|\](?=[(\[])|^[#>+-](?=\s))", r"\\\1", text)

@@ -1,0 +1,127 @@
+"""Checks of arguments that types cannot make: the numbers of the module and of the methods, and values out of files.
+
+Every message is one line: whose argument, what was expected, what came. ``owner`` is the object (or its name) in front.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ickd_pl.errors import UserError, near
+
+
+def above_zero(owner: object, /, **values: object) -> None:
+    """Raise :class:`UserError` for the first value that is no finite number above 0."""
+    _check(owner, values, "a number above 0", lambda value: value > 0)
+
+
+def zero_or_more(owner: object, /, **values: object) -> None:
+    """Raise :class:`UserError` for the first value that is no finite number from 0."""
+    _check(owner, values, "0 or more", lambda value: value >= 0)
+
+
+def between(owner: object, low: float, high: float, /, **values: object) -> None:
+    """Raise :class:`UserError` for the first value that is no number from ``low`` to ``high``, this one excluded."""
+    expected = f"{low} or more and below {high}"
+    _check(owner, values, expected, lambda value: low <= value < high)
+
+
+def whole_number(owner: object, least: int, /, **values: object) -> None:
+    """Raise :class:`UserError` for the first value that is no ``int`` from ``least``."""
+    expected = f"a whole number, {least} or more"
+    _check(owner, values, expected, lambda value: isinstance(value, int) and value >= least)
+
+
+def _check(owner: object, values: dict[str, object], expected: str, fits: Callable[[Any], bool]) -> None:
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value in (math.inf, -math.inf) or not fits(value):  # NaN fits nothing
+            raise UserError(f"{name_of(owner)}.{name}: expected {expected}, got {value!r}")
+
+
+def name_of(owner: object) -> str:
+    """What messages call the owner of an argument."""
+    return owner if isinstance(owner, str) else type(owner).__name__
+
+
+# -- values that come from a file --------------------------------------------------------------------------------------
+
+
+def plain(value: object) -> bool:
+    """Whether a value is a number, a text, a truth value or None, or a list or mapping of those that names no class."""
+    if isinstance(value, list | tuple):
+        return all(map(plain, value))
+    if isinstance(value, dict):
+        return "class_path" not in value and all(type(key) is str and plain(value[key]) for key in value)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def plain_arguments(function: Callable[..., Any], values: object, where: str, instead: str) -> dict[str, Any]:
+    """Arguments that come from a file, held to what the function says that it takes.
+
+    A file may set numbers, texts and lists of them where the parameter's type is made of nothing else. What it gives
+    for any other parameter could be taken for the name of a class, and is refused.
+
+    Args:
+        function: a class or function with annotated parameters.
+        values: the arguments by name.
+        where: the file and the part of it, for the message.
+        instead: what the user can do, for the message.
+
+    Raises:
+        UserError: an unknown name, a parameter of another type, or a value that is not of the parameter's type.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: expected arguments by name, got {short(values)}; {instead}")
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    hints = _hints(function)
+    for name, value in values.items():
+        if name not in known:
+            raise UserError(f"{where}: unknown setting {short(name)}: {near(str(name), known)}")
+        if not _may_come_from_a_file(hints.get(name)) or not _fits_type(value, hints[name]):
+            raise UserError(f"{where}.{name} is {short(value)}, which a file may not set; {instead}")
+    return dict(values)
+
+
+def short(value: object) -> str:
+    """A value of a stranger's as one short line of printable characters, for a message."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(inspect.getattr_static(function, "__init__") if isinstance(function, type) else function)
+    except (NameError, TypeError, AttributeError):  # a name that only a type checker knows: nothing may be set then
+        return {}
+
+
+def _may_come_from_a_file(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return True
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict, Sequence):
+        return all(_may_come_from_a_file(part) for part in get_args(annotation) if part is not ...)
+    return annotation in (bool, int, float, str, Path, type(None))
+
+
+def _fits_type(value: object, annotation: Any) -> bool:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if origin in (Union, types.UnionType):
+        return any(_fits_type(value, part) for part in parts)
+    if origin in (list, tuple, Sequence):
+        kinds = [part for part in parts if part is not ...]
+        return isinstance(value, list | tuple) and all(any(_fits_type(v, kind) for kind in kinds) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits_type(k, parts[0]) and _fits_type(v, parts[1]) for k, v in value.items()
+        )
+    if annotation is float:
+        return type(value) in (int, float)
+    return type(value) is (str if annotation is Path else annotation)

@@ -1,0 +1,305 @@
+"""What ``correlations`` compares, read from files: a teacher, a student before and after, and test images."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ickd_pl.correlations.measures import Subject, settle
+from ickd_pl.data.batch import as_batch
+from ickd_pl.errors import UserError
+from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.build import make_network, probe
+from ickd_pl.runs.data_options import data_from_words
+from ickd_pl.runs.stored_settings import Given, data_settings, given_data, known_data
+from ickd_pl.seeding import seeded
+from ickd_pl.strategies.components.regressors import ConvBN
+from ickd_pl.weights import StudentConfig, load_student, load_teacher, read_config
+from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
+
+AT_ONCE = 100
+"""Images in one pass."""
+SETTLE_IMAGES = 1000
+"""About as many training images set the batch norms of what was never trained; see :func:`settle`."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    Attributes:
+        checkpoint: of a run.
+        before: the checkpoint of a student of the same network; None: the run's own start.
+        teacher: a network's name; None: the checkpoint's.
+        teacher_weights: None: the checkpoint's.
+        images: test images, at most.
+        data: options of the data, such as ``--data Digits``; the checkpoint's stand for what is not given.
+    """
+
+    checkpoint: Path
+    before: Path | None = None
+    teacher: str | None = None
+    teacher_weights: Path | None = None
+    images: int = 1000
+    data: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was read.
+
+    Attributes:
+        teacher: trained.
+        before: the student before distillation.
+        after: the student after it.
+        images: normalised test images in batches.
+        title: teacher, student, methods, images and data in words.
+        names: of the teacher and the two students, for panels.
+        note: what a reader must know of this comparison; may be empty.
+        source: what the checkpoint decided of where the data are read; may be empty.
+    """
+
+    teacher: FeatureNet
+    before: Subject
+    after: Subject
+    images: list[Tensor]
+    title: str
+    names: tuple[str, str, str]
+    note: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run's checkpoint.
+
+    Attributes:
+        run: what it says of its run.
+        config: its network and classes.
+    """
+
+    run: RunCheckpoint
+    config: StudentConfig
+
+    @property
+    def path(self) -> Path:
+        return self.run.path
+
+    @property
+    def seed(self) -> int:
+        """Of its run."""
+        return int(self.run.settings["seed"])
+
+    @property
+    def methods(self) -> list[str]:
+        """Class names of its methods, such as ``ICKD``."""
+        return self.run.methods
+
+    @property
+    def taught_by(self) -> str:
+        """Its methods, for a title."""
+        return " + ".join(self.methods) or "Vanilla"
+
+    def adapter(self, channels: int) -> ConvBN | None:
+        """ICKD's trained adapter, in eval mode; None without ICKD, or where it does not lead to so many channels.
+
+        Raises:
+            UserError: it should be there and is not.
+        """
+        if "ICKD" not in self.methods:
+            return None
+        prefix = "adapters.ickd."
+        try:
+            state = self.run.content["state_dict"]
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            adapter = ConvBN(*reversed(state["conv.weight"].shape[:2]))
+            adapter.load_state_dict(state)
+        except (LookupError, RuntimeError, TypeError, AttributeError):
+            raise UserError(f"{self.path}: the adapter of its ICKD is missing or damaged: get the file again") from None
+        return adapter.eval() if adapter.conv.out_channels == channels else None
+
+    def start(self, adapter: ConvBN | None) -> Subject:
+        """The student, and where there is one the adapter, as the run began with them: functions of its seed."""
+        net = make_network(str(self.config.network), self.config.num_classes, None, self.seed, "student").eval()
+        if adapter is None:
+            return Subject(net)
+        with seeded(self.seed, "adapter", "ickd", self.methods.index("ICKD")):  # as DistillationModule does
+            return Subject(net, ConvBN(adapter.conv.in_channels, adapter.conv.out_channels).eval())
+
+
+def read_run(path: Path) -> Checkpoint:
+    """Read a checkpoint that ``fit`` has written.
+
+    Raises:
+        UserError: the file is missing, damaged or none of these, or its network is one of the user's own.
+    """
+    config = read_config(path)
+    run = read_checkpoint(path)
+    if config.network is None or "seed" not in run.settings:
+        raise UserError(
+            f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint"
+        )
+    return Checkpoint(run, config)
+
+
+def read_inputs(request: Request) -> Inputs:
+    """Read files first, then data, so that what is wrong is found before anything takes time.
+
+    Raises:
+        UserError: a file that is missing, damaged or of another network, no teacher, wrong options of the data.
+    """
+    given = given_data(request.data)
+    known = known_data(given.name)  # before any file is opened
+    checkpoint = read_run(request.checkpoint)
+    net = load_student(request.checkpoint)
+    name, teacher = _teacher(request, checkpoint)
+    other = None if request.before is None else _other(request.before, checkpoint)
+    data, source = _data(request.data, given, known, checkpoint)
+    network, size = str(checkpoint.config.network), int(getattr(data, "image_size", checkpoint.config.image_size))
+    theirs, ours = (probe(n, m, size, False).final[0] for n, m in ((teacher, name), (net, network)))
+    adapter = checkpoint.adapter(theirs)
+    before, note = _before(checkpoint, other, adapter, data)
+    if adapter is None and ours == theirs:
+        note = (
+            "No ICKD adapter: the student's own channels are compared, and nothing puts them into the teacher's order."
+        )
+    images = list(_test_images(data, request.images))
+    place = getattr(data, "name", None) or type(data).__name__
+    title = f"{name} teaches {network}: {sum(map(len, images))} test images of {place}"
+    start = f"before: its start, seed {checkpoint.seed}" if other is None else f"before: {other.taught_by}"
+    names = (f"teacher {name}", f"student {start}", f"student after: {checkpoint.taught_by}")
+    return Inputs(teacher, before, Subject(net, adapter), images, title, names, note, source)
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+
+def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]:
+    """The teacher's name and the teacher: what was asked for, else the checkpoint's."""
+    own = checkpoint.run.settings.get("teacher")
+    name = request.teacher or own
+    if not isinstance(name, str):
+        raise UserError(
+            f"{checkpoint.path} names no teacher (methods: {', '.join(checkpoint.methods) or 'none'}): "
+            "give --teacher NAME and --teacher_weights FILE"
+        )
+    path = request.teacher_weights
+    if path is None and name == own and checkpoint.run.settings.get("teacher_weights"):
+        path = Path(str(checkpoint.run.settings["teacher_weights"]))
+        if not path.is_file():
+            raise UserError(
+                f"{checkpoint.path} learnt from the teacher {name} in {path}, which is not there now: "
+                "give --teacher_weights FILE"
+            )
+    if path is None:
+        raise UserError(f"{checkpoint.path} does not say where the weights of {name} are: give --teacher_weights FILE")
+    return name, load_teacher(name, path, checkpoint.config.num_classes)
+
+
+def _other(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint of ``--before``, when it is of the same network and classes."""
+    other = read_run(path)
+    theirs, own = ((c.config.network, c.config.num_classes) for c in (other, checkpoint))
+    if theirs != own:
+        raise UserError(
+            f"{path} is a {theirs[0]} of {theirs[1]} classes, {checkpoint.path} a {own[0]} of {own[1]}: "
+            "give --before a student of the same network and classes"
+        )
+    return other
+
+
+def _before(checkpoint: Checkpoint, other: Checkpoint | None, adapter: ConvBN | None, data: Any) -> tuple[Subject, str]:
+    """The student before distillation, and what must be said of it.
+
+    Batch norms that were never trained have statistics of 0 and 1, with which no network is ever run; theirs are set
+    from training images, as the first step of a training would.
+    """
+    note = ""
+    if other is None:
+        before = checkpoint.start(adapter)
+        fresh: list[nn.Module] = [m for m in (before.net, before.adapter) if m is not None]
+    else:
+        own = None if adapter is None else other.adapter(adapter.conv.out_channels)
+        # Another student's adapter mixes the channels as that one's training left it; only its statistics can be made
+        # to fit.
+        borrowed = copy.deepcopy(adapter) if own is None else None
+        before = Subject(load_student(other.path), own or borrowed)
+        fresh = [borrowed] if borrowed is not None else []
+        if borrowed is not None:
+            note = "Before: this student never trained with the adapter, which adds to the distance of its channels."
+    if fresh:
+        settle(fresh, _training_images(data), before)
+    return before, note
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def _data(args: Sequence[str], given: Given, known: dict[str, type], checkpoint: Checkpoint) -> tuple[Any, str]:
+    """The data module, the checkpoint's changed by the user's arguments or another one of theirs; and what the
+    checkpoint decided of where it is read."""
+    settings, source = data_settings(checkpoint.run, given, known)
+    args = _without_class(args)
+    if settings is not None:
+        arguments = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings["init_args"].items()}
+        kept = [f"--data.init_args.{key}={value}" for key, value in arguments.items()]
+        data = data_from_words([f"--data={settings['class_path']}", *kept, *args])
+        # The constants that the student was trained with, and no others.
+        if checkpoint.run.data_state and hasattr(data, "load_state_dict"):
+            data.load_state_dict(checkpoint.run.data_state)
+    elif given.name is None:
+        raise UserError(f"{checkpoint.path} does not say on which data it was trained: give --data NAME")
+    else:
+        data = data_from_words([f"--data={given.name}", *args])
+    classes = getattr(data, "num_classes", checkpoint.config.num_classes)
+    if classes != checkpoint.config.num_classes:
+        raise UserError(
+            f"the data have {classes} classes, {checkpoint.path} has {checkpoint.config.num_classes}: give "
+            "--data of as many classes"
+        )
+    data.prepare_data()
+    return data, source
+
+
+def _without_class(args: Sequence[str]) -> list[str]:
+    """The arguments without ``--data NAME``."""
+    rest, expects = [], False
+    for arg in args:
+        if not expects and arg != "--data" and not arg.startswith("--data="):
+            rest.append(arg)
+        expects = arg == "--data" and not expects
+    if expects:
+        raise UserError("--data: expected the name of a data set after it")
+    return rest
+
+
+def _test_images(data: Any, most: int) -> Iterator[Tensor]:
+    """Test images evenly spaced over the test set, which may be sorted by class, in batches."""
+    data.setup("test")
+    total = sum(len(as_batch(batch).label) for batch in data.test_dataloader())
+    count, position = min(most, total), 0
+    chosen = {number * total // count for number in range(count)}
+    for batch in data.test_dataloader():
+        images = as_batch(batch).image
+        rows = [row for row in range(len(images)) if position + row in chosen]
+        position += len(images)
+        yield from (images[part] for part in (rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)))
+
+
+def _training_images(data: Any) -> Iterator[Tensor]:
+    """The first batches of a training."""
+    data.setup("fit")
+    seen = 0
+    for batch in data.train_dataloader():
+        images = as_batch(batch).image
+        if len(images) > 1:  # one image alone may have no variance
+            yield images
+        seen += len(images)
+        if seen >= SETTLE_IMAGES:
+            return

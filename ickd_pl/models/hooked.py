@@ -1,0 +1,145 @@
+"""Features of networks that are not the project's own: where to find them, and a wrapper that shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ickd_pl.errors import UserError, near
+from ickd_pl.models.features import Features
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Where the features of any network are found, for :class:`HookedNet`.
+
+    A place is ``module.path`` (what that module gives) or ``module.path:in`` (what it gets). A module that runs
+    several times in one pass counts with its last run. For torchvision's resnet18::
+
+        LayerMap(stem="relu", stages=("layer1", "layer2", "layer3", "layer4"), final="layer4", pooled="avgpool",
+                 preact=("layer1.1.relu:in", "layer2.1.relu:in", "layer3.1.relu:in", "layer4.1.relu:in"))
+
+    Attributes:
+        stem: map after the first convolution.
+        stages: stage ends, shallow to deep.
+        final: map that enters the global pooling.
+        pooled: vector that enters the classifier; (B, D, 1, 1) is flattened.
+        preact: stage ends before their last ReLU, one for each stage; needed by methods that ask for them.
+    """
+
+    stem: str
+    stages: tuple[str, ...]
+    final: str
+    pooled: str
+    preact: tuple[str, ...] | None = None
+
+    def paths(self) -> list[str]:
+        """Every place, each once."""
+        return list(dict.fromkeys([self.stem, *self.stages, self.final, self.pooled, *(self.preact or ())]))
+
+
+class _Tap:
+    """Keeps what passes one place of a network while it is armed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.armed = False
+        self.value: Tensor | None = None
+        self.version = 0
+
+    def output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.armed:
+            self._keep(output)
+
+    def input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.armed:
+            self._keep(args[0] if args else None)
+
+    def _keep(self, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise UserError(f"layer '{self.path}': a tensor is needed there, found {type(value).__name__}")
+        self.value, self.version = value, _version(value)
+
+    def read(self) -> Tensor:
+        if self.value is None:
+            raise UserError(f"layer '{self.path}' did not run in the forward pass, so it gives no feature")
+        if _version(self.value) != self.version:
+            raise UserError(
+                f"layer '{self.path}': the network overwrites this tensor in place; tap a later layer's input"
+            )
+        return self.value
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was written in place; not counted in inference mode."""
+    return 0 if value.is_inference() else value._version
+
+
+class HookedNet(nn.Module):
+    """Any classifier as a network with features: its logits when called, :class:`Features` from :meth:`features`.
+
+    In-place activations inside ``net`` are switched off, since they would overwrite what was tapped.
+
+    Args:
+        net: gives logits, (B, 3, H, W) to (B, K). It is changed: hooks are added to its modules.
+        layers: where its features are.
+
+    Raises:
+        UserError: for a path that ``net`` does not have.
+    """
+
+    def __init__(self, net: nn.Module, layers: LayerMap) -> None:
+        super().__init__()
+        if layers.preact is not None and len(layers.preact) != len(layers.stages):
+            raise UserError(f"LayerMap: {len(layers.stages)} stages but {len(layers.preact)} preact layers")
+        self.net = net
+        self.layers = layers
+        self._taps = {path: _Tap(path) for path in layers.paths()}
+        modules = {name: module for name, module in net.named_modules() if name}
+        for path in self._taps:
+            name = path.removesuffix(":in")
+            if name not in modules:
+                raise UserError(f"no layer '{name}' in {type(net).__name__}: {near(name, modules)}")
+        for path, tap in self._taps.items():  # bound methods: a deepcopy of the network feeds the copy's taps
+            module = modules[path.removesuffix(":in")]
+            if path.endswith(":in"):
+                module.register_forward_pre_hook(tap.input)
+            else:
+                module.register_forward_hook(tap.output)
+        for module in modules.values():
+            if vars(module).get("inplace") is True:
+                vars(module)["inplace"] = False
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.net(image)
+        return logits
+
+    def features(self, image: Tensor, preact: bool = False) -> Features:
+        """One forward pass. No tensor is kept afterwards.
+
+        Args:
+            image: (B, 3, H, W), normalised.
+            preact: also give the stage ends before their last ReLU; ``layers.preact`` must be set.
+        """
+        layers = self.layers
+        if preact and layers.preact is None:
+            raise UserError("features before the ReLU are asked for: set preact in the LayerMap, one place per stage")
+        try:
+            for tap in self._taps.values():
+                tap.armed = True
+            logits = self(image)
+            values = {path: tap.read() for path, tap in self._taps.items()}
+        finally:
+            for tap in self._taps.values():
+                tap.armed, tap.value = False, None
+        pooled = values[layers.pooled]
+        return Features(
+            logits=logits,
+            stem=values[layers.stem],
+            stages=tuple(values[path] for path in layers.stages),
+            final=values[layers.final],
+            pooled=pooled.flatten(1) if pooled.shape[2:] == (1, 1) else pooled,
+            preact=tuple(values[path] for path in layers.preact or ()) if preact else None,
+        )

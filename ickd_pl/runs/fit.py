@@ -1,0 +1,235 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with one folder per run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import yaml
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
+
+import ickd_pl.data  # noqa: F401  its classes are then known by their short names
+from ickd_pl.errors import UserError
+from ickd_pl.runs.configs import check_trainer
+from ickd_pl.runs.parser import OneLineParser, constructor_error
+from ickd_pl.runs.predictions import write_predictions
+from ickd_pl.runs.run_folder import EpochRecord, RunFolder
+from ickd_pl.runs.stored_settings import evaluation_settings
+from ickd_pl.training.module import DistillationModule
+from ickd_pl.weights.checkpoint import read_checkpoint
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 240,
+    "default_root_dir": "outputs",
+    "logger": False,
+    "num_sanity_val_steps": 0,
+    # The loader shares the global batch out itself.
+    "use_distributed_sampler": False,
+}
+
+
+class IckdCLI(LightningCLI):
+    """LightningCLI with one folder per run and settings linked from the data.
+
+    Args:
+        args: the words after the program's name.
+        epilog: the last lines of the overview that ``--help`` prints.
+    """
+
+    parser_class: type[OneLineParser] = OneLineParser
+
+    def __init__(self, args: list[str], epilog: str = "") -> None:
+        super().__init__(
+            DistillationModule,
+            pl.LightningDataModule,
+            save_config_callback=None,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            parser_class=self.parser_class,
+            parser_kwargs={"description": "Knowledge distillation.", "epilog": epilog},
+            subclass_mode_data=True,
+            args=args,
+            auto_configure_optimizers=False,
+            # The module keeps its hyper-parameters itself, as plain data.
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed)
+        parser.link_arguments("data", "model.num_classes", compute_fn=_num_classes, apply_on="instantiate")
+        parser.link_arguments("data", "model.num_samples", compute_fn=_num_samples, apply_on="instantiate")
+        parser.link_arguments("data", "model.image_size", compute_fn=_image_size, apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        # main() has put the checkpoint's settings before the user's, so that the user's win; stock does the reverse.
+        return
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run's whole configuration as plain data; it reproduces the run when given as a ``--config`` file."""
+        name = str(self.subcommand)
+        text = self._parser(name).dump(self.config[name], skip_none=False, skip_link_targets=True)
+        settings: dict[str, Any] = yaml.safe_load(text)
+        return {key: value for key, value in settings.items() if key not in ("config", "ckpt_path", "weights_only")}
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where this run lives."""
+        data = self.datamodule
+        name = getattr(data, "name", None) or type(data).__name__.lower()
+        root = Path(self.settings["trainer"]["default_root_dir"] or "outputs")
+        model: DistillationModule = self.model
+        methods = [strategy.name() for strategy in model.strategies]
+        return RunFolder.of(root, name, model.teacher_name, model.student_name, methods, model.hparams["seed"])
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        # A trial of a few batches leaves no trace.
+        if self.subcommand == "fit":
+            check_trainer(self.settings["trainer"])
+            self.model.prepare_teacher()  # fails before the trainer says anything
+        if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
+            self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
+        return self.make_trainer(**kwargs)
+
+    def make_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer of the settings.
+
+        Raises:
+            UserError: what the Trainer does not accept.
+        """
+        # On SLURM Lightning would, on a signal, leave a checkpoint in the folder that all runs share, and every later
+        # run would start from it. A requeued job goes on from its own run folder.
+        plugins = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        given = self.settings["trainer"].get("plugins")
+        kwargs = {**({"plugins": plugins} if plugins and not given else {}), **kwargs}
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def fit(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
+        """Start the run, continue it, or say that it is finished."""
+        folder, trainer = self.folder, cast(Any, self.trainer)
+        if ckpt_path is not None:
+            read_checkpoint(ckpt_path)  # raises where it is none
+        if not trainer.fast_dev_run:
+            state, checkpoint, warning = folder.decide(self.settings)
+            if warning and ckpt_path is None:
+                complain(f"warning: {warning}")
+            if state == "finished":
+                _say(f"finished before: {checkpoint} (move {folder.path} away to run it again)")
+                return
+            if state == "continue" and ckpt_path is None:
+                ckpt_path = checkpoint
+                _say(f"continuing {ckpt_path}")
+        _warn_of_schedule(model, trainer.max_epochs)
+        trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+        record = next((c for c in trainer.callbacks if isinstance(c, EpochRecord)), None)
+        if record is not None and record.rows:
+            _say(f"{record.summary()}; checkpoint {folder.last}, metrics {folder.metrics}")
+
+    def predict(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
+        """Write ``predictions.csv`` into the checkpoint's run folder."""
+        if ckpt_path is None:
+            raise UserError("predict needs a trained student: give --ckpt_path FILE")
+        if self.trainer.world_size > 1:
+            raise UserError("predict runs on one device: give --trainer.devices 1")
+        kwargs["return_predictions"] = True
+        outputs: Any = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+        parent = Path(ckpt_path).resolve().parent
+        folder = parent.parent if parent.name == "checkpoints" else parent
+        path = write_predictions(folder / "predictions.csv", outputs or [], datamodule)
+        _say(f"wrote {path}")
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an exception: jsonargparse wraps what a constructor raises."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        details = " ".join(str(error).split())
+        return UserError(f"the checkpoint is of another network or other methods than asked for: {details[:300]} ...")
+    if isinstance(error, ValueError) and (said := constructor_error(str(error))):
+        return UserError(said)
+    # Lightning sees these only when the training begins.
+    if isinstance(error, ValueError | RuntimeError) and str(error).strip().startswith(
+        ("`val_check_interval`", "Early stopping conditioned on metric")
+    ):
+        return UserError(f"trainer: {' '.join(str(error).split())}")
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def with_checkpoint_settings(words: list[str], scratch: Path) -> list[str]:
+    """For ``test --ckpt_path FILE`` and its like: put the checkpoint's settings before what the user gave."""
+    if not words or words[0] not in ("test", "validate", "predict"):
+        return words
+    path = _value_of("--ckpt_path", words)
+    if path is None:
+        if any(word.startswith(("--help", "-h", "--print_config")) for word in words):
+            return words
+        raise UserError(
+            f"{words[0]} needs a trained student: give --ckpt_path FILE, the checkpoints/last.ckpt of a run"
+        )
+    settings, line = evaluation_settings(path, words[1:])
+    if line:
+        _say(line)
+    file = scratch / "checkpoint.yaml"
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return [words[0], "--config", str(file), *words[1:]]
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str | None:
+    for position, word in enumerate(words):
+        if word == flag and position + 1 < len(words):
+            return words[position + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _warn_of_schedule(model: DistillationModule, max_epochs: int | None) -> None:
+    first = min(model.hparams["milestones"], default=0)
+    if max_epochs and 0 < max_epochs <= first:
+        _say(
+            f"note: the learning rate never decays in {max_epochs} epochs (milestones {model.hparams['milestones']}); "
+            "set model.milestones for a shorter run"
+        )
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+@rank_zero_only
+def complain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _seed(value: Any) -> int:
+    if isinstance(value, bool):
+        raise UserError(f"seed_everything: expected a whole number, got {value}; every run of the benchmark has a seed")
+    if not 0 <= int(value) < 2**32:
+        raise UserError(f"seed_everything: expected a number from 0 to {2**32 - 1}, got {value}")
+    return int(value)
+
+
+def _num_classes(data: Any) -> int:
+    if not hasattr(data, "num_classes"):
+        raise UserError(f"data module {type(data).__name__} has no num_classes: add it as an attribute or property")
+    return int(data.num_classes)
+
+
+def _num_samples(data: Any) -> int | None:
+    return getattr(data, "num_train", None)
+
+
+def _image_size(data: Any) -> int:
+    return int(getattr(data, "image_size", 32))

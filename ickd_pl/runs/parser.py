@@ -1,0 +1,159 @@
+"""A command line that answers a mistake with one line, and takes no abbreviated flags."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+from pytorch_lightning.cli import LightningArgumentParser
+
+from ickd_pl.errors import UserError, near
+from ickd_pl.strategies import LossStrategy
+
+
+class OneLineParser(LightningArgumentParser):
+    """LightningCLI's parser; an error names what came and the nearest thing that would have been accepted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A mistyped flag that happens to be the beginning of another must not pass for it.
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"error: {one_line(message, option_names(self))}", file=sys.stderr)
+        sys.exit(2)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """``argparse`` that raises :class:`UserError` instead of printing its usage."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"unrecognized arguments: (\S+)", message):
+            known = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1].split('=')[0], known)}")
+        if found := re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)", message):
+            choices = re.findall(r"[\w-]+", found[2])
+            raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1], choices)}")
+        raise UserError(f"{self.prog}: {message}; see --help")
+
+
+def option_names(parser: Any) -> set[str]:
+    """Every option a parser and its subcommands know, without dashes."""
+    names: set[str] = set()
+    for action in parser._actions:
+        names |= {option.lstrip("-") for option in action.option_strings if option.startswith("--")}
+        if "subcommand" in str(action.dest):
+            for sub in (action.choices or {}).values():
+                names |= option_names(sub)
+    return {name for name in names if not name.endswith((".help", "+"))}
+
+
+def one_line(message: str, options: Iterable[str]) -> str:
+    """Shorten a message of jsonargparse; what is not recognised is only joined into one line.
+
+    Args:
+        message: the parser's own text.
+        options: known option names, for hints.
+    """
+    for rule in (_unknown, _unknown_class, _missing, _wrong_value):
+        if text := rule(message, options):
+            return text
+    return " ".join(message.split())
+
+
+def _unknown(message: str, options: Iterable[str]) -> str | None:
+    if found := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        flag = found[1].lstrip("-").split("=")[0]
+        if not found[1].startswith("-"):
+            return f"unexpected argument {found[1]}: options are given as --name value; see --help"
+        return f"unknown option --{flag}: {_near_option(flag, options)}"
+    if found := re.search(
+        r"does not accept (?:option|nested key) '([^']+)'|(?:[Oo]ption|Key) '([^']+)' is not (?:accepted|expected)",
+        message,
+    ):
+        name = found[1] or found[2]
+        return f"unknown setting {name}: {_near_option(name, options)}"
+    return None
+
+
+def _unknown_class(message: str, options: Iterable[str]) -> str | None:
+    found = re.search(r"dot import path string: (\S+)", message)
+    if not found:
+        return None
+    key = re.search(r'key "([^"]+)"', message)
+    where = key[1] if key else "an option"
+    base = {"strategies": LossStrategy, "data": pl.LightningDataModule}.get(where.rpartition(".")[2])
+    hint = near(found[1], _subclass_names(base)) if base else "give the class's name, or its full import path"
+    return f"unknown class {found[1]} for {where}: {hint}"
+
+
+def _missing(message: str, options: Iterable[str]) -> str | None:
+    found = re.search(r"arguments are required: (.+)|Key \"([^\"]+)\" is required", message)
+    if not found:
+        return None
+    # Inside a data set or method the parser knows the argument's own name only.
+    bare = [name.rpartition("init_args.")[2] for name in (found[1] or found[2]).split(", ")]
+    names = ", ".join(f"--{name.split('.', 1)[1]}" if "." in name else f"the argument {name}" for name in bare)
+    return f"missing {names}: give it, or a --config file that sets it (see configs/)"
+
+
+def _wrong_value(message: str, options: Iterable[str]) -> str | None:
+    if found := re.search(r'key "([^"]+)":\s+Expected an? (.+?)\. Got value: (.*)', message):
+        return f"{found[1]}: expected {_plain_type(found[2])}, got {found[3].strip()}"
+    if found := re.search(r"Call to compute_fn of link .* failed: (.*)", message, re.DOTALL):
+        return " ".join(found[1].split())
+    value, expected = re.search(r"Given value: (.*)", message), re.search(r"Subtypes: \[(.*)\]", message)
+    key = re.search(r'key "([^"]+)"', message)
+    if key and value and expected:
+        return f"{key[1]}: expected {_plain_type(expected[1])}, got {value[1].strip()}"
+    return None
+
+
+def _plain_type(text: str) -> str:
+    """``<class 'int'>, typing.Optional[str]`` without the brackets and module names of Python's own notation."""
+    return re.sub(r"typing\.|<class '([\w.]+)'>", lambda found: found[1] or "", text)
+
+
+def constructor_error(message: str) -> str | None:
+    """What a class's constructor said, where an old jsonargparse has only kept it as one line of many."""
+    if "Does not validate against any of the Union subtypes" not in message:
+        return None
+    said = [text for text in re.findall(r"^\s+- (.*)", message, re.MULTILINE) if not text.startswith("Expected a")]
+    return said[0] if said else None
+
+
+def _near_option(name: str, options: Iterable[str]) -> str:
+    """The hint for an option; an argument of a data set or method is looked up among all of theirs."""
+    last = name.rpartition(".")[2]
+    inner = {
+        p for base in (pl.LightningDataModule, LossStrategy) for cls in _all_subclasses(base) for p in _arguments(cls)
+    }
+    hints = [near(name, options), near(last, inner)]
+    if "." not in name:  # from inside a data set or method the parser says the argument's own name only
+        hints.reverse()
+    return next((hint for hint in hints if not hint.startswith("known:")), "see --help for all options")
+
+
+def _arguments(cls: type) -> list[str]:
+    return [p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs")]
+
+
+def _subclass_names(base: type) -> list[str]:
+    return [
+        c.__name__
+        for c in _all_subclasses(base)
+        if not inspect.isabstract(c) and not c.__module__.startswith("pytorch_") and c.__name__[0] != "_"
+    ]
+
+
+def _all_subclasses(base: Any) -> list[type]:
+    return [c for sub in base.__subclasses__() for c in (sub, *_all_subclasses(sub))]

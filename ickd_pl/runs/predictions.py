@@ -1,0 +1,33 @@
+"""predictions.csv: what the student says of every image."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ickd_pl.files import replacing
+
+
+def write_predictions(path: Path, outputs: Sequence[Tensor], data: Any) -> Path:
+    """Write one row per image: its path (or index), the most probable class, and that class's probability.
+
+    Args:
+        path: the file to write.
+        outputs: class probabilities by batch, each (B, K).
+        data: the data module; its ``predict_paths()`` and ``class_names`` are used where it has them.
+    """
+    probability, label = torch.cat(list(outputs)).max(dim=1)
+    names = getattr(data, "class_names", None)
+    paths = data.predict_paths() if hasattr(data, "predict_paths") else [str(i) for i in range(len(label))]
+    first = "index" if all(p == str(i) for i, p in enumerate(paths)) else "path"
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([first, "class", "probability"])
+        for place, k, p in zip(paths, label.tolist(), probability.tolist(), strict=True):
+            writer.writerow([place, names[k] if names else k, f"{p:.6f}"])
+    return path

@@ -1,0 +1,284 @@
+"""Get the benchmark's teachers from their mirrors, or from files at hand, and let no bad one in."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import Timeout
+
+from ickd_pl.errors import UserError
+from ickd_pl.files import locked, replacing
+from ickd_pl.teachers.archives import MemberError, is_archive, take_from_folder, take_member
+from ickd_pl.teachers.download import DownloadError, download
+from ickd_pl.teachers.manifest import Source, Teacher, record, teacher_of
+from ickd_pl.weights.read import load_teacher
+
+CLASSES = 100
+SCRATCH = ".fetch"
+"""Folder of what is not checked yet, below that of the teachers; whoever holds the lock empties it."""
+
+Say = Callable[[str], None]
+
+
+class Refused(UserError):
+    """What a source gave is not the teacher that was asked for."""
+
+
+def fetch(
+    names: Sequence[str],
+    checkpoints: Path,
+    manifest: Path,
+    origin: Path | None = None,
+    timeout: float = 30.0,
+    force: bool = False,
+    say: Say = print,
+) -> None:
+    """Get teachers, each from the first of its sources that gives a good file.
+
+    A file is good when its SHA-256 is the recorded one, where there is one, and the network reads it whole; only then
+    it takes its final name, in one step. The first record of a hash is made here. Processes that fetch into one
+    folder wait for each other.
+
+    Args:
+        names: of the teachers; all are tried, also after one has failed.
+        checkpoints: the folder of the teachers.
+        manifest: where they can be had, and what is known of them.
+        origin: take them from this ``.pth`` file, folder or archive, and use no network.
+        timeout: seconds that a mirror may be silent, or slower than :data:`ickd_pl.teachers.download.FLOOR`.
+        force: replace a file that is there.
+        say: takes a line on what is being done.
+
+    Raises:
+        UserError: unknown names; teachers that no source gave, with each source and its fault; files there that are
+            bad or not the recorded ones; a folder that cannot be written.
+    """
+    teachers = [teacher_of(manifest, name) for name in dict.fromkeys(names)]
+    if origin is not None:
+        _check_origin(origin, teachers)
+    faults: list[str] = []
+    if not force:  # without the lock, so that a folder that nobody may write is good enough
+        teachers = _not_here(teachers, checkpoints, manifest, faults, say)
+    if teachers:
+        with _alone(checkpoints, say) as scratch:
+            faults += _Fetch(checkpoints, manifest, origin, timeout, force, say, scratch).all(teachers)
+    if faults:
+        raise UserError("; ".join(faults))
+
+
+@dataclass
+class _Fetch:
+    """One call's work: an archive is had once for all teachers, and a host that is down is asked once."""
+
+    checkpoints: Path
+    manifest: Path
+    origin: Path | None
+    timeout: float
+    force: bool
+    say: Say
+    scratch: Path
+    archives: dict[str, Path | DownloadError] = field(default_factory=dict)
+    down: dict[str, str] = field(default_factory=dict)
+
+    def all(self, teachers: list[Teacher]) -> list[str]:
+        """Get them; what went wrong comes back, a sentence each."""
+        faults: list[str] = []
+        missing = []
+        for known in teachers:
+            teacher = teacher_of(self.manifest, known.name)  # as it is now that the lock is held
+            if not self.force and not _not_here([teacher], self.checkpoints, self.manifest, faults, self.say):
+                continue
+            tried = self.one(teacher)
+            if tried:
+                faults.append(f"no source gave {teacher.name}: {', '.join(tried)}")
+                missing.append(teacher.name)
+        if missing:
+            other = "a file, folder or archive that you have with" if self.origin is None else "another"
+            faults.append(f"give {other} --from, or make it: python cli.py teachers train {missing[0]}")
+        return faults
+
+    def one(self, teacher: Teacher) -> list[str]:
+        """Try a teacher's sources in order; empty when one was good, else each source with its fault."""
+        tried: list[str] = []
+        sources = teacher.sources if self.origin is None else (Source(str(self.origin)),)
+        for place, source in enumerate(sources, start=1):
+            self.say(f"{teacher.name}: trying {source.url} ({place} of {len(sources)})")
+            file = self.scratch / "teacher.pth"
+            try:
+                came_from = self.take(teacher, source, file)
+                sha256 = _check(teacher, file)
+            except (DownloadError, MemberError, Refused) as error:
+                self.say(f"{teacher.name}: {source.url}: {error}")
+                tried.append(f"{source.url} ({error})")
+            except OSError as error:
+                _raise_local(error, self.checkpoints)
+            else:
+                return self.keep(teacher, file, sha256, came_from)
+            finally:
+                file.unlink(missing_ok=True)
+        return tried or [f"{self.manifest} names none"]
+
+    def take(self, teacher: Teacher, source: Source, file: Path) -> str:
+        """Put a source's file into the scratch folder; the answer is where it came from."""
+        endings = [teacher.file, f"{teacher.name}.pth"]
+        if self.origin is not None:
+            if self.origin.is_dir():
+                take_from_folder(self.origin, endings, file)
+            elif is_archive(self.origin):
+                return f"{self.origin.name} ({take_member(self.origin, endings, file)})"
+            else:
+                shutil.copyfile(self.origin, file)
+            return self.origin.name  # its folder is nobody's business who reads the manifest
+        if source.member is None:
+            self.download(source.url, file)
+            return source.url
+        return f"{source.url} ({take_member(self.archive(source.url), [source.member, *endings], file)})"
+
+    def archive(self, url: str) -> Path:
+        """A mirror's archive, downloaded once."""
+        if url not in self.archives:
+            path = self.scratch / f"archive_{len(self.archives)}"
+            try:
+                self.download(url, path)
+                self.archives[url] = path
+            except DownloadError as error:
+                path.unlink(missing_ok=True)
+                self.archives[url] = error
+        had = self.archives[url]
+        if isinstance(had, DownloadError):
+            raise had
+        return had
+
+    def download(self, url: str, path: Path) -> None:
+        host = urlsplit(url).netloc
+        if host in self.down:
+            raise DownloadError(f"{self.down[host]}, as before")
+        try:
+            download(url, path, self.timeout)
+        except DownloadError as error:
+            if error.unreachable:
+                self.down[host] = str(error)
+            raise
+
+    def keep(self, teacher: Teacher, file: Path, sha256: str, came_from: str) -> list[str]:
+        """Give a good file its name and write its hash down; the answer is what is wrong with the manifest."""
+        path = teacher.path(self.checkpoints)
+        size = file.stat().st_size
+        with replacing(path) as temporary:
+            shutil.move(file, temporary)
+        try:
+            now = record(self.manifest, teacher.name, sha256, recorded_from=came_from)
+        except UserError as error:
+            return [f"{path} is here, but its hash is not recorded ({error})"]
+        known = "as recorded" if teacher.sha256 else f"now recorded in {self.manifest}"
+        self.say(f"{teacher.name}: {path} is here, {size / 1e6:.1f} MB, SHA-256 {sha256}, {known}")
+        if now.measured_acc1 is None:
+            self.say(f"{teacher.name}: what proves it is its accuracy: python cli.py teachers verify {teacher.name}")
+        return []
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, 64 lower-case hex digits.
+
+    Raises:
+        UserError: it is a folder, or cannot be read.
+    """
+    import pooch
+
+    try:
+        return str(pooch.file_hash(str(path), alg="sha256"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _not_here(
+    teachers: Sequence[Teacher], checkpoints: Path, manifest: Path, faults: list[str], say: Say
+) -> list[Teacher]:
+    """Those whose file is not there; a file that is there and bad is a fault, for it is not ours to replace."""
+    missing = []
+    for teacher in teachers:
+        path = teacher.path(checkpoints)
+        if not path.exists():
+            missing.append(teacher)
+            continue
+        try:
+            if teacher.sha256 is None:
+                load_teacher(teacher.name, path, CLASSES)
+                say(f"{teacher.name}: {path} is here already; no SHA-256 is recorded to compare it with")
+            elif (found := sha256_of(path)) != teacher.sha256:
+                faults.append(
+                    f"{path} is not the file that was recorded: expected SHA-256 {teacher.sha256} ({manifest}), found "
+                    f"{found}; delete it or give --force to fetch it again"
+                )
+            else:
+                say(f"{teacher.name}: {path} is here already, SHA-256 as recorded")
+        except UserError as error:
+            faults.append(f"{error}; delete it or give --force to fetch it again")
+    return missing
+
+
+def _check(teacher: Teacher, file: Path) -> str:
+    """The file's hash, after it was found to be that teacher.
+
+    Raises:
+        Refused: another hash than the recorded one, or no file that the network reads.
+    """
+    found = sha256_of(file)
+    if teacher.sha256 not in (None, found):
+        hint = (
+            ""
+            if teacher.status == "verified"
+            else ("; the recorded one was never verified: was that the bad one, set its sha256 to null in the manifest")
+        )
+        raise Refused(f"another file than the recorded one: expected SHA-256 {teacher.sha256}, found {found}{hint}")
+    try:
+        load_teacher(teacher.name, file, CLASSES)
+    except UserError as error:
+        reason = str(error).replace(f"weights file {file}", "the file").replace(str(file), "the file")
+        page = ", it is a web page" if file.read_bytes()[:200].lstrip()[:1] == b"<" else ""
+        raise Refused(f"{reason.removesuffix(': get it again')}{page}") from error
+    return found
+
+
+def _check_origin(origin: Path, teachers: Sequence[Teacher]) -> None:
+    if not origin.exists():
+        raise UserError(f"--from {origin} does not exist: give a .pth file, a folder or a tar or zip archive")
+    if origin.is_dir() or is_archive(origin):
+        return
+    if origin.suffix == ".safetensors":
+        raise UserError(f"--from {origin}: give a .pth file; this one is read where it is, as --model.teacher_weights")
+    if len(teachers) != 1:
+        raise UserError(f"--from {origin} is one file, no folder and no archive: give exactly one NAME with it")
+
+
+@contextmanager
+def _alone(checkpoints: Path, say: Say) -> Iterator[Path]:
+    """The scratch folder, for as long as no other process fetches into the same folder; what a killed one left goes."""
+    lock, scratch = checkpoints / ".fetch.lock", checkpoints / SCRATCH
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, timeout=0))
+        except Timeout:
+            say(f"another fetch into {checkpoints} is going on: waiting for it")
+            stack.enter_context(locked(lock))
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+        except OSError as error:
+            _raise_local(error, checkpoints)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _raise_local(error: OSError, checkpoints: Path) -> None:
+    reason = error.strerror or str(error)
+    advice = "free the space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "look at its rights"
+    place = error.filename or checkpoints
+    raise UserError(f"cannot read or write {place}: {reason}; {advice} or choose another folder") from error

@@ -1,0 +1,139 @@
+"""Teachers made and measured here: ``teachers train`` and ``teachers verify``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from ickd_pl.errors import UserError
+from ickd_pl.files import replacing
+from ickd_pl.models import get_model
+from ickd_pl.weights.checkpoint import read_checkpoint
+from ickd_pl.weights.read import load_weights, read_state_dict
+
+
+def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoints: Path, words: Sequence[str]) -> Path:
+    """Train a network by the benchmark's recipe with cross entropy alone, and write it as the published ones are.
+
+    The run itself is a ``fit`` in its usual folder: a stopped one continues, a finished one is only written again.
+
+    Args:
+        name: the network.
+        seed: of the run.
+        output: the file; None is ``<checkpoints>/<name>_vanilla/ckpt_epoch_<epochs>.pth``, with the data set's name
+            before it for other data than CIFAR-100.
+        overwrite: replace a file that is there.
+        checkpoints: where teachers live.
+        words: further options of ``fit``.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: an unknown network or option, a file that is there already.
+    """
+    from ickd_pl.runs.configs import config_root, find_configs
+    from ickd_pl.runs.fit import IckdCLI
+
+    get_model(name, 10)  # an unknown name fails here, with the known ones
+    shipped = config_root() / "teachers" / f"{name}.yaml"
+    recipe = ["--config", str(shipped)] if shipped.is_file() else ["--model.student", name]
+    line = ["fit", "--config", "configs/base.yaml", *recipe, "--seed_everything", str(seed), *words]
+
+    class TeacherCLI(IckdCLI):
+        """A ``fit`` that knows before it starts where its teacher goes."""
+
+        target: Path
+
+        def before_fit(self) -> None:
+            place = getattr(self.datamodule, "name", type(self.datamodule).__name__.lower())
+            folder = checkpoints if place == "cifar100" else checkpoints / place
+            file = folder / f"{name}_vanilla" / f"ckpt_epoch_{self.trainer.max_epochs}.pth"
+            self.target = output or file
+            if self.target.exists() and not overwrite:
+                raise UserError(
+                    f"{self.target} is there already: give --output another file, or --overwrite to replace it"
+                )
+            if self.model.student_name != name or self.model.strategies:
+                raise UserError("teachers train trains the named network with cross entropy alone: use fit for others")
+            if self.trainer.is_global_zero:  # a folder that cannot be written is said now, not after 240 epochs
+                probe = self.target.with_suffix(".probe")
+                with replacing(probe) as temporary:
+                    temporary.touch()
+                probe.unlink()
+
+        def after_fit(self) -> None:
+            if self.trainer.is_global_zero and not self.folder.finished.is_file():
+                raise UserError(f"not finished, nothing written: the same command goes on ({self.folder.path})")
+            if self.trainer.is_global_zero:
+                write_teacher(self.folder.last, self.target)
+                print(f"wrote {self.target}: --model.teacher {name} --model.teacher_weights {self.target}", flush=True)
+
+    return TeacherCLI(find_configs(line)).target
+
+
+def write_teacher(checkpoint: Path, target: Path) -> None:
+    """Write a run's last weights as RepDistiller does: ``epoch``, ``model`` and ``best_acc``.
+
+    ``best_acc`` is here the accuracy of the very weights in the file, those of the last epoch.
+    """
+    run = read_checkpoint(checkpoint)
+    accuracy = torch.tensor(float("nan") if run.acc1 is None else run.acc1)
+    content = {"epoch": int(run.rows[-1]["epoch"]), "model": read_state_dict(checkpoint), "best_acc": accuracy}
+    with replacing(target) as temporary:
+        torch.save(content, temporary)
+
+
+def hold_to(measured: str, acc1: float, expected: float, tolerance: float, source: str, otherwise: str) -> str:
+    """Hold a teacher's measured accuracy to the expected one.
+
+    Args:
+        measured: a sentence with the measured accuracy.
+        acc1: as measured, percent.
+        expected: percent.
+        tolerance: how far below is still fine, points.
+        source: where the expected accuracy is from: ``published`` or ``expected``.
+        otherwise: what it means, and what to do, where it is further below.
+
+    Returns:
+        A line that says that the teacher is good.
+
+    Raises:
+        UserError: it is not.
+    """
+    compared = f"{measured}, {source} are {expected:.2f} ({acc1 - expected:+.2f})"
+    if not acc1 >= expected - tolerance:  # NaN is not fine either
+        raise UserError(f"{compared}: {otherwise}")
+    return f"{compared}: good"
+
+
+def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
+    """Accuracy of a network's file on a data set's test images.
+
+    Args:
+        name: the network.
+        path: its weights.
+        words: options of the data (``--data CIFAR100 --data.root data``) and of the trainer.
+
+    Returns:
+        The data set's name, and top-1 accuracy in percent.
+
+    Raises:
+        UserError: a bad file, unknown options, no data.
+    """
+    from ickd_pl.runs.data_options import data_from_words
+    from ickd_pl.training.module import DistillationModule
+
+    read_state_dict(path)  # a bad file fails before the data are read
+    data = data_from_words(words)
+    net = get_model(name, data.num_classes)
+    load_weights(net, path, name)
+    module = DistillationModule(net, num_classes=data.num_classes, image_size=getattr(data, "image_size", 32))
+    trainer = pl.Trainer(
+        devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, use_distributed_sampler=False
+    )
+    results = trainer.test(module, datamodule=data, verbose=False)
+    return str(getattr(data, "name", type(data).__name__.lower())), float(results[0]["test/acc1"])

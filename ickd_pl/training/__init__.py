@@ -1,0 +1,1 @@
+"""What Lightning trains: the module, its stages, its teacher, and several students that share one."""

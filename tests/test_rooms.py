@@ -1,0 +1,86 @@
+"""The package's rooms stand on each other: each imports only from rooms below it, and no modules import in a circle.
+
+All imports count: those inside functions, and those for types only.
+"""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ickd_pl"
+# From top to bottom; a module is in the room with the longest name that it begins with. The package itself is the
+# facade, which may import everything and which nothing imports.
+ROOMS = (
+    *("ickd_pl", "__main__", "cli", "commands", "benchmark", "benchmark.report"),
+    *("benchmark.records", "benchmark.published", "benchmark.fingerprint"),
+    *("teachers", "correlations", "runs", "training", "strategies", "strategies.components"),
+    *("weights", "data", "models", "checks", "files", "errors", "seeding", "version", "_moved"),
+)
+# The report knows what a benchmark has left on the disk, and nothing of how it came there.
+OF_THE_REPORT = {"benchmark.records", "benchmark.published", "runs", "files", "errors"}
+
+
+def read(package: Path) -> dict[str, set[str]]:
+    """Each module of the package, and the modules of the package that it imports."""
+    paths = {".".join(p.relative_to(package.parent).with_suffix("").parts): p for p in package.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    found: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        own = name if path.stem == "__init__" else name.rpartition(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found[name].update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                source = resolve_name("." * node.level + (node.module or ""), own)
+                inner = {f"{source}.{alias.name}" for alias in node.names}
+                found[name].update(each if each in modules else source for each in inner)
+        found[name] &= modules.keys()
+    return found
+
+
+def room(module: str) -> str:
+    inner = module.removeprefix("ickd_pl.")
+    return max((r for r in ROOMS if f"{inner}.".startswith(f"{r}.")), key=len, default=f"no room for {module}")
+
+
+def upward(imports: dict[str, set[str]]) -> list[str]:
+    """The imports that no room's place allows."""
+    wrong = []
+    for module, others in imports.items():
+        for other in others:
+            one, two = room(module), room(other)
+            below = ROOMS.index(one) < ROOMS.index(two) and (one != "benchmark.report" or two in OF_THE_REPORT)
+            if one != two and not below:
+                wrong.append(f"{module} imports {other}")
+    return sorted(wrong)
+
+
+def test_every_module_has_a_room_and_imports_only_what_is_below() -> None:
+    imports = read(PACKAGE)
+    assert len(imports) > 100 and {room(module) for module in imports} == set(ROOMS)
+    assert upward(imports) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(read(PACKAGE)).prepare()
+
+
+def test_an_import_that_runs_up_and_a_circle_are_found(tmp_path: Path) -> None:
+    for name, text in (
+        ("__init__", ""),
+        ("weights/read", "def f():\n    import ickd_pl.strategies.kd"),
+        ("strategies/kd", "if TYPE_CHECKING:\n    from ..weights.read import X\n    from .. import Features"),
+    ):
+        path = tmp_path / "ickd_pl" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    imports = read(tmp_path / "ickd_pl")
+    facade, up = "ickd_pl.strategies.kd imports ickd_pl", "ickd_pl.weights.read imports ickd_pl.strategies.kd"
+    assert upward(imports) == [facade, up]
+    with pytest.raises(CycleError):
+        TopologicalSorter(imports).prepare()
