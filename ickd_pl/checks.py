@@ -78,8 +78,8 @@ def plain_arguments(function: Callable[..., Any], values: object, where: str, in
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: expected arguments by name, got {short(values)}; {instead}")
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
-    hints = _hints(function)
+    hints = _parameters(function)
+    known = list(hints)
     for name, value in values.items():
         if name not in known:
             raise UserError(f"{where}: unknown setting {short(name)}: {near(str(name), known)}")
@@ -94,11 +94,23 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return get_type_hints(inspect.getattr_static(function, "__init__") if isinstance(function, type) else function)
-    except (NameError, TypeError, AttributeError):  # a name that only a type checker knows: nothing may be set then
-        return {}
+def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """Names and types of the parameters; of a class also its parents', as far as ``**kwargs`` hands them on."""
+    found: dict[str, Any] = {}
+    for one in inspect.getmro(function) if isinstance(function, type) else [function]:
+        call: Any = vars(one).get("__init__") if isinstance(one, type) else one
+        if call is None:
+            continue
+        try:
+            hints = get_type_hints(call)
+        except (NameError, TypeError, AttributeError):  # a name that only a type checker knows: nothing may be set then
+            hints = {}
+        parameters = inspect.signature(call).parameters.values()
+        named = [p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        found = {**{name: hints.get(name) for name in named}, **found}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def _may_come_from_a_file(annotation: Any) -> bool:

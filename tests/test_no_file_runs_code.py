@@ -337,3 +337,11 @@ def test_data_of_a_checkpoint_in_python(student: Run) -> None:
         CIFAR100.load_from_checkpoint(student.last)
     with pytest.raises(UserError, match="does not exist"):
         Digits.load_from_checkpoint("none.ckpt")
+
+
+def test_constants_of_a_checkpoint_that_are_none(student: Run) -> None:
+    for name, value in (("mean", STRANGER), ("std", ["x", "y", "z"]), ("class_names", 5), ("mean", [0.1])):
+        content = load(student.last)
+        content["Digits"][name] = value
+        torch.save(content, "bad.ckpt")
+        check_refused(cli("test", "--ckpt_path", "bad.ckpt", *QUIET), "damaged")

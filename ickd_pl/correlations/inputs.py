@@ -141,7 +141,7 @@ def read_run(path: Path) -> Checkpoint:
     """
     config = read_config(path)
     run = read_checkpoint(path)
-    if config.network is None or "seed" not in run.settings:
+    if config.network is None or type(run.settings.get("seed")) is not int:
         raise UserError(
             f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint"
         )

@@ -330,13 +330,20 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         """Take the constants and class names of a checkpoint, so that it is evaluated with its own.
 
         Raises:
-            UserError: the checkpoint has another number of classes.
+            UserError: the checkpoint has another number of classes, or is damaged.
         """
-        if state_dict.get("mean") is not None and state_dict.get("std") is not None:
-            self._constants = [float(v) for v in state_dict["mean"]], [float(v) for v in state_dict["std"]]
-        names = state_dict.get("class_names")
+        mean, std, names = (state_dict.get(name) for name in ("mean", "std", "class_names"))
+        if mean is not None and std is not None:
+            for values in (mean, std):
+                if not isinstance(values, list) or len(values) != 3 or not all(type(v) in (int, float) for v in values):
+                    raise UserError(
+                        f"the checkpoint's mean or std is damaged: expected three numbers, got {short(values)}"
+                    )
+            self._constants = [float(v) for v in mean], [float(v) for v in std]
         if names is None:
             return
+        if not isinstance(names, list):
+            raise UserError(f"the checkpoint's class_names are damaged: expected a list of texts, got {short(names)}")
         if len(names) != self.num_classes:
             raise UserError(f"the checkpoint was trained on {len(names)} classes, {self.name} has {self.num_classes}.")
         if self._parts and list(names) != self.class_names:

@@ -85,7 +85,7 @@ def evaluation_settings(path: str | Path, args: Sequence[str]) -> tuple[dict[str
     known = known_data(data.name)
     model = {flag.partition("=")[0].removeprefix("--model.") for flag in args if flag.startswith("--model.")}
     checkpoint = read_checkpoint(path, model)
-    if "seed" not in checkpoint.settings or not ({"student"} & (checkpoint.settings.keys() | model)):
+    if type(checkpoint.settings.get("seed")) is not int or not ({"student"} & (checkpoint.settings.keys() | model)):
         raise UserError(
             f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint"
         )
@@ -163,10 +163,10 @@ def data_settings(checkpoint: RunCheckpoint, given: Given, known: dict[str, type
 
 def _is_place(cls: type, name: str, value: Any) -> bool:
     """Whether an argument says where to read or whether to fetch, and is not what the class does anyway."""
-    default = inspect.signature(cls).parameters[name].default
-    if value == default or value is None:
+    parameter = inspect.signature(cls).parameters.get(name)  # None where **kwargs takes it
+    if value is None or (parameter is not None and value == parameter.default):
         return False
-    hint = str(inspect.signature(cls).parameters[name].annotation)
+    hint = "" if parameter is None else str(parameter.annotation)
     texts = value if isinstance(value, list | tuple) else [value]
     return name == "download" or ("Literal" not in hint and any(isinstance(text, str) for text in texts))
 
