@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from ickd_pl.checks import above_zero, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, PositiveFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -55,6 +57,7 @@ def at_loss(student: Maps, teacher: Maps, power: float = 2.0) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
+@dataclass(eq=False)
 class AT(LossStrategy):
     """Attention maps of every stage (see :func:`at_loss`); RepDistiller's ``feat[1:-1]``.
 
@@ -67,11 +70,8 @@ class AT(LossStrategy):
         power: exponent of the activations.
     """
 
-    def __init__(self, weight: float = 1000.0, power: float = 2.0) -> None:
-        zero_or_more(self, weight=weight)
-        above_zero(self, power=power)
-        self.weight = weight
-        self.power = power
+    weight: NonNegativeFloat = 1000.0
+    power: PositiveFloat = 2.0
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)

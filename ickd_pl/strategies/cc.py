@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from ickd_pl.checks import whole_number, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, PositiveInt
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -38,6 +40,7 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return products.sum() / max(len(products), 1)
 
 
+@dataclass(eq=False)
 class CC(LossStrategy):
     """Correlation congruence on linear embeddings of the pooled features (see :func:`cc_loss`).
 
@@ -49,11 +52,8 @@ class CC(LossStrategy):
         dim: width of the embeddings.
     """
 
-    def __init__(self, weight: float = 0.02, dim: int = 128) -> None:
-        zero_or_more(self, weight=weight)
-        whole_number(self, 1, dim=dim)
-        self.weight = weight
-        self.dim = dim
+    weight: NonNegativeFloat = 0.02
+    dim: PositiveInt = 128
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         return nn.ModuleDict(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, PositiveFloat, PositiveInt, from_to, whole_number
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError
 from ickd_pl.models.features import Features, FeatureShapes
@@ -183,6 +184,7 @@ class ContrastMemory(nn.Module):
         self.calls += 1
 
 
+@dataclass(eq=False)
 class CRD(LossStrategy):
     """Contrast of the pooled features with a memory of all training images (see :func:`crd_loss`).
 
@@ -205,27 +207,12 @@ class CRD(LossStrategy):
 
     needs_index = True
 
-    def __init__(
-        self,
-        weight: float = 0.8,
-        dim: int = 128,
-        negatives: int = 16384,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        mode: Mode = "exact",
-    ) -> None:
-        if mode not in ("exact", "relax"):
-            raise UserError(f"CRD.mode: expected exact or relax, got {mode!r}")
-        zero_or_more(self, weight=weight)
-        whole_number(self, 1, dim=dim, negatives=negatives)
-        above_zero(self, temperature=temperature)
-        between(self, 0, 1, momentum=momentum)
-        self.weight = weight
-        self.dim = dim
-        self.negatives = negatives
-        self.temperature = temperature
-        self.momentum = momentum
-        self.mode: Mode = mode
+    weight: NonNegativeFloat = 0.8
+    dim: PositiveInt = 128
+    negatives: PositiveInt = 16384
+    temperature: PositiveFloat = 0.07
+    momentum: Annotated[float, from_to(0, 1)] = 0.5
+    mode: Mode = "exact"
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         count = data.num_samples if data.train_labels is None else len(data.train_labels)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features, FeatureShapes
-from ickd_pl.strategies.base import LossStrategy, at_least_float32, first_stage, full_precision
+from ickd_pl.strategies.base import LossStrategy, at_least_float32, full_precision
 from ickd_pl.strategies.components.compatibility import check_channels, check_stage_count, feature_modules, match_size
 from ickd_pl.strategies.components.shapes import Maps, as_stages
 
@@ -49,6 +51,7 @@ def fsp_loss(student: Maps, teacher: Maps) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
+@dataclass(eq=False)
 class FSP(LossStrategy):
     """Flow matrices from the stem to the last stage (RepDistiller's ``feat[:-1]``), in a first stage of their own.
 
@@ -67,12 +70,9 @@ class FSP(LossStrategy):
         pretrain_lr: its learning rate; None takes the recipe's.
     """
 
-    def __init__(self, weight: float = 50.0, pretrain_epochs: int = 30, pretrain_lr: float | None = None) -> None:
-        zero_or_more(self, weight=weight)
-        first_stage(self, pretrain_epochs, pretrain_lr)
-        self.weight = weight
-        self.pretrain_epochs = pretrain_epochs
-        self.pretrain_lr = pretrain_lr
+    weight: NonNegativeFloat = 50.0
+    pretrain_epochs: NonNegativeInt = 30
+    pretrain_lr: PositiveFloat | None = None
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -50,6 +52,7 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.square().sum() / (difference.shape[0] * difference.shape[1])
 
 
+@dataclass(eq=False)
 class ICKD(LossStrategy):
     """ICKD-C on the map that enters the global pooling (see :func:`ickd_loss`).
 
@@ -60,9 +63,7 @@ class ICKD(LossStrategy):
         weight: factor of the loss; 2.5 in the original's CIFAR-100 script, for all pairs.
     """
 
-    def __init__(self, weight: float = 2.5) -> None:
-        zero_or_more(self, weight=weight)
-        self.weight = weight
+    weight: NonNegativeFloat = 2.5
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         return ConvBN(student.final[0], teacher.final[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.checks import whole_number, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, PositiveInt
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -128,6 +129,7 @@ def kdsvd_loss(student: Maps, teacher: Maps, count: int = 1) -> Tensor:
     return loss
 
 
+@dataclass(eq=False)
 class KDSVD(LossStrategy):
     """Relations of singular vectors across the stages (see :func:`kdsvd_loss`); RepDistiller's ``feat[1:-1]``.
 
@@ -143,11 +145,8 @@ class KDSVD(LossStrategy):
         count: the teacher's singular vectors per stage.
     """
 
-    def __init__(self, weight: float = 1.0, count: int = 1) -> None:
-        zero_or_more(self, weight=weight)
-        whole_number(self, 1, count=count)
-        self.weight = weight
-        self.count = count
+    weight: NonNegativeFloat = 1.0
+    count: PositiveInt = 1
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -60,6 +62,7 @@ def nst_loss(student: Maps, teacher: Maps) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
+@dataclass(eq=False)
 class NST(LossStrategy):
     """Selectivity of the channels of every stage (see :func:`nst_loss`); RepDistiller's ``feat[1:-1]``.
 
@@ -71,9 +74,7 @@ class NST(LossStrategy):
         weight: factor of the loss; 50 in RepDistiller's script, for all pairs.
     """
 
-    def __init__(self, weight: float = 50.0) -> None:
-        zero_or_more(self, weight=weight)
-        self.weight = weight
+    weight: NonNegativeFloat = 50.0
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)
