@@ -144,7 +144,7 @@ def plain_arguments(function: Callable[..., Any], values: object, where: str, in
 
 
 def short(value: object) -> str:
-    """A value of a stranger's as one short line of printable characters, for a message."""
+    """A value that may be anything, as one short line of printable characters, for a message."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -151,7 +151,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         return self._parts[split]
 
     def _checked(self, split: str) -> Images:
-        """Read a split; a label that is no class would otherwise fail on a GPU without a word of where it came from."""
+        """Read a split; on a GPU a label that is no class fails with an error that does not name it."""
         images = self._read(split)
         least = 0 if split == "train" else -1
         if len(images.label):

@@ -1,4 +1,4 @@
-"""Activation boundaries."""
+"""Activation boundaries (AB)."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def ab_loss(student: Maps, teacher: Maps, margin: float = 1.0) -> Tensor:
 
 @dataclass(eq=False)
 class AB(LossStrategy):
-    """Boundaries of the stage ends before their ReLU (``Features.preact``), in a first stage of their own.
+    """Activation boundaries (AB) of the stage ends before their ReLU (``Features.preact``), in a first stage.
 
     First stage: a connector per stage (nothing where the shapes agree, else convolution and batch norm as FitNet's
     without the ReLU) and the student's feature layers learn :func:`ab_loss`, at a constant learning rate. Main stage:
-    plain cross entropy, connectors frozen; the loss here is 0 and ``weight`` has no effect (RepDistiller's script
-    gives 1).
+    cross entropy alone, connectors frozen; the loss here is 0 and ``weight`` has no effect (RepDistiller's script
+    sets 1).
 
     ICKD's variant of the networks gives activations after the ReLU here, which have no negative side; this follows
     RepDistiller.
 
     Args:
-        weight: kept for completeness; multiplies 0.
+        weight: has no effect.
         margin: distance from zero that is enough.
         pretrain_epochs: length of the first stage.
         pretrain_lr: its learning rate; None takes the recipe's.

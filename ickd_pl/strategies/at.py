@@ -1,4 +1,4 @@
-"""Attention transfer."""
+"""Attention transfer (AT)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def at_loss(student: Maps, teacher: Maps, power: float = 2.0) -> Tensor:
     [1] reference code: HobbitLong/RepDistiller, distiller_zoo/AT.py
 
     Code and paper differ: the mean over the B * H * W entries of unit vectors makes the value small, hence the weight
-    of 1000; the paper takes the norm of the difference. The code drops surplus stages without a word, this raises.
+    of 1000; the paper takes the norm of the difference. The code silently drops extra stages, this raises.
 
     Args:
         student: maps of shape (B, C, H, W), one per stage; one map alone is one stage.
@@ -59,7 +59,7 @@ def at_loss(student: Maps, teacher: Maps, power: float = 2.0) -> Tensor:
 
 @dataclass(eq=False)
 class AT(LossStrategy):
-    """Attention maps of every stage (see :func:`at_loss`); RepDistiller's ``feat[1:-1]``.
+    """Attention transfer (AT) at every stage (see :func:`at_loss`); RepDistiller's ``feat[1:-1]``.
 
     The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
     one per block, cut to the shorter list where the counts differ, so their AT is another loss (the same only for one

@@ -146,12 +146,12 @@ def check_lists(owner: object, strategies: Any, milestones: Any) -> None:
 
     The methods' arguments are checked again: a class of the user's own may not do it, and attributes may have changed.
     """
-    given = list(strategies or []) if isinstance(strategies, list | tuple | type(None)) else [None]
-    if not all(isinstance(strategy, LossStrategy | dict) for strategy in given):
+    methods = list(strategies or []) if isinstance(strategies, list | tuple | type(None)) else [None]
+    if not all(isinstance(strategy, LossStrategy | dict) for strategy in methods):
         raise UserError(
             f"{name_of(owner)}.strategies: expected a list of methods such as [ICKD(), KD()], got {strategies!r}"
         )
-    for strategy in given:
+    for strategy in methods:
         if isinstance(strategy, LossStrategy):
             strategy.check_arguments()
     fits = isinstance(milestones, Sequence) and all(type(epoch) is int and epoch > 0 for epoch in milestones)

@@ -1,4 +1,4 @@
-"""Correlation congruence."""
+"""Correlation congruence (CC)."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class CC(LossStrategy):
-    """Correlation congruence on linear embeddings of the pooled features (see :func:`cc_loss`).
+    """Correlation congruence (CC) on linear embeddings of the pooled features (see :func:`cc_loss`).
 
-    Both embeddings are trained, the teacher's as well. Nothing keeps the two from shrinking together but cross entropy
-    on the student's side; that is the original's.
+    Both embeddings are trained, the teacher's as well. Only cross entropy, on the student's side, keeps the two from
+    shrinking together; RepDistiller's code is the same.
 
     Args:
         weight: factor of the loss; 0.02 in RepDistiller's script, for all pairs.

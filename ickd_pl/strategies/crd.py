@@ -1,4 +1,4 @@
-"""Contrastive representation distillation."""
+"""Contrastive representation distillation (CRD)."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class ContrastMemory(nn.Module):
         Args:
             student: pooled features, shape (B, D).
             teacher: pooled features, shape (B, D').
-            index: positions among the training images, shape (B,); -1 for a filler, which leaves no trace.
+            index: positions among the training images, shape (B,); -1 for a padding sample, which changes nothing.
             label: shape (B,).
             contrast: shape (B, 1 + K), the positive first; drawn where None.
         """
@@ -164,7 +164,7 @@ class ContrastMemory(nn.Module):
     def _remember(self, index: Tensor, student: Tensor, teacher: Tensor) -> None:
         index, student, teacher = _from_all_ranks(index, student, teacher)
         real = index >= 0
-        # Without waiting for the device: a filler writes what some real image of the batch writes, to the same row.
+        # Without waiting for the device: a padding sample writes what some real image writes, to the same row.
         stand_in = index.argmax()
         rows = torch.where(real, index, index[stand_in].clamp_min(0))
         for memory, new in ((self.student_memory, student), (self.teacher_memory, teacher)):
@@ -186,11 +186,11 @@ class ContrastMemory(nn.Module):
 
 @dataclass(eq=False)
 class CRD(LossStrategy):
-    """Contrast of the pooled features with a memory of all training images (see :func:`crd_loss`).
+    """Contrastive representation distillation (CRD) with a memory of all training images (see :func:`crd_loss`).
 
-    Both features are embedded by trained linear layers, the teacher's too. The student's embedding is compared with the
-    teacher's memory and the other way round. Scores are divided by constants fixed by the first batch. Negatives are
-    images of other classes; ``mode`` chooses the positive.
+    Both pooled features are embedded by trained linear layers, the teacher's too. The student's embedding is compared
+    with the teacher's memory and the other way round. Scores are divided by constants fixed by the first batch.
+    Negatives are images of other classes; ``mode`` chooses the positive.
 
     Negatives are drawn on the device from the batch's indices and a table of labels, not by the data loader as in the
     original. Under several processes every one draws its own; the memories take up the embeddings of all of them and
@@ -199,7 +199,7 @@ class CRD(LossStrategy):
     Args:
         weight: factor of the loss; 0.8 in RepDistiller's script, for all pairs.
         dim: width of the embeddings.
-        negatives: K.
+        negatives: K, images of other classes for each image.
         temperature: divides the similarities.
         momentum: share of the old embedding when the memory takes up a new one.
         mode: the positive is the image itself (``exact``) or any image of its class (``relax``).
@@ -253,7 +253,7 @@ def _rank() -> int:
 
 
 def _from_all_ranks(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
-    """The indices and rows of all ranks, in the order of the ranks; shorter ranks are padded with fillers (-1)."""
+    """The indices and rows of all ranks, in the order of the ranks; shorter ranks are padded (index -1)."""
     if _ranks() == 1:
         return index, *rows
     longest = torch.tensor(len(index), device=index.device)

@@ -1,4 +1,4 @@
-"""The label's share of the teacher's probability and the shape of the rest, weighted apart."""
+"""Decoupled knowledge distillation (DKD)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def dkd_loss(
 
 @dataclass(eq=False)
 class DKD(LossStrategy):
-    """Decoupled soft targets (see :func:`dkd_loss`); the weight warms up linearly.
+    """Decoupled knowledge distillation (DKD) (see :func:`dkd_loss`); the weight warms up linearly.
 
     Args:
         weight: factor of the loss.

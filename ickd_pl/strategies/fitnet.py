@@ -1,4 +1,4 @@
-"""Hints from an intermediate layer (FitNets)."""
+"""FitNets: hints from an intermediate layer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class FitNet(LossStrategy):
-    """One hint layer through a regressor of convolution, batch norm and ReLU (see :func:`fitnet_loss`).
+    """FitNets with one hint layer, regressed by convolution, batch norm and ReLU (see :func:`fitnet_loss`).
 
     Code and paper differ: the paper trains up to the hint first and the rest afterwards; RepDistiller, and this,
     train all at once. The features of a wrn are sums before batch norm and ReLU, so a wrn teacher's hint has negative

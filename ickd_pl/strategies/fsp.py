@@ -1,4 +1,4 @@
-"""Flow of solution procedure."""
+"""Flow of solution procedure (FSP)."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def fsp_loss(student: Maps, teacher: Maps) -> Tensor:
 
 @dataclass(eq=False)
 class FSP(LossStrategy):
-    """Flow matrices from the stem to the last stage (RepDistiller's ``feat[:-1]``), in a first stage of their own.
+    """Flow of solution procedure (FSP) from stem to last stage (RepDistiller's ``feat[:-1]``), in a first stage.
 
     First stage: the student's feature layers alone learn :func:`fsp_loss`, at a constant learning rate. Main stage:
-    plain cross entropy, the loss here is 0 and ``weight`` has no effect (RepDistiller's script gives 50).
+    cross entropy alone, the loss here is 0 and ``weight`` has no effect (RepDistiller's script sets 50).
 
     The channel counts of the two networks must agree. RepDistiller's 0.00 for wrn_40_2/wrn_40_1 is such a pair, not a
     result.
@@ -65,7 +65,7 @@ class FSP(LossStrategy):
     same only for one block per stage, as in resnet8x4). This follows RepDistiller.
 
     Args:
-        weight: kept for completeness; multiplies 0.
+        weight: has no effect.
         pretrain_epochs: length of the first stage.
         pretrain_lr: its learning rate; None takes the recipe's.
     """

@@ -1,4 +1,4 @@
-"""Factor transfer."""
+"""Factor transfer (FT)."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def reconstruction_loss(reconstruction: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class FT(LossStrategy):
-    """Factors of the last stage's map (see :func:`ft_loss`); RepDistiller's ``feat[-2]``, so not ICKD's ``final``.
+    """Factor transfer (FT) of the last stage's map (see :func:`ft_loss`): RepDistiller's ``feat[-2]``, not ``final``.
 
     First stage: the paraphraser learns to reconstruct the teacher's map; the student does not take part. Main stage:
     the translator learns, with the student, the factor of the frozen paraphraser.

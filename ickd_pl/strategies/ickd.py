@@ -1,4 +1,4 @@
-"""Inter-channel correlation for knowledge distillation."""
+"""Inter-channel correlation for knowledge distillation (ICKD)."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class ICKD(LossStrategy):
-    """ICKD-C on the map that enters the global pooling (see :func:`ickd_loss`).
+    """Inter-channel correlation (ICKD-C) of the map that enters the global pooling (see :func:`ickd_loss`).
 
     The student's map passes a trainable 1x1 convolution without bias and a batch norm to the teacher's channel count,
-    also when the counts agree. The second embedding of the original, registered but never used, is not built.
+    also when the counts agree. The second embedding of ICKD's own code, which is never used there, is not built.
 
     Args:
-        weight: factor of the loss; 2.5 in the original's CIFAR-100 script, for all pairs.
+        weight: factor of the loss; 2.5 in ICKD's own CIFAR-100 script, for all pairs.
     """
 
     weight: NonNegativeFloat = 2.5

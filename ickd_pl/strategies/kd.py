@@ -1,4 +1,4 @@
-"""Knowledge distillation on softened class probabilities."""
+"""Knowledge distillation (KD) on softened class probabilities."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
 @dataclass(eq=False)
 class KD(LossStrategy):
-    """Soft targets (see :func:`kd_loss`).
+    """Knowledge distillation (KD) on softened class probabilities (see :func:`kd_loss`).
 
     Args:
         weight: factor of the loss. 1 beside another method; the KD row of RepDistiller's table is 0.9 with a cross

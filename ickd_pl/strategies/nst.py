@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer."""
+"""Neuron selectivity transfer (NST)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def nst_loss(student: Maps, teacher: Maps) -> Tensor:
 
 @dataclass(eq=False)
 class NST(LossStrategy):
-    """Selectivity of the channels of every stage (see :func:`nst_loss`); RepDistiller's ``feat[1:-1]``.
+    """Neuron selectivity transfer (NST) at every stage (see :func:`nst_loss`); RepDistiller's ``feat[1:-1]``.
 
     The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
     one per block, cut to the shorter list where the counts differ, so their NST is another loss (the same only for one

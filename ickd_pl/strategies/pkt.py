@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer."""
+"""Probabilistic knowledge transfer (PKT)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
 
 @dataclass(eq=False)
 class PKT(LossStrategy):
-    """Neighbour probabilities within the batch on the pooled features (see :func:`pkt_loss`).
+    """Probabilistic knowledge transfer (PKT) on the pooled features (see :func:`pkt_loss`).
 
     Args:
         weight: factor of the loss; 30000 in RepDistiller's script, for all pairs.

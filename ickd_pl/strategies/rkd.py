@@ -1,4 +1,4 @@
-"""Relational knowledge distillation."""
+"""Relational knowledge distillation (RKD)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def relative_distances(differences: Tensor) -> Tensor:
         Shape (B, B), 0 on the diagonal.
     """
     size = len(differences)
-    squared = differences.square().sum(dim=2).clamp_min(1e-12)  # (B, B); the floor keeps the square root's slope finite
+    squared = differences.square().sum(dim=2).clamp_min(1e-12)  # (B, B); at 0 the root's slope is infinite
     distances = squared.sqrt() * (1 - torch.eye(size, dtype=squared.dtype, device=squared.device))
     return distances / (distances.sum() / (size * (size - 1)))
 
@@ -74,7 +74,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance_weight: float = 25.0, an
 
 @dataclass(eq=False)
 class RKD(LossStrategy):
-    """Distances and angles within the batch on the pooled features (see :func:`rkd_loss`).
+    """Relational knowledge distillation (RKD) on the pooled features (see :func:`rkd_loss`).
 
     Args:
         weight: factor of the loss; 1 in RepDistiller's script, for all pairs.

@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation."""
+"""Similarity-preserving knowledge distillation (SP)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class SP(LossStrategy):
-    """Similarities within the batch on the map of the last stage (see :func:`sp_loss`); RepDistiller's ``feat[-2]``.
+    """Similarity-preserving distillation (SP) on the last stage (see :func:`sp_loss`); RepDistiller's ``feat[-2]``.
 
     The published figures come from RepDistiller's networks, so this takes ``stages[-1]``, not ``final`` as ICKD does
     (they differ for wrn, MobileNetV2 and ShuffleV2). Under several processes the matrix is that of one process' share.

@@ -1,4 +1,4 @@
-"""Variational information distillation."""
+"""Variational information distillation (VID)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def vid_loss(means: Maps, log_scales: Maps, teacher: Maps) -> Tensor:
 
 @dataclass(eq=False)
 class VID(LossStrategy):
-    """A Gaussian head on every stage (see :func:`vid_loss`); RepDistiller's ``feat[1:-1]``.
+    """Variational information distillation (VID) at every stage (see :func:`vid_loss`); RepDistiller's ``feat[1:-1]``.
 
     The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
     one per block, cut to the shorter list where the counts differ, so their VID is another loss (the same only for one

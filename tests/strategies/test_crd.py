@@ -127,7 +127,7 @@ def test_memory_takes_up_the_batch_in_training_only() -> None:
 
 
 @pytest.mark.parametrize("index", [[-1, 5], [5, -1], [-1]])
-def test_fillers_leave_no_trace(index: list[int]) -> None:
+def test_padding_samples_change_nothing(index: list[int]) -> None:
     adapter = memory()
     call(adapter, torch.tensor([1, 2]))
     before = adapter.student_memory.clone()
