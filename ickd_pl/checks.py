@@ -9,39 +9,94 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ickd_pl.errors import UserError, near
 
 
+@dataclass(frozen=True)
+class Number:
+    """What a finite number must be, as part of an annotation: ``Annotated[float, Number("above 3", lambda x: x > 3)]``.
+
+    Attributes:
+        expected: for the message.
+        fits: whether a number is one of these.
+    """
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+    def check(self, owner: object, name: str, value: object) -> None:
+        """Raise :class:`UserError` where a value is no such number. A truth value is no number."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value in (math.inf, -math.inf) or not self.fits(value):  # NaN fits nothing
+            raise UserError(f"{name_of(owner)}.{name}: expected {self.expected}, got {value!r}")
+
+
+def at_least(limit: int) -> Number:
+    """An ``int`` from a limit."""
+    return Number(f"a whole number, {limit} or more", lambda value: isinstance(value, int) and value >= limit)
+
+
+def from_to(low: float, high: float) -> Number:
+    """A number from ``low`` to ``high``, this one excluded."""
+    return Number(f"{low} or more and below {high}", lambda value: low <= value < high)
+
+
+POSITIVE = Number("a number above 0", lambda value: value > 0)
+NON_NEGATIVE = Number("0 or more", lambda value: value >= 0)
+
+PositiveFloat = Annotated[float, POSITIVE]
+NonNegativeFloat = Annotated[float, NON_NEGATIVE]
+PositiveInt = Annotated[int, at_least(1)]
+NonNegativeInt = Annotated[int, at_least(0)]
+
+
+def check_argument(owner: object, name: str, value: object, annotation: Any) -> None:
+    """Hold a value to its annotation: an ``Annotated`` type with a :class:`Number`, or a ``Literal``; or None.
+
+    Values of other types are not looked at.
+
+    Raises:
+        UserError: the value is another.
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        others = [part for part in parts if part is not type(None)]
+        if len(others) == 1 and value is not None:
+            check_argument(owner, name, value, others[0])
+    elif origin is Literal and not _fits_type(value, annotation):
+        raise UserError(f"{name_of(owner)}.{name}: expected {' or '.join(map(str, parts))}, got {value!r}")
+    for part in getattr(annotation, "__metadata__", ()):
+        if isinstance(part, Number):
+            part.check(owner, name, value)
+
+
 def above_zero(owner: object, /, **values: object) -> None:
     """Raise :class:`UserError` for the first value that is no finite number above 0."""
-    _check(owner, values, "a number above 0", lambda value: value > 0)
+    _check(owner, values, POSITIVE)
 
 
 def zero_or_more(owner: object, /, **values: object) -> None:
     """Raise :class:`UserError` for the first value that is no finite number from 0."""
-    _check(owner, values, "0 or more", lambda value: value >= 0)
+    _check(owner, values, NON_NEGATIVE)
 
 
 def between(owner: object, low: float, high: float, /, **values: object) -> None:
     """Raise :class:`UserError` for the first value that is no number from ``low`` to ``high``, this one excluded."""
-    expected = f"{low} or more and below {high}"
-    _check(owner, values, expected, lambda value: low <= value < high)
+    _check(owner, values, from_to(low, high))
 
 
 def whole_number(owner: object, least: int, /, **values: object) -> None:
     """Raise :class:`UserError` for the first value that is no ``int`` from ``least``."""
-    expected = f"a whole number, {least} or more"
-    _check(owner, values, expected, lambda value: isinstance(value, int) and value >= least)
+    _check(owner, values, at_least(least))
 
 
-def _check(owner: object, values: dict[str, object], expected: str, fits: Callable[[Any], bool]) -> None:
+def _check(owner: object, values: dict[str, object], number: Number) -> None:
     for name, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or value in (math.inf, -math.inf) or not fits(value):  # NaN fits nothing
-            raise UserError(f"{name_of(owner)}.{name}: expected {expected}, got {value!r}")
+        number.check(owner, name, value)
 
 
 def name_of(owner: object) -> str:
@@ -89,7 +144,7 @@ def plain_arguments(function: Callable[..., Any], values: object, where: str, in
 
 
 def short(value: object) -> str:
-    """A value of a stranger's as one short line of printable characters, for a message."""
+    """A value that may be anything, as one short line of printable characters, for a message."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -19,7 +19,7 @@ ROOMS = (
     *("ickd_pl", "__main__", "cli", "commands", "benchmark", "benchmark.report"),
     *("benchmark.records", "benchmark.published", "benchmark.fingerprint"),
     *("teachers", "correlations", "runs", "training", "strategies", "strategies.components"),
-    *("weights", "data", "models", "checks", "files", "errors", "seeding", "version", "_moved"),
+    *("weights", "data", "models", "discovery", "checks", "files", "errors", "seeding", "version", "_moved"),
 )
 # The report knows what a benchmark has left on the disk, and nothing of how it came there.
 OF_THE_REPORT = {"benchmark.records", "benchmark.published", "runs", "files", "errors"}

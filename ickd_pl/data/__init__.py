@@ -1,4 +1,11 @@
-"""The data: one batch format, one loader and the data sets of the project."""
+"""The data: one batch format, one loader and the data sets of the project.
+
+Every data module in a file of this folder can be imported from here, and is known on the command line by its name.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pytorch_lightning import LightningDataModule
 
 from ickd_pl.data.base import TensorDataModule
 from ickd_pl.data.batch import Batch, DataInfo
@@ -6,8 +13,18 @@ from ickd_pl.data.cifar import CIFAR10, CIFAR100
 from ickd_pl.data.digits import Digits
 from ickd_pl.data.image_folder import ImageFolder
 from ickd_pl.data.loader import TensorLoader
+from ickd_pl.discovery import classes_in
 
-__all__ = [
+# Type checkers know those above by their types, and a new file's by this alone.
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
+
+
+_found = classes_in(__name__, LightningDataModule)
+globals().update(_found)
+
+__all__ = [  # noqa: PLE0604
     "CIFAR10",
     "CIFAR100",
     "Batch",
@@ -16,4 +33,5 @@ __all__ = [
     "ImageFolder",
     "TensorDataModule",
     "TensorLoader",
+    *_found,
 ]

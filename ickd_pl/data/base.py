@@ -12,18 +12,16 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from ickd_pl.checks import plain_arguments, short
+from ickd_pl.checks import plain_arguments
 from ickd_pl.data.augment import channel_stats
 from ickd_pl.data.batch import Batch
 from ickd_pl.data.loader import TensorLoader
+from ickd_pl.data.splits import check_sizes, split_rows
+from ickd_pl.data.stored import read_data
 from ickd_pl.errors import UserError
-from ickd_pl.seeding import generator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-SPLIT_SEED = 2021
-"""Seeds the order in which images go to the validation split and to a subset: the same for every run seed."""
 
 
 class Images(NamedTuple):
@@ -38,44 +36,11 @@ class Images(NamedTuple):
     label: Tensor
 
 
-def split_rows(labels: Tensor, val_size: int, train_size: int | None) -> tuple[Tensor, Tensor]:
-    """Choose the images to train on and those of the validation split.
-
-    Within each class the images are put into one pseudo-random order that depends on ``SPLIT_SEED`` alone. The
-    validation split takes the first ones of every class in proportion to its size, and never its last one. Of what
-    remains, ``train_size`` takes the first k of every class (one more of some classes where it does not divide evenly,
-    all of a class that has fewer). A smaller subset is part of every larger one with the same ``val_size``.
-
-    Args:
-        labels: (N,) int64 of all training images.
-        val_size: images of the validation split, at most N minus the number of classes.
-        train_size: images to train on; None for all that remain.
-
-    Returns:
-        The rows to train on and the validation rows, each sorted ascending, int64.
-    """
-    shuffled = torch.randperm(len(labels), generator=generator(SPLIT_SEED, "split"))
-    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
-    counts = torch.bincount(labels)
-    rank = torch.empty(len(labels), dtype=torch.int64)
-    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
-    size = counts[labels]
-
-    share = torch.where(rank < size - 1, (rank + 0.5) / size, torch.inf)
-    in_proportion = shuffled[torch.argsort(share[shuffled], stable=True)]
-    val, rest = in_proportion[:val_size], in_proportion[val_size:]
-    if train_size is not None:
-        left = torch.full((len(labels),), len(labels))
-        left[rest] = rank[rest] - torch.bincount(labels[val], minlength=len(counts))[labels[rest]]
-        rest = shuffled[torch.argsort(left[shuffled], stable=True)][:train_size]
-    return rest.sort().values, val.sort().values
-
-
 class TensorDataModule(pl.LightningDataModule, ABC):
     """A data set held in memory as uint8 tensors.
 
-    A subclass sets ``name``, ``num_classes``, ``image_size`` and ``num_available`` before it calls this ``__init__``,
-    and says how to read a split.
+    A subclass says how to read a split, and sets ``name``, ``num_classes``, ``image_size`` and ``num_available``: as
+    class attributes, or in an ``__init__`` of its own before it calls this one.
 
     Args:
         batch_size: of training, over all ranks.
@@ -119,29 +84,15 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         self.val_size = val_size
         self.train_size = train_size
         self.seed = seed
-        self._check_sizes()
+        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise UserError(f"{key} must be at least 1, got {value}.")
+        check_sizes(self.name, self.num_available, self.num_classes, val_size, train_size)
         self._parts: dict[str, Images] = {}
         self._constants: tuple[list[float], list[float]] | None = None
         if self.known_constants is not None:
             self._constants = list(self.known_constants[0]), list(self.known_constants[1])
         self._class_names: list[str] | None = None
-
-    def _check_sizes(self) -> None:
-        for key, value in (("batch_size", self.batch_size), ("eval_batch_size", self.eval_batch_size)):
-            if value < 1:
-                raise UserError(f"{key} must be at least 1, got {value}.")
-        most = self.num_available - self.num_classes
-        if not 0 <= self.val_size <= most:
-            raise UserError(
-                f"val_size must be between 0 and {most} for {self.name} ({self.num_available} training images, at "
-                f"least one of each of the {self.num_classes} classes stays), got {self.val_size}."
-            )
-        left = self.num_available - self.val_size
-        if self.train_size is not None and not self.num_classes <= self.train_size <= left:
-            raise UserError(
-                f"train_size must be between {self.num_classes} (one image of each class) and {left} (the training "
-                f"images of {self.name} left by val_size {self.val_size}), got {self.train_size}. Leave it out for all."
-            )
 
     @property
     def num_train(self) -> int:
@@ -200,7 +151,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         return self._parts[split]
 
     def _checked(self, split: str) -> Images:
-        """Read a split; a label that is no class would otherwise fail on a GPU without a word of where it came from."""
+        """Read a split; on a GPU a label that is no class fails with an error that does not name it."""
         images = self._read(split)
         least = 0 if split == "train" else -1
         if len(images.label):
@@ -302,22 +253,11 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         Raises:
             UserError: the file is of other data, or asks for more than numbers and texts.
         """
-        try:
-            content = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
-            spec = content["ickd_pl"]["data"]
-            path, arguments = spec["class_path"], dict(spec["init_args"])
-        except FileNotFoundError:
-            raise UserError(f"checkpoint {checkpoint_path} does not exist") from None
-        except Exception as error:  # torch has many kinds of damage
-            raise UserError(f"{checkpoint_path} is no checkpoint with data of ickd_pl, or is damaged") from error
-        if path != f"{cls.__module__}.{cls.__qualname__}":
-            raise UserError(f"{checkpoint_path} is of other data: {short(path)}, expected {cls.__qualname__}")
+        arguments, state = read_data(checkpoint_path, cls)
         arguments = {name: value for name, value in arguments.items() if name not in given}
         where = f"{checkpoint_path}: its data.init_args"
         data = cls(**plain_arguments(cls, arguments, where, "give it to load_from_checkpoint as an argument"), **given)
-        state = content.get(cls.__qualname__)
-        if isinstance(state, dict):
-            data.load_state_dict(state)
+        data.load_state_dict(state)
         return data
 
     def state_dict(self) -> dict[str, Any]:

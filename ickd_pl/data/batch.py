@@ -17,9 +17,9 @@ class Batch(NamedTuple):
     Attributes:
         image: (B, 3, H, W) float32, normalised.
         label: (B,) int64.
-        index: (B,) int64, position among the images really trained on (or evaluated). -1 marks a filler: a rank
-            whose share of the last global batch is empty gets one, so that all ranks take the same steps. It counts
-            in no metric and has weight 0 in the loss.
+        index: (B,) int64, position among the images trained on (or evaluated). -1 marks a padding sample: a rank
+            whose share of the last global batch is empty gets one, so that all ranks take the same number of steps. It
+            counts in no metric and has weight 0 in the loss.
     """
 
     image: Tensor
@@ -50,9 +50,7 @@ class DataInfo:
     Attributes:
         num_classes: K.
         num_samples: images really trained on; None when not known yet.
-        train_labels: (num_samples,) int64; None when not known yet.
     """
 
     num_classes: int
     num_samples: int | None = None
-    train_labels: Tensor | None = None

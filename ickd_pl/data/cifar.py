@@ -235,10 +235,10 @@ def _from_tar(path: Path, base_folder: str, names: list[str]) -> Iterator[tuple[
     """The wanted regular files of an archive. Nothing else in it is looked at, so no path of it is ever written to."""
     with tarfile.open(path) as tar:
         for member in tar:
-            place = PurePosixPath(member.name)
+            path_inside = PurePosixPath(member.name)
             file = tar.extractfile(member) if member.isreg() else None
-            if file is not None and place.name in names and place.parent.name == base_folder:
-                yield place.name, file.read()
+            if file is not None and path_inside.name in names and path_inside.parent.name == base_folder:
+                yield path_inside.name, file.read()
 
 
 @contextmanager

@@ -20,32 +20,15 @@ class Digits(TensorDataModule):
     images are cropped at random (padding 4) and, being digits, never mirrored.
     Mean and std are those of the 1,437 training images, before anything is split off.
 
-    Args:
-        batch_size: of training, over all ranks.
-        eval_batch_size: of validation, test and predict, over all ranks.
-        val_size: images split off for validation, class-balanced; 0: the test images are shown after every epoch.
-        train_size: train on this many only, class-balanced; None: on all that remain.
-        seed: of order and augmentation.
-
     Raises:
         UserError: a size out of its range; on reading, scikit-learn is not installed.
     """
 
+    name = "digits"
     num_classes = 10
     image_size = 32
     num_available = NUM_TRAIN
     flip = False
-
-    def __init__(
-        self,
-        batch_size: int = 64,
-        eval_batch_size: int = 500,
-        val_size: int = 0,
-        train_size: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.name = "digits"
-        super().__init__(batch_size, eval_batch_size, val_size, train_size, seed)
 
     def _read_class_names(self) -> list[str]:
         return [str(digit) for digit in range(10)]

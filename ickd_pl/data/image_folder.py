@@ -156,9 +156,9 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _walk(folder: Path) -> Iterator[str]:
     """Image files below a folder, relative to it, in a fixed order."""
-    for place, inner, names in os.walk(folder, followlinks=True):
+    for path, inner, names in os.walk(folder, followlinks=True):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        below = Path(place).relative_to(folder).as_posix()
+        below = Path(path).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
         yield from (prefix + name for name in sorted(names) if name.lower().endswith(EXTENSIONS) and name[0] != ".")
 
@@ -241,6 +241,6 @@ def _load_cache(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _save_cache(path: Path, content: dict[str, Any]) -> None:
-    """Write the cache in one step. Does without where the folder cannot be written or is full."""
+    """Write the cache atomically; where the folder cannot be written or is full, there is none."""
     with suppress(UserError, RuntimeError), replacing(path) as temporary:
         torch.save(content, temporary)

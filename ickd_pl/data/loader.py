@@ -32,9 +32,9 @@ class TensorLoader:
     ranks.
 
     Every rank takes the same number of steps. Shares of an uneven batch differ by at most one sample; a rank whose
-    share is empty gets one filler sample with ``index`` -1.
+    share is empty gets one padding sample with ``index`` -1.
 
-    Lightning tells the epoch through ``loader.sampler.set_epoch`` and stores :meth:`state_dict` in its checkpoints.
+    Lightning calls ``loader.sampler.set_epoch`` and stores :meth:`state_dict` in its checkpoints.
 
     Args:
         images: (N, 3, H, W) uint8, on the device where the batches are wanted.
@@ -54,7 +54,7 @@ class TensorLoader:
     """
 
     epoch_offset: int = 0
-    """Added to the epoch that Lightning tells. Negative where a first stage comes before the main epochs."""
+    """Added to the epoch that :meth:`set_epoch` gets. Negative where a first stage comes before the main epochs."""
 
     batch_sampler = None
     """Lightning looks for it wherever there is a ``sampler``."""
@@ -105,7 +105,7 @@ class TensorLoader:
         self._epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """The step that comes next. The epoch is left out: Lightning tells it again on resume."""
+        """The step that comes next. The epoch is left out: Lightning sets it again on resume."""
         return {"step": self._next}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -113,7 +113,7 @@ class TensorLoader:
         self._start = self._next = int(state["step"]) % len(self)
 
     def share(self, step: int) -> float:
-        """This rank's part of the global batch times the number of ranks: 1.0 where all are equal, 0.0 for a filler.
+        """This rank's part of the global batch times the number of ranks: 1.0 where all are equal, 0.0 for padding.
 
         The mean over ranks of ``share * local mean`` is the mean over the global batch.
         """
@@ -122,7 +122,7 @@ class TensorLoader:
         return (last - first) * self.world_size / count
 
     def __iter__(self) -> Iterator[Batch]:
-        # The body runs at the first next(): Lightning makes the iterator before it tells the epoch.
+        # The body runs at the first next(): Lightning makes the iterator before it sets the epoch.
         start, self._start = self._start, 0
         draws = self._draw(self._epoch + self.epoch_offset) if self.train else None
         for step in range(start, len(self)):
@@ -154,8 +154,8 @@ class TensorLoader:
 
     def _batch(self, step: int, draws: _Draws | None) -> Batch:
         first, last = self._bounds(step)
-        filler = first == last
-        if filler:
+        padding = first == last
+        if padding:
             first, last = step * self.batch_size, step * self.batch_size + 1
         if draws is None or self._padded is None:
             index = self._order[first:last]
@@ -164,7 +164,7 @@ class TensorLoader:
             index = draws.order[first:last]
             image = augment(self._padded, index, draws.offset[first:last], draws.flip[first:last], self._constants)
         label = self.labels.index_select(0, index)
-        return Batch(image, label, torch.full_like(index, -1) if filler else index)
+        return Batch(image, label, torch.full_like(index, -1) if padding else index)
 
 
 def _check(images: Tensor, labels: Tensor, batch_size: int, world_size: int) -> None:

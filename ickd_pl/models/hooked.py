@@ -15,7 +15,7 @@ from ickd_pl.models.features import Features
 class LayerMap:
     """Where the features of any network are found, for :class:`HookedNet`.
 
-    A place is ``module.path`` (what that module gives) or ``module.path:in`` (what it gets). A module that runs
+    A path is ``module.path`` (that module's output) or ``module.path:in`` (its input). A module that runs
     several times in one pass counts with its last run. For torchvision's resnet18::
 
         LayerMap(stem="relu", stages=("layer1", "layer2", "layer3", "layer4"), final="layer4", pooled="avgpool",
@@ -36,12 +36,12 @@ class LayerMap:
     preact: tuple[str, ...] | None = None
 
     def paths(self) -> list[str]:
-        """Every place, each once."""
+        """Every path, each once."""
         return list(dict.fromkeys([self.stem, *self.stages, self.final, self.pooled, *(self.preact or ())]))
 
 
 class _Tap:
-    """Keeps what passes one place of a network while it is armed."""
+    """Keeps the tensor at one path of a network while it is armed."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -74,7 +74,7 @@ class _Tap:
 
 def _version(value: Tensor) -> int:
     """How often a tensor was written in place; not counted in inference mode."""
-    return 0 if value.is_inference() else value._version
+    return 0 if value.is_inference() else value._version  # private: torch Tensor._version
 
 
 class HookedNet(nn.Module):
@@ -125,7 +125,7 @@ class HookedNet(nn.Module):
         """
         layers = self.layers
         if preact and layers.preact is None:
-            raise UserError("features before the ReLU are asked for: set preact in the LayerMap, one place per stage")
+            raise UserError("features before the ReLU are asked for: set preact in the LayerMap, one path per stage")
         try:
             for tap in self._taps.values():
                 tap.armed = True

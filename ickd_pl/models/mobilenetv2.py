@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ickd_pl.models.base import FeatureNet, average_pool, conv1x1, conv3x3, init_convs
 from ickd_pl.models.features import Features
+from ickd_pl.models.registry import register
 
 WIDTH = 0.5
 LAST_CHANNELS = 1280  # not scaled by the width
@@ -86,3 +87,6 @@ class MobileNetV2(FeatureNet):
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.blocks]
+
+
+register("MobileNetV2", MobileNetV2)

@@ -1,37 +1,28 @@
-"""The networks of the benchmark by name."""
+"""The networks by name. Every file of this folder registers its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from ickd_pl.errors import UserError, near
 from ickd_pl.models.base import FeatureNet
-from ickd_pl.models.mobilenetv2 import MobileNetV2
-from ickd_pl.models.resnet import ResNet
-from ickd_pl.models.resnet50 import ResNet50
-from ickd_pl.models.shufflenetv1 import ShuffleNetV1
-from ickd_pl.models.shufflenetv2 import ShuffleNetV2
-from ickd_pl.models.vgg import VGG
-from ickd_pl.models.wrn import WideResNet
 
-NARROW = (16, 16, 32, 64)
-WIDE = (32, 64, 128, 256)
+_NETWORKS: dict[str, Callable[[int], FeatureNet]] = {}
 
-_NETWORKS: dict[str, Callable[[int], FeatureNet]] = {
-    **{f"resnet{depth}": partial(ResNet, (depth - 2) // 6, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"resnet{depth}x4": partial(ResNet, (depth - 2) // 6, WIDE) for depth in (8, 32)},
-    **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth in (16, 40) for width in (1, 2)},
-    "vgg8": partial(VGG, (1, 1, 1, 1, 1)),
-    "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
-    "vgg13": partial(VGG, (2, 2, 2, 2, 2)),
-    "vgg16": partial(VGG, (2, 2, 3, 3, 3)),
-    "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
-    "ResNet50": ResNet50,
-    "MobileNetV2": MobileNetV2,
-    "ShuffleV1": ShuffleNetV1,
-    "ShuffleV2": ShuffleNetV2,
-}
+
+def register(name: str, build: Callable[[int], FeatureNet]) -> None:
+    """Let :func:`get_model` know a network.
+
+    Args:
+        name: for users, folders and checkpoints.
+        build: gives the network for K classes; the class itself, where it takes nothing else.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _NETWORKS:
+        raise ValueError(f"two networks are called {name}")
+    _NETWORKS[name] = build
 
 
 def model_names() -> list[str]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ickd_pl.models.base import FeatureNet, average_pool, conv1x1, conv3x3, init_convs
 from ickd_pl.models.features import Features
+from ickd_pl.models.registry import register
+
+NARROW = (16, 16, 32, 64)  # widths of the stem and of the stages
+WIDE = (32, 64, 128, 256)
 
 
 class BasicBlock(nn.Module):
@@ -83,3 +88,9 @@ class ResNet(FeatureNet):
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3]
+
+
+for _depth in (8, 14, 20, 32, 44, 56, 110):
+    register(f"resnet{_depth}", partial(ResNet, (_depth - 2) // 6, NARROW))
+for _depth in (8, 32):
+    register(f"resnet{_depth}x4", partial(ResNet, (_depth - 2) // 6, WIDE))

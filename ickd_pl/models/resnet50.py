@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ickd_pl.models.base import FeatureNet, conv1x1, conv3x3, init_convs
 from ickd_pl.models.features import Features
+from ickd_pl.models.registry import register
 from ickd_pl.models.resnet import run_stage
 
 EXPANSION = 4
@@ -69,3 +70,6 @@ class ResNet50(FeatureNet):
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
+
+
+register("ResNet50", ResNet50)

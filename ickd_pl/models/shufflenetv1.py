@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ickd_pl.models.base import FeatureNet, average_pool, conv1x1, conv3x3
 from ickd_pl.models.features import Features
+from ickd_pl.models.registry import register
 from ickd_pl.models.resnet import run_stage
 
 GROUPS = 3
@@ -81,3 +82,6 @@ class ShuffleNetV1(FeatureNet):
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3]
+
+
+register("ShuffleV1", ShuffleNetV1)

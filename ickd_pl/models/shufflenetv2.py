@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ickd_pl.models.base import FeatureNet, average_pool, conv1x1, conv3x3
 from ickd_pl.models.features import Features
+from ickd_pl.models.registry import register
 from ickd_pl.models.shufflenetv1 import channel_shuffle
 
 STEM = 24
@@ -101,3 +102,6 @@ class ShuffleNetV2(FeatureNet):
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3]
+
+
+register("ShuffleV2", ShuffleNetV2)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ickd_pl.models.base import FeatureNet, init_convs
 from ickd_pl.models.features import Features
+from ickd_pl.models.registry import register
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -60,3 +62,13 @@ class VGG(FeatureNet):
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.block0, self.block1, self.block2, self.block3, self.block4]
+
+
+for _name, _convs in {
+    "vgg8": (1, 1, 1, 1, 1),
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}.items():
+    register(_name, partial(VGG, _convs))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import product
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ickd_pl.models.base import FeatureNet, average_pool, conv1x1, conv3x3, init_convs
 from ickd_pl.models.features import Features
+from ickd_pl.models.registry import register
 
 
 class WideBlock(nn.Module):
@@ -81,3 +85,7 @@ class WideResNet(FeatureNet):
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.block1, self.block2, self.block3]
+
+
+for _depth, _width in product((16, 40), (1, 2)):
+    register(f"wrn_{_depth}_{_width}", partial(WideResNet, _depth, _width))

@@ -1,17 +1,18 @@
-"""Activation boundaries."""
+"""Activation boundaries (AB)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.features import Features, FeatureShapes
-from ickd_pl.strategies.base import LossStrategy, at_least_float32, first_stage, full_precision
+from ickd_pl.strategies.base import LossStrategy, at_least_float32, full_precision
 from ickd_pl.strategies.components.compatibility import (
     check_stage_count,
     expect,
@@ -53,19 +54,20 @@ def ab_loss(student: Maps, teacher: Maps, margin: float = 1.0) -> Tensor:
     return SCALE * loss
 
 
+@dataclass(eq=False)
 class AB(LossStrategy):
-    """Boundaries of the stage ends before their ReLU (``Features.preact``), in a first stage of their own.
+    """Activation boundaries (AB) of the stage ends before their ReLU (``Features.preact``), in a first stage.
 
     First stage: a connector per stage (nothing where the shapes agree, else convolution and batch norm as FitNet's
     without the ReLU) and the student's feature layers learn :func:`ab_loss`, at a constant learning rate. Main stage:
-    plain cross entropy, connectors frozen; the loss here is 0 and ``weight`` has no effect (RepDistiller's script
-    gives 1).
+    cross entropy alone, connectors frozen; the loss here is 0 and ``weight`` has no effect (RepDistiller's script
+    sets 1).
 
     ICKD's variant of the networks gives activations after the ReLU here, which have no negative side; this follows
     RepDistiller.
 
     Args:
-        weight: kept for completeness; multiplies 0.
+        weight: has no effect.
         margin: distance from zero that is enough.
         pretrain_epochs: length of the first stage.
         pretrain_lr: its learning rate; None takes the recipe's.
@@ -73,15 +75,10 @@ class AB(LossStrategy):
 
     needs_preact: ClassVar[bool] = True
 
-    def __init__(
-        self, weight: float = 1.0, margin: float = 1.0, pretrain_epochs: int = 30, pretrain_lr: float | None = None
-    ) -> None:
-        zero_or_more(self, weight=weight, margin=margin)
-        first_stage(self, pretrain_epochs, pretrain_lr)
-        self.weight = weight
-        self.margin = margin
-        self.pretrain_epochs = pretrain_epochs
-        self.pretrain_lr = pretrain_lr
+    weight: NonNegativeFloat = 1.0
+    margin: NonNegativeFloat = 1.0
+    pretrain_epochs: NonNegativeInt = 30
+    pretrain_lr: PositiveFloat | None = None
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)

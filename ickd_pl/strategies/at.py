@@ -1,11 +1,13 @@
-"""Attention transfer."""
+"""Attention transfer (AT)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from ickd_pl.checks import above_zero, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, PositiveFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -36,7 +38,7 @@ def at_loss(student: Maps, teacher: Maps, power: float = 2.0) -> Tensor:
     [1] reference code: HobbitLong/RepDistiller, distiller_zoo/AT.py
 
     Code and paper differ: the mean over the B * H * W entries of unit vectors makes the value small, hence the weight
-    of 1000; the paper takes the norm of the difference. The code drops surplus stages without a word, this raises.
+    of 1000; the paper takes the norm of the difference. The code silently drops extra stages, this raises.
 
     Args:
         student: maps of shape (B, C, H, W), one per stage; one map alone is one stage.
@@ -55,8 +57,9 @@ def at_loss(student: Maps, teacher: Maps, power: float = 2.0) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
+@dataclass(eq=False)
 class AT(LossStrategy):
-    """Attention maps of every stage (see :func:`at_loss`); RepDistiller's ``feat[1:-1]``.
+    """Attention transfer (AT) at every stage (see :func:`at_loss`); RepDistiller's ``feat[1:-1]``.
 
     The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
     one per block, cut to the shorter list where the counts differ, so their AT is another loss (the same only for one
@@ -67,11 +70,8 @@ class AT(LossStrategy):
         power: exponent of the activations.
     """
 
-    def __init__(self, weight: float = 1000.0, power: float = 2.0) -> None:
-        zero_or_more(self, weight=weight)
-        above_zero(self, power=power)
-        self.weight = weight
-        self.power = power
+    weight: NonNegativeFloat = 1000.0
+    power: PositiveFloat = 2.0
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)

@@ -1,22 +1,32 @@
 """The interface of a distillation method, and how methods are found."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: jsonargparse evaluates the annotations that a dataclass inherits in the
+# module of the subclass, which does not know the names that are used here.
 
 import functools
-import importlib
 import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from contextlib import suppress
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ickd_pl.checks import above_zero, name_of, plain, short, whole_number, zero_or_more
+from ickd_pl.checks import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    above_zero,
+    check_argument,
+    name_of,
+    plain,
+    short,
+    whole_number,
+)
 from ickd_pl.data.batch import Batch, DataInfo
+from ickd_pl.discovery import classes_in, subclasses
 from ickd_pl.errors import UserError, near
 from ickd_pl.models.features import Features, FeatureShapes
 
@@ -28,7 +38,9 @@ class LossStrategy(pl.Callback, ABC):
     (a regressor, an embedding) is returned by :meth:`build` and kept, trained and saved by the module. Being a
     Lightning callback, a method may also use any callback hook; the module attaches it.
 
-    Every argument of a subclass's ``__init__`` is kept in an attribute of the same name: :meth:`spec` reads it there.
+    A subclass is a ``@dataclass(eq=False)`` whose fields are its arguments. Their annotations say what they may be
+    (``temperature: PositiveFloat = 4.0``, see :mod:`ickd_pl.checks`) and are checked when it is built. A subclass with
+    an ``__init__`` of its own keeps every argument in an attribute of the same name, where :meth:`spec` reads it.
 
     Attributes:
         weight: factor of the loss in the sum.
@@ -40,9 +52,17 @@ class LossStrategy(pl.Callback, ABC):
 
     needs_preact: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
-    weight: float
-    pretrain_epochs: int = 0
-    pretrain_lr: float | None = None
+    weight: NonNegativeFloat
+    pretrain_epochs: NonNegativeInt = 0
+    pretrain_lr: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        self.check_arguments()
+
+    def check_arguments(self) -> None:
+        """Raise :class:`UserError` for the first attribute that is not what its annotation says."""
+        for name, annotation in _annotations(type(self)).items():
+            check_argument(self, name, getattr(self, name, None), annotation)
 
     @classmethod
     def name(cls) -> str:
@@ -103,8 +123,19 @@ class LossStrategy(pl.Callback, ABC):
         raise NotImplementedError(f"{type(self).__name__} has pretrain_epochs but no pretrain_modules")
 
 
+@functools.cache
+def _annotations(cls: type) -> dict[str, Any]:
+    """Annotations of a method's attributes; without those of a class that names what only a type checker knows."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, LossStrategy):
+            with suppress(NameError):
+                found.update(get_type_hints(base, include_extras=True))
+    return found
+
+
 def first_stage(owner: object, pretrain_epochs: object, pretrain_lr: object) -> None:
-    """Raise :class:`UserError` where length or learning rate of a first stage cannot be; a rate of None can."""
+    """The check of a first stage's arguments, for a method with an ``__init__`` of its own; a rate of None is right."""
     whole_number(owner, 0, pretrain_epochs=pretrain_epochs)
     if pretrain_lr is not None:
         above_zero(owner, pretrain_lr=pretrain_lr)
@@ -113,17 +144,16 @@ def first_stage(owner: object, pretrain_epochs: object, pretrain_lr: object) -> 
 def check_lists(owner: object, strategies: Any, milestones: Any) -> None:
     """Raise :class:`UserError` where the methods are no list of methods, or the milestones do not rise.
 
-    What every method has is checked again: a class of the user's own may not check it.
+    The methods' arguments are checked again: a class of the user's own may not do it, and attributes may have changed.
     """
-    given = list(strategies or []) if isinstance(strategies, list | tuple | type(None)) else [None]
-    if not all(isinstance(strategy, LossStrategy | dict) for strategy in given):
+    methods = list(strategies or []) if isinstance(strategies, list | tuple | type(None)) else [None]
+    if not all(isinstance(strategy, LossStrategy | dict) for strategy in methods):
         raise UserError(
             f"{name_of(owner)}.strategies: expected a list of methods such as [ICKD(), KD()], got {strategies!r}"
         )
-    for strategy in given:
+    for strategy in methods:
         if isinstance(strategy, LossStrategy):
-            zero_or_more(strategy, weight=getattr(strategy, "weight", None))
-            first_stage(strategy, strategy.pretrain_epochs, strategy.pretrain_lr)
+            strategy.check_arguments()
     fits = isinstance(milestones, Sequence) and all(type(epoch) is int and epoch > 0 for epoch in milestones)
     if not fits or list(milestones) != sorted(set(milestones)):
         raise UserError(f"{name_of(owner)}.milestones: expected epochs from 1 in rising order, got {milestones!r}")
@@ -175,10 +205,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def discover() -> dict[str, type[LossStrategy]]:
     """Every method there is: file name to class. A new file in ``ickd_pl/strategies`` is found by being there."""
-    package = Path(__file__).parent
-    for module in pkgutil.iter_modules([str(package)]):
-        importlib.import_module(f"ickd_pl.strategies.{module.name}")
-    return {cls.name(): cls for cls in _subclasses(LossStrategy) if cls.__module__.startswith("ickd_pl.strategies.")}
+    return {cls.name(): cls for cls in classes_in("ickd_pl.strategies", LossStrategy).values()}
 
 
 def from_spec(spec: dict[str, Any]) -> LossStrategy:
@@ -192,7 +219,7 @@ def from_spec(spec: dict[str, Any]) -> LossStrategy:
         raise UserError(f"a method's settings: expected class_path and init_args, got {short(spec)}")
     discover()
     # Only classes that are already defined: a checkpoint must not be able to import code of its choice.
-    known = _subclasses(LossStrategy)
+    known: list[type[LossStrategy]] = subclasses(LossStrategy)
     cls = next((cls for cls in known if path in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")), None)
     if cls is None:
         hint = near(path.rpartition(".")[2], [cls.__name__ for cls in known])
@@ -206,12 +233,3 @@ def from_spec(spec: dict[str, Any]) -> LossStrategy:
         if not plain(value):
             raise UserError(f"{cls.__name__}.{name}: expected a number, a text or a list of them, got {short(value)}")
     return cls(**arguments)
-
-
-def _subclasses(cls: Any) -> list[type[LossStrategy]]:
-    found: list[type[LossStrategy]] = []
-    for sub in cls.__subclasses__():
-        if not inspect.isabstract(sub):
-            found.append(sub)
-        found += _subclasses(sub)
-    return found

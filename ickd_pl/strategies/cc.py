@@ -1,10 +1,12 @@
-"""Correlation congruence."""
+"""Correlation congruence (CC)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from ickd_pl.checks import whole_number, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, PositiveInt
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -38,22 +40,20 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return products.sum() / max(len(products), 1)
 
 
+@dataclass(eq=False)
 class CC(LossStrategy):
-    """Correlation congruence on linear embeddings of the pooled features (see :func:`cc_loss`).
+    """Correlation congruence (CC) on linear embeddings of the pooled features (see :func:`cc_loss`).
 
-    Both embeddings are trained, the teacher's as well. Nothing keeps the two from shrinking together but cross entropy
-    on the student's side; that is the original's.
+    Both embeddings are trained, the teacher's as well. Only cross entropy, on the student's side, keeps the two from
+    shrinking together; RepDistiller's code is the same.
 
     Args:
         weight: factor of the loss; 0.02 in RepDistiller's script, for all pairs.
         dim: width of the embeddings.
     """
 
-    def __init__(self, weight: float = 0.02, dim: int = 128) -> None:
-        zero_or_more(self, weight=weight)
-        whole_number(self, 1, dim=dim)
-        self.weight = weight
-        self.dim = dim
+    weight: NonNegativeFloat = 0.02
+    dim: PositiveInt = 128
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         return nn.ModuleDict(

@@ -1,9 +1,10 @@
-"""Contrastive representation distillation."""
+"""Contrastive representation distillation (CRD)."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, PositiveFloat, PositiveInt, from_to, whole_number
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError
 from ickd_pl.models.features import Features, FeatureShapes
@@ -99,7 +100,7 @@ class ContrastMemory(nn.Module):
         Args:
             student: pooled features, shape (B, D).
             teacher: pooled features, shape (B, D').
-            index: positions among the training images, shape (B,); -1 for a filler, which leaves no trace.
+            index: positions among the training images, shape (B,); -1 for a padding sample, which changes nothing.
             label: shape (B,).
             contrast: shape (B, 1 + K), the positive first; drawn where None.
         """
@@ -163,7 +164,7 @@ class ContrastMemory(nn.Module):
     def _remember(self, index: Tensor, student: Tensor, teacher: Tensor) -> None:
         index, student, teacher = _from_all_ranks(index, student, teacher)
         real = index >= 0
-        # Without waiting for the device: a filler writes what some real image of the batch writes, to the same row.
+        # Without waiting for the device: a padding sample writes what some real image writes, to the same row.
         stand_in = index.argmax()
         rows = torch.where(real, index, index[stand_in].clamp_min(0))
         for memory, new in ((self.student_memory, student), (self.teacher_memory, teacher)):
@@ -183,12 +184,13 @@ class ContrastMemory(nn.Module):
         self.calls += 1
 
 
+@dataclass(eq=False)
 class CRD(LossStrategy):
-    """Contrast of the pooled features with a memory of all training images (see :func:`crd_loss`).
+    """Contrastive representation distillation (CRD) with a memory of all training images (see :func:`crd_loss`).
 
-    Both features are embedded by trained linear layers, the teacher's too. The student's embedding is compared with the
-    teacher's memory and the other way round. Scores are divided by constants fixed by the first batch. Negatives are
-    images of other classes; ``mode`` chooses the positive.
+    Both pooled features are embedded by trained linear layers, the teacher's too. The student's embedding is compared
+    with the teacher's memory and the other way round. Scores are divided by constants fixed by the first batch.
+    Negatives are images of other classes; ``mode`` chooses the positive.
 
     Negatives are drawn on the device from the batch's indices and a table of labels, not by the data loader as in the
     original. Under several processes every one draws its own; the memories take up the embeddings of all of them and
@@ -197,7 +199,7 @@ class CRD(LossStrategy):
     Args:
         weight: factor of the loss; 0.8 in RepDistiller's script, for all pairs.
         dim: width of the embeddings.
-        negatives: K.
+        negatives: K, images of other classes for each image.
         temperature: divides the similarities.
         momentum: share of the old embedding when the memory takes up a new one.
         mode: the positive is the image itself (``exact``) or any image of its class (``relax``).
@@ -205,39 +207,20 @@ class CRD(LossStrategy):
 
     needs_index = True
 
-    def __init__(
-        self,
-        weight: float = 0.8,
-        dim: int = 128,
-        negatives: int = 16384,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        mode: Mode = "exact",
-    ) -> None:
-        if mode not in ("exact", "relax"):
-            raise UserError(f"CRD.mode: expected exact or relax, got {mode!r}")
-        zero_or_more(self, weight=weight)
-        whole_number(self, 1, dim=dim, negatives=negatives)
-        above_zero(self, temperature=temperature)
-        between(self, 0, 1, momentum=momentum)
-        self.weight = weight
-        self.dim = dim
-        self.negatives = negatives
-        self.temperature = temperature
-        self.momentum = momentum
-        self.mode: Mode = mode
+    weight: NonNegativeFloat = 0.8
+    dim: PositiveInt = 128
+    negatives: PositiveInt = 16384
+    temperature: PositiveFloat = 0.07
+    momentum: Annotated[float, from_to(0, 1)] = 0.5
+    mode: Mode = "exact"
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
-        count = data.num_samples if data.train_labels is None else len(data.train_labels)
-        if count is None:
+        if data.num_samples is None:
             raise UserError(
                 "CRD keeps a memory of every training image and must know how many there are: set num_samples "
                 "(model.num_samples; on the command line it comes from the data)"
             )
-        memory = ContrastMemory(student.pooled[0], teacher.pooled[0], count, data.num_classes, self)
-        if data.train_labels is not None:
-            memory.table.fill(data.train_labels)
-        return memory
+        return ContrastMemory(student.pooled[0], teacher.pooled[0], data.num_samples, data.num_classes, self)
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         memory = expect(self, adapter, ContrastMemory)
@@ -270,7 +253,7 @@ def _rank() -> int:
 
 
 def _from_all_ranks(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
-    """The indices and rows of all ranks, in the order of the ranks; shorter ranks are padded with fillers (-1)."""
+    """The indices and rows of all ranks, in the order of the ranks; shorter ranks are padded (index -1)."""
     if _ranks() == 1:
         return index, *rows
     longest = torch.tensor(len(index), device=index.device)

@@ -1,12 +1,14 @@
-"""The label's share of the teacher's probability and the shape of the rest, weighted apart."""
+"""Decoupled knowledge distillation (DKD)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 
-from ickd_pl.checks import above_zero, whole_number, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -72,8 +74,9 @@ def dkd_loss(
     return temperature**2 * (alpha * target + beta * rest)
 
 
+@dataclass(eq=False)
 class DKD(LossStrategy):
-    """Decoupled soft targets (see :func:`dkd_loss`); the weight warms up linearly.
+    """Decoupled knowledge distillation (DKD) (see :func:`dkd_loss`); the weight warms up linearly.
 
     Args:
         weight: factor of the loss.
@@ -85,22 +88,11 @@ class DKD(LossStrategy):
         warmup_epochs: the weight in main epoch e is ``weight * min(e / warmup_epochs, 1)``; 0 is no warm-up.
     """
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        alpha: float = 1.0,
-        beta: float = 8.0,
-        temperature: float = 4.0,
-        warmup_epochs: int = 20,
-    ) -> None:
-        zero_or_more(self, weight=weight, alpha=alpha, beta=beta)
-        above_zero(self, temperature=temperature)
-        whole_number(self, 0, warmup_epochs=warmup_epochs)
-        self.weight = weight
-        self.alpha = alpha
-        self.beta = beta
-        self.temperature = temperature
-        self.warmup_epochs = warmup_epochs
+    weight: NonNegativeFloat = 1.0
+    alpha: NonNegativeFloat = 1.0
+    beta: NonNegativeFloat = 8.0
+    temperature: PositiveFloat = 4.0
+    warmup_epochs: NonNegativeInt = 20
 
     def weight_at(self, epoch: int | None) -> float:
         if epoch is None or not self.warmup_epochs:

@@ -1,11 +1,13 @@
-"""Hints from an intermediate layer (FitNets)."""
+"""FitNets: hints from an intermediate layer."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ickd_pl.checks import whole_number, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, NonNegativeInt
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -32,8 +34,9 @@ def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return mse_loss(student, teacher.detach())
 
 
+@dataclass(eq=False)
 class FitNet(LossStrategy):
-    """One hint layer through a regressor of convolution, batch norm and ReLU (see :func:`fitnet_loss`).
+    """FitNets with one hint layer, regressed by convolution, batch norm and ReLU (see :func:`fitnet_loss`).
 
     Code and paper differ: the paper trains up to the hint first and the rest afterwards; RepDistiller, and this,
     train all at once. The features of a wrn are sums before batch norm and ReLU, so a wrn teacher's hint has negative
@@ -48,11 +51,8 @@ class FitNet(LossStrategy):
         hint_layer: position in the list of stem and stages: 0 is the stem, 2 (RepDistiller's) the second stage.
     """
 
-    def __init__(self, weight: float = 100.0, hint_layer: int = 2) -> None:
-        zero_or_more(self, weight=weight)
-        whole_number(self, 0, hint_layer=hint_layer)
-        self.weight = weight
-        self.hint_layer = hint_layer
+    weight: NonNegativeFloat = 100.0
+    hint_layer: NonNegativeInt = 2
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         for net in (student, teacher):

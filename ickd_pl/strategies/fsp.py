@@ -1,14 +1,16 @@
-"""Flow of solution procedure."""
+"""Flow of solution procedure (FSP)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features, FeatureShapes
-from ickd_pl.strategies.base import LossStrategy, at_least_float32, first_stage, full_precision
+from ickd_pl.strategies.base import LossStrategy, at_least_float32, full_precision
 from ickd_pl.strategies.components.compatibility import check_channels, check_stage_count, feature_modules, match_size
 from ickd_pl.strategies.components.shapes import Maps, as_stages
 
@@ -49,11 +51,12 @@ def fsp_loss(student: Maps, teacher: Maps) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
+@dataclass(eq=False)
 class FSP(LossStrategy):
-    """Flow matrices from the stem to the last stage (RepDistiller's ``feat[:-1]``), in a first stage of their own.
+    """Flow of solution procedure (FSP) from stem to last stage (RepDistiller's ``feat[:-1]``), in a first stage.
 
     First stage: the student's feature layers alone learn :func:`fsp_loss`, at a constant learning rate. Main stage:
-    plain cross entropy, the loss here is 0 and ``weight`` has no effect (RepDistiller's script gives 50).
+    cross entropy alone, the loss here is 0 and ``weight`` has no effect (RepDistiller's script sets 50).
 
     The channel counts of the two networks must agree. RepDistiller's 0.00 for wrn_40_2/wrn_40_1 is such a pair, not a
     result.
@@ -62,17 +65,14 @@ class FSP(LossStrategy):
     same only for one block per stage, as in resnet8x4). This follows RepDistiller.
 
     Args:
-        weight: kept for completeness; multiplies 0.
+        weight: has no effect.
         pretrain_epochs: length of the first stage.
         pretrain_lr: its learning rate; None takes the recipe's.
     """
 
-    def __init__(self, weight: float = 50.0, pretrain_epochs: int = 30, pretrain_lr: float | None = None) -> None:
-        zero_or_more(self, weight=weight)
-        first_stage(self, pretrain_epochs, pretrain_lr)
-        self.weight = weight
-        self.pretrain_epochs = pretrain_epochs
-        self.pretrain_lr = pretrain_lr
+    weight: NonNegativeFloat = 50.0
+    pretrain_epochs: NonNegativeInt = 30
+    pretrain_lr: PositiveFloat | None = None
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)

@@ -1,15 +1,17 @@
-"""Factor transfer."""
+"""Factor transfer (FT)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from ickd_pl.checks import above_zero, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.features import Features, FeatureShapes
-from ickd_pl.strategies.base import LossStrategy, first_stage, full_precision
+from ickd_pl.strategies.base import LossStrategy, full_precision
 from ickd_pl.strategies.components.compatibility import expect, match_size
 from ickd_pl.strategies.components.shapes import check_shapes
 
@@ -111,8 +113,9 @@ def reconstruction_loss(reconstruction: Tensor, teacher: Tensor) -> Tensor:
     return mse_loss(reconstruction, teacher.detach())
 
 
+@dataclass(eq=False)
 class FT(LossStrategy):
-    """Factors of the last stage's map (see :func:`ft_loss`); RepDistiller's ``feat[-2]``, so not ICKD's ``final``.
+    """Factor transfer (FT) of the last stage's map (see :func:`ft_loss`): RepDistiller's ``feat[-2]``, not ``final``.
 
     First stage: the paraphraser learns to reconstruct the teacher's map; the student does not take part. Main stage:
     the translator learns, with the student, the factor of the frozen paraphraser.
@@ -127,16 +130,10 @@ class FT(LossStrategy):
         pretrain_lr: its learning rate; None is RepDistiller's for the student, as above.
     """
 
-    def __init__(
-        self, weight: float = 200.0, rate: float = 0.5, pretrain_epochs: int = 30, pretrain_lr: float | None = None
-    ) -> None:
-        zero_or_more(self, weight=weight)
-        above_zero(self, rate=rate)
-        first_stage(self, pretrain_epochs, pretrain_lr)
-        self.weight = weight
-        self.rate = rate
-        self.pretrain_epochs = pretrain_epochs
-        self.pretrain_lr = pretrain_lr
+    weight: NonNegativeFloat = 200.0
+    rate: PositiveFloat = 0.5
+    pretrain_epochs: NonNegativeInt = 30
+    pretrain_lr: PositiveFloat | None = None
 
     def first_stage_lr(self, student: str) -> float | None:
         if self.pretrain_lr is None and student.startswith(SLOW_STUDENTS):

@@ -1,11 +1,13 @@
-"""Inter-channel correlation for knowledge distillation."""
+"""Inter-channel correlation for knowledge distillation (ICKD)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -50,19 +52,18 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.square().sum() / (difference.shape[0] * difference.shape[1])
 
 
+@dataclass(eq=False)
 class ICKD(LossStrategy):
-    """ICKD-C on the map that enters the global pooling (see :func:`ickd_loss`).
+    """Inter-channel correlation (ICKD-C) of the map that enters the global pooling (see :func:`ickd_loss`).
 
     The student's map passes a trainable 1x1 convolution without bias and a batch norm to the teacher's channel count,
-    also when the counts agree. The second embedding of the original, registered but never used, is not built.
+    also when the counts agree. The second embedding of ICKD's own code, which is never used there, is not built.
 
     Args:
-        weight: factor of the loss; 2.5 in the original's CIFAR-100 script, for all pairs.
+        weight: factor of the loss; 2.5 in ICKD's own CIFAR-100 script, for all pairs.
     """
 
-    def __init__(self, weight: float = 2.5) -> None:
-        zero_or_more(self, weight=weight)
-        self.weight = weight
+    weight: NonNegativeFloat = 2.5
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         return ConvBN(student.final[0], teacher.final[0])

@@ -1,11 +1,13 @@
-"""Knowledge distillation on softened class probabilities."""
+"""Knowledge distillation (KD) on softened class probabilities."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from ickd_pl.checks import above_zero, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, PositiveFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -35,8 +37,9 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     return kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
+@dataclass(eq=False)
 class KD(LossStrategy):
-    """Soft targets (see :func:`kd_loss`).
+    """Knowledge distillation (KD) on softened class probabilities (see :func:`kd_loss`).
 
     Args:
         weight: factor of the loss. 1 beside another method; the KD row of RepDistiller's table is 0.9 with a cross
@@ -44,11 +47,8 @@ class KD(LossStrategy):
         temperature: softening T.
     """
 
-    def __init__(self, weight: float = 1.0, temperature: float = 4.0) -> None:
-        zero_or_more(self, weight=weight)
-        above_zero(self, temperature=temperature)
-        self.weight = weight
-        self.temperature = temperature
+    weight: NonNegativeFloat = 1.0
+    temperature: PositiveFloat = 4.0
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         return kd_loss(student.logits, teacher.logits, self.temperature)

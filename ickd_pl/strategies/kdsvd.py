@@ -1,7 +1,8 @@
-"""Self-supervised distillation by singular value decomposition."""
+"""Self-supervised knowledge distillation using singular value decomposition (KDSVD)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.checks import whole_number, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, PositiveInt
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -17,7 +18,7 @@ from ickd_pl.strategies.components.compatibility import check_channels, check_st
 from ickd_pl.strategies.components.shapes import Maps, as_stages
 
 # Singular vectors of the student beyond the teacher's, among which partners are sought.
-SURPLUS = 3
+EXTRA = 3
 
 
 class _LeadingVectors(torch.autograd.Function):
@@ -43,11 +44,11 @@ class _LeadingVectors(torch.autograd.Function):
         count = grad.shape[2]
         squared = values.square()  # (B, R)
         inside = vectors.transpose(1, 2) @ grad  # (B, R, count)
-        floor = (1e-6 * squared[:, :1]).square()[:, None] + torch.finfo(x.dtype).tiny  # (B, 1, 1)
+        smallest = (1e-6 * squared[:, :1]).square()[:, None] + torch.finfo(x.dtype).tiny  # (B, 1, 1)
         gaps = squared[:, None, :count] - squared[:, :, None]  # (B, R, count)
-        towards = vectors @ (inside * gaps / (gaps.square() + floor))
+        towards = vectors @ (inside * gaps / (gaps.square() + smallest))
         lead = squared[:, None, :count]  # gaps to the directions outside the row space, whose value is 0
-        towards = towards + (grad - vectors @ inside) * lead / (lead.square() + floor)
+        towards = towards + (grad - vectors @ inside) * lead / (lead.square() + smallest)
         gram = towards @ vectors[:, :, :count].transpose(1, 2)  # (B, C, C), gradient of x^T x
         return x @ (gram + gram.transpose(1, 2)), None
 
@@ -103,7 +104,7 @@ def kdsvd_loss(student: Maps, teacher: Maps, count: int = 1) -> Tensor:
     A singular vector has no sign of its own, but this loss depends on it: with the vectors that a library happens to
     return, its value may change tenfold from one machine to the next. Here the teacher's vectors are signed so that
     their entries sum to 0 or more (for maps after a ReLU the first vector has one sign throughout), and the student's
-    follow. Values therefore agree with the original only where its library chose the same relative signs. mdistiller
+    follow. Values therefore agree with RepDistiller's only where its library chose the same relative signs. mdistiller
     unfolds the map in another way and gives yet other values.
 
     Args:
@@ -120,7 +121,7 @@ def kdsvd_loss(student: Maps, teacher: Maps, count: int = 1) -> Tensor:
     vectors: list[tuple[Tensor, Tensor]] = []
     for s, t in zip(students, teachers, strict=True):
         v_t, scale = leading_vectors(t.detach(), count)  # (B, C, count), (B, count)
-        v_s = align(leading_vectors(s, count + SURPLUS)[0], v_t)  # (B, C, count)
+        v_s = align(leading_vectors(s, count + EXTRA)[0], v_t)  # (B, C, count)
         vectors.append((v_s * scale[:, None], v_t * scale[:, None]))
     loss = students[0].new_zeros(())
     for (s0, t0), (s1, t1) in pairwise(vectors):
@@ -128,11 +129,12 @@ def kdsvd_loss(student: Maps, teacher: Maps, count: int = 1) -> Tensor:
     return loss
 
 
+@dataclass(eq=False)
 class KDSVD(LossStrategy):
-    """Relations of singular vectors across the stages (see :func:`kdsvd_loss`); RepDistiller's ``feat[1:-1]``.
+    """Singular value decomposition (KDSVD) of every stage (see :func:`kdsvd_loss`); RepDistiller's ``feat[1:-1]``.
 
     No figure of this method is in RepDistiller's table and its script has no weight for it. The gradient of close
-    singular values, NaN in the original, is left out.
+    singular values, NaN in RepDistiller's code, is left out.
 
     ICKD's resnet, wrn and ResNet50 list one feature per block, cut to the shorter list where the counts differ, so that
     consecutive features are other ones (the same only for one block per stage, as in resnet8x4). This follows
@@ -143,17 +145,14 @@ class KDSVD(LossStrategy):
         count: the teacher's singular vectors per stage.
     """
 
-    def __init__(self, weight: float = 1.0, count: int = 1) -> None:
-        zero_or_more(self, weight=weight)
-        whole_number(self, 1, count=count)
-        self.weight = weight
-        self.count = count
+    weight: NonNegativeFloat = 1.0
+    count: PositiveInt = 1
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)
         pairs = list(zip(student.stages, teacher.stages, strict=True))
         check_channels(self, student, teacher, [(f"stage {n}", s, t) for n, (s, t) in enumerate(pairs, start=1)])
-        need = self.count + SURPLUS
+        need = self.count + EXTRA
         for number, (s, t) in enumerate(pairs, start=1):
             if min(s[0], s[1] * s[2], t[1] * t[2]) < need:
                 why = f"stage {number}, {shape_text(s)} against {shape_text(t)}, has fewer than {need} singular vectors"

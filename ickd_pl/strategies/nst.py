@@ -1,11 +1,13 @@
-"""Neuron selectivity transfer."""
+"""Neuron selectivity transfer (NST)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -60,8 +62,9 @@ def nst_loss(student: Maps, teacher: Maps) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
+@dataclass(eq=False)
 class NST(LossStrategy):
-    """Selectivity of the channels of every stage (see :func:`nst_loss`); RepDistiller's ``feat[1:-1]``.
+    """Neuron selectivity transfer (NST) at every stage (see :func:`nst_loss`); RepDistiller's ``feat[1:-1]``.
 
     The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
     one per block, cut to the shorter list where the counts differ, so their NST is another loss (the same only for one
@@ -71,9 +74,7 @@ class NST(LossStrategy):
         weight: factor of the loss; 50 in RepDistiller's script, for all pairs.
     """
 
-    def __init__(self, weight: float = 50.0) -> None:
-        zero_or_more(self, weight=weight)
-        self.weight = weight
+    weight: NonNegativeFloat = 50.0
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)

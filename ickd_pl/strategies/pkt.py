@@ -1,11 +1,13 @@
-"""Probabilistic knowledge transfer."""
+"""Probabilistic knowledge transfer (PKT)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -53,16 +55,15 @@ def pkt_loss(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     return (p_t * ((p_t + eps) / (p_s + eps)).log()).mean()
 
 
+@dataclass(eq=False)
 class PKT(LossStrategy):
-    """Neighbour probabilities within the batch on the pooled features (see :func:`pkt_loss`).
+    """Probabilistic knowledge transfer (PKT) on the pooled features (see :func:`pkt_loss`).
 
     Args:
         weight: factor of the loss; 30000 in RepDistiller's script, for all pairs.
     """
 
-    def __init__(self, weight: float = 30000.0) -> None:
-        zero_or_more(self, weight=weight)
-        self.weight = weight
+    weight: NonNegativeFloat = 30000.0
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         return pkt_loss(student.pooled, teacher.pooled)

@@ -1,12 +1,14 @@
-"""Relational knowledge distillation."""
+"""Relational knowledge distillation (RKD)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, smooth_l1_loss
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -23,7 +25,7 @@ def relative_distances(differences: Tensor) -> Tensor:
         Shape (B, B), 0 on the diagonal.
     """
     size = len(differences)
-    squared = differences.square().sum(dim=2).clamp_min(1e-12)  # (B, B); the floor keeps the square root's slope finite
+    squared = differences.square().sum(dim=2).clamp_min(1e-12)  # (B, B); at 0 the root's slope is infinite
     distances = squared.sqrt() * (1 - torch.eye(size, dtype=squared.dtype, device=squared.device))
     return distances / (distances.sum() / (size * (size - 1)))
 
@@ -70,8 +72,9 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance_weight: float = 25.0, an
     return loss
 
 
+@dataclass(eq=False)
 class RKD(LossStrategy):
-    """Distances and angles within the batch on the pooled features (see :func:`rkd_loss`).
+    """Relational knowledge distillation (RKD) on the pooled features (see :func:`rkd_loss`).
 
     Args:
         weight: factor of the loss; 1 in RepDistiller's script, for all pairs.
@@ -79,11 +82,9 @@ class RKD(LossStrategy):
         angle_weight: factor of the angles inside.
     """
 
-    def __init__(self, weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
-        zero_or_more(self, weight=weight, distance_weight=distance_weight, angle_weight=angle_weight)
-        self.weight = weight
-        self.distance_weight = distance_weight
-        self.angle_weight = angle_weight
+    weight: NonNegativeFloat = 1.0
+    distance_weight: NonNegativeFloat = 25.0
+    angle_weight: NonNegativeFloat = 50.0
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         return rkd_loss(student.pooled, teacher.pooled, self.distance_weight, self.angle_weight)

@@ -1,11 +1,13 @@
-"""Similarity-preserving distillation."""
+"""Similarity-preserving knowledge distillation (SP)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ickd_pl.checks import zero_or_more
+from ickd_pl.checks import NonNegativeFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
@@ -32,8 +34,9 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.square().mean()
 
 
+@dataclass(eq=False)
 class SP(LossStrategy):
-    """Similarities within the batch on the map of the last stage (see :func:`sp_loss`); RepDistiller's ``feat[-2]``.
+    """Similarity-preserving distillation (SP) on the last stage (see :func:`sp_loss`); RepDistiller's ``feat[-2]``.
 
     The published figures come from RepDistiller's networks, so this takes ``stages[-1]``, not ``final`` as ICKD does
     (they differ for wrn, MobileNetV2 and ShuffleV2). Under several processes the matrix is that of one process' share.
@@ -42,9 +45,7 @@ class SP(LossStrategy):
         weight: factor of the loss; 3000 in RepDistiller's script, for all pairs.
     """
 
-    def __init__(self, weight: float = 3000.0) -> None:
-        zero_or_more(self, weight=weight)
-        self.weight = weight
+    weight: NonNegativeFloat = 3000.0
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         return sp_loss(student.stages[-1], teacher.stages[-1])

@@ -1,22 +1,24 @@
-"""Variational information distillation."""
+"""Variational information distillation (VID)."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ickd_pl.checks import above_zero, zero_or_more
+from ickd_pl.checks import NonNegativeFloat, Number
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.errors import UserError
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
 from ickd_pl.strategies.components.compatibility import check_stage_count, expect, match_size
 from ickd_pl.strategies.components.shapes import Maps, as_stages
 
 EPS = 1e-5
+Variance = Annotated[float, Number(f"a number above {EPS}", lambda value: value > EPS)]
 
 
 class VariationalHead(nn.Module):
@@ -75,8 +77,9 @@ def vid_loss(means: Maps, log_scales: Maps, teacher: Maps) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
+@dataclass(eq=False)
 class VID(LossStrategy):
-    """A Gaussian head on every stage (see :func:`vid_loss`); RepDistiller's ``feat[1:-1]``.
+    """Variational information distillation (VID) at every stage (see :func:`vid_loss`); RepDistiller's ``feat[1:-1]``.
 
     The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
     one per block, cut to the shorter list where the counts differ, so their VID is another loss (the same only for one
@@ -91,13 +94,8 @@ class VID(LossStrategy):
         init_variance: variance of every channel at the start.
     """
 
-    def __init__(self, weight: float = 1.0, init_variance: float = 5.0) -> None:
-        zero_or_more(self, weight=weight)
-        above_zero(self, init_variance=init_variance)
-        if init_variance <= EPS:
-            raise UserError(f"VID.init_variance: expected more than the least variance {EPS}, got {init_variance}")
-        self.weight = weight
-        self.init_variance = init_variance
+    weight: NonNegativeFloat = 1.0
+    init_variance: Variance = 5.0
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)

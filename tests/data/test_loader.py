@@ -31,7 +31,7 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
 
 
 def join(parts: list[Batch]) -> Batch:
-    """The global batch out of the ranks' slices, fillers left out."""
+    """The global batch out of the ranks' slices, padding samples left out."""
     real = [part for part in parts if int(part.index[0]) >= 0]
     return Batch(*(torch.cat(tensors) for tensors in zip(*real, strict=True)))
 
@@ -67,7 +67,7 @@ def test_ranks_slice_the_same_global_batches(train, world_size, batch_size):
         assert sum(shares) == pytest.approx(world_size)
 
 
-def test_a_rank_with_an_empty_share_gets_a_filler():
+def test_a_rank_with_an_empty_share_gets_a_padding_sample():
     loader = make(22, rank=1, world_size=2)
     last = list(loader)[-1]
     assert last.index.tolist() == [-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +23,22 @@ Maps = tuple[tuple[int, int], ...]  # channels and side of the stem, the stages 
 
 RESNET: Maps = ((16, 32), (16, 32), (32, 16), (64, 8), (64, 8))
 RESNET_X4: Maps = ((32, 32), (64, 32), (128, 16), (256, 8), (256, 8))
-WRN_2: Maps = ((16, 32), (32, 32), (64, 16), (128, 8), (128, 8))
 VGG: Maps = ((64, 32), (128, 16), (256, 8), (512, 4), (512, 4), (512, 4))
-OTHERS: dict[str, Maps] = {
+# By a pattern of names.
+MAPS: dict[str, Maps] = {
+    r"resnet\d+": RESNET,
+    r"resnet\d+x4": RESNET_X4,
+    r"wrn_\d+_1": RESNET,
+    r"wrn_\d+_2": ((16, 32), (32, 32), (64, 16), (128, 8), (128, 8)),
+    r"vgg\d+": VGG,
     "ResNet50": ((64, 32), (256, 32), (512, 16), (1024, 8), (2048, 4), (2048, 4)),
     "MobileNetV2": ((16, 16), (12, 16), (16, 8), (48, 4), (160, 2), (1280, 2)),
     "ShuffleV1": ((24, 32), (240, 16), (480, 8), (960, 4), (960, 4)),
     "ShuffleV2": ((24, 32), (116, 16), (232, 8), (464, 4), (1024, 4)),
 }
-FAMILIES = ["resnet8", "wrn_16_2", "vgg8", *OTHERS]
+# One network of each class.
+FAMILIES = ["resnet8", "wrn_16_2", "vgg8", "ResNet50", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
 REFERENCE = json.loads((Path(__file__).parent / "reference_logits.json").read_text())
-
-
-def maps_of(name: str) -> Maps:
-    if name in OTHERS:
-        return OTHERS[name]
-    if name.startswith("vgg"):
-        return VGG
-    if name.endswith("x4"):
-        return RESNET_X4
-    return WRN_2 if name.startswith("wrn") and name.endswith("2") else RESNET
 
 
 def network(name: str, num_classes: int = 100) -> FeatureNet:
@@ -58,9 +55,19 @@ def test_shapes(name: str) -> None:
     with torch.device("meta"):
         net, image = get_model(name, 10), torch.empty(2, 3, 32, 32)
         shapes = FeatureShapes.of(name, net.features(image, preact=True))
-    stem, *stages, final = ((channels, side, side) for channels, side in maps_of(name))
+    known = [maps for pattern, maps in MAPS.items() if re.fullmatch(pattern, name)]
+    found = tuple(shape[:2] for shape in (shapes.stem, *shapes.stages, shapes.final))
+    assert known, f"a new network: add its maps to MAPS in tests/models/test_networks.py, if they are right: {found}"
+    stem, *stages, final = ((channels, side, side) for channels, side in known[0])
     expected = FeatureShapes(name, (10,), stem, tuple(stages), final, (final[0],), tuple(stages))
     assert shapes == expected
+
+
+def test_every_class_has_a_network_among_the_families() -> None:
+    with torch.device("meta"):
+        classes = {name: type(get_model(name)) for name in model_names()}
+    missing = {name for name, cls in classes.items() if cls not in {classes[family] for family in FAMILIES}}
+    assert not missing, f"a new class: add one of its networks to FAMILIES in tests/models/test_networks.py: {missing}"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -137,7 +144,9 @@ def test_start(name: str) -> None:
             weight = module.weight
             fan = weight.shape[0] * weight[0, 0].numel()
             std = math.sqrt(1 / (3 * weight[0].numel())) if name.startswith("Shuffle") else math.sqrt(2 / fan)
-            assert float(weight.detach().std()) == pytest.approx(std, rel=4 / math.sqrt(weight.numel())), key
+            assert float(weight.detach().std()) == pytest.approx(std, rel=4 / math.sqrt(weight.numel())), (
+                f"{key}: a network that starts from another spread is named here"
+            )
             assert module.bias is None or not module.bias.any()
         elif isinstance(module, nn.BatchNorm2d):
             assert bool((module.weight == 1).all())

@@ -36,7 +36,7 @@ def incompatible(method: object, student: FeatureShapes, teacher: FeatureShapes,
 
 
 def check_stage_count(method: object, student: FeatureShapes, teacher: FeatureShapes) -> None:
-    """Raise where the networks have different numbers of stages; RepDistiller drops the surplus without a word.
+    """Raise where the networks have different numbers of stages; RepDistiller silently drops the extra ones.
 
     Raises:
         IncompatiblePair: with both lists of shapes and the first stage that has no partner.

@@ -11,7 +11,7 @@ from ickd_pl.errors import UserError
 
 
 class ClassTable(nn.Module):
-    """Labels of the training images, kept in the state dict, and draws by class from a given generator.
+    """Labels of the training images, kept in the state dict, and draws by class from a generator.
 
     Args:
         num_samples: training images.
@@ -71,15 +71,15 @@ class ClassTable(nn.Module):
         first = self.starts[label][:, None]  # (B, 1)
         size = self.starts[label + 1][:, None] - first
         pool = total - size  # images of other classes: all of `order` but one stretch
-        place = torch.zeros(len(label), count, dtype=torch.long, device=label.device)
+        position = torch.zeros(len(label), count, dtype=torch.long, device=label.device)
         if count > total - self.largest:  # too few in some class
-            place = _integers((len(label), count), pool, draws)
+            position = _integers((len(label), count), pool, draws)
         if count <= total - self.smallest:
             keys = torch.rand(len(label), total - self.smallest, generator=draws, device=label.device)
             keys.masked_fill_(torch.arange(keys.shape[1], device=label.device) >= pool, 2.0)
             distinct = keys.topk(count, dim=1, largest=False, sorted=False).indices
-            place = torch.where(count <= pool, distinct, place)
-        return self.order[place + size * (place >= first)]
+            position = torch.where(count <= pool, distinct, position)
+        return self.order[position + size * (position >= first)]
 
     def same(self, label: Tensor, draws: torch.Generator) -> Tensor:
         """One image of each label's own class: (B,) to (B,)."""

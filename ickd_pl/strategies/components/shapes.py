@@ -19,7 +19,7 @@ Named = tuple[str, Tensor, str]
 NamedMaps = tuple[str, Maps, str]
 
 
-def check_shapes(owner: str, *given: Named) -> None:
+def check_shapes(owner: str, *named: Named) -> None:
     """Raise :class:`UserError` where tensors have not the shapes that a loss expects of them, or do not agree.
 
     A form names the dimensions: what has one name must have one size, in all tensors. ``...`` at the end stands for
@@ -27,12 +27,12 @@ def check_shapes(owner: str, *given: Named) -> None:
 
     Args:
         owner: the loss, for the message.
-        given: for example ``("student", x, "B C H W"), ("teacher", y, "B C' H' W'")``.
+        named: for example ``("student", x, "B C H W"), ("teacher", y, "B C' H' W'")``.
     """
-    tensors = all(isinstance(x, Tensor) for _, x, _ in given)
-    if not tensors or not _agree(tuple([x.shape for _, x, _ in given]), tuple([form for _, _, form in given])):
-        expected = " and ".join(f"{name} ({form.replace(' ', ', ').replace('*', '...')})" for name, _, form in given)
-        came = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for _, x, _ in given)
+    tensors = all(isinstance(x, Tensor) for _, x, _ in named)
+    if not tensors or not _agree(tuple([x.shape for _, x, _ in named]), tuple([form for _, _, form in named])):
+        expected = " and ".join(f"{name} ({form.replace(' ', ', ').replace('*', '...')})" for name, _, form in named)
+        came = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for _, x, _ in named)
         raise UserError(f"{owner}: expected {expected}, got {came}")
 
 
@@ -43,7 +43,7 @@ def _agree(shapes: tuple[tuple[int, ...], ...], forms: tuple[str, ...]) -> bool:
 
 
 def _fits(shape: tuple[int, ...], form: list[str], sizes: dict[str, object]) -> bool:
-    """Whether a shape has a form, given the sizes that have names already; new names are added."""
+    """Whether a shape has a form, with the sizes that have names already; new names are added."""
     named = [name for name in form if name not in {"...", "*"}]
     if len(shape) < len(named) or (len(shape) > len(named) and named == form):
         return False
@@ -53,27 +53,27 @@ def _fits(shape: tuple[int, ...], form: list[str], sizes: dict[str, object]) -> 
     return all(sizes.setdefault(name, part) == part for name, part in parts.items())
 
 
-def as_stages(owner: str, *given: NamedMaps, least: int = 1) -> list[Sequence[Tensor]]:
+def as_stages(owner: str, *maps: NamedMaps, least: int = 1) -> list[Sequence[Tensor]]:
     """Lists of a loss's maps, one per stage: a tensor alone is one stage.
 
     Args:
         owner: the loss, for the messages.
-        given: as in :func:`check_shapes`, with one tensor or several.
+        maps: as in :func:`check_shapes`, with one tensor or several.
         least: how many stages there must be.
 
     Raises:
         UserError: the counts differ or are below ``least``, or the shapes of a stage do not agree.
     """
-    lists = [[x] if isinstance(x, Tensor) else x for _, x, _ in given]
-    if not all(isinstance(maps, Sequence) for maps in lists):
-        came = " and ".join(type(x).__name__ for _, x, _ in given)
+    lists = [[x] if isinstance(x, Tensor) else x for _, x, _ in maps]
+    if not all(isinstance(stages, Sequence) for stages in lists):
+        came = " and ".join(type(x).__name__ for _, x, _ in maps)
         raise UserError(f"{owner}: expected tensors or lists of tensors, got {came}")
-    counts = [len(maps) for maps in lists]
+    counts = [len(stages) for stages in lists]
     if counts[0] < least or len(set(counts)) > 1:
-        names = ", ".join(name for name, _, _ in given)
+        names = ", ".join(name for name, _, _ in maps)
         enough = f"{least} stages or more, " if least > 1 or not counts[0] else ""
         raise UserError(f"{owner}: expected {enough}as many of each of {names}, got {' and '.join(map(str, counts))}")
     for number, tensors in enumerate(zip(*lists, strict=True), start=1):
-        named = [(name, x, form) for (name, _, form), x in zip(given, tensors, strict=True)]
+        named = [(name, x, form) for (name, _, form), x in zip(maps, tensors, strict=True)]
         check_shapes(f"{owner}, stage {number}", *named)
     return lists

@@ -1,0 +1,38 @@
+"""The data module's part of a checkpoint, as plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ickd_pl.checks import short
+from ickd_pl.errors import UserError
+
+
+def read_data(checkpoint: str | Path, cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments and the state of the data module that a run was trained on.
+
+    Args:
+        checkpoint: the file; nothing in it is imported or called.
+        cls: the data module's class; the file must name this one.
+
+    Returns:
+        The arguments by name, not checked yet, and the state (empty where the file has none).
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it is of other data.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        spec = content["ickd_pl"]["data"]
+        path, arguments = spec["class_path"], dict(spec["init_args"])
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {checkpoint} does not exist") from None
+    except Exception as error:  # torch has many kinds of damage
+        raise UserError(f"{checkpoint} is no checkpoint with data of ickd_pl, or is damaged") from error
+    if path != f"{cls.__module__}.{cls.__qualname__}":
+        raise UserError(f"{checkpoint} is of other data: {short(path)}, expected {cls.__qualname__}")
+    state = content.get(cls.__qualname__)
+    return arguments, state if isinstance(state, dict) else {}
