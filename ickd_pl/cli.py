@@ -57,6 +57,7 @@ def _other_commands() -> str:
 
 def _quiet() -> None:
     """Leave out what Lightning says of things that are meant to be so, and its advertisements."""
+    # private: lightning messages of warnings
     for message in (
         "LightningCLI's args parameter is intended",
         r"Found \d+ module\(s\) in eval mode",  # the teacher
@@ -69,6 +70,7 @@ def _quiet() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
+    # private: lightning messages of loggers
     return not any(text in record.getMessage() for text in ("Tip:", "Seed set to"))
 
 

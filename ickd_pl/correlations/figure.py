@@ -170,7 +170,7 @@ def _row(
     """Panels that share one colour scale and one bar below them."""
     colours, low, high = scale
     for panel, matrix, title in zip(axes, matrices, titles, strict=True):
-        image = panel.imshow(matrix.numpy(), cmap=colours, vmin=low, vmax=high, interpolation="auto")
+        image = panel.imshow(matrix.numpy(), cmap=colours, vmin=low, vmax=high, interpolation="antialiased")
         panel.set_title(title, fontsize=10)
         panel.set_xticks([])
         panel.set_yticks([])

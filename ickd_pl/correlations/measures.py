@@ -18,6 +18,7 @@ from ickd_pl.strategies.ickd import channel_correlation, ickd_loss
 
 # Matrix entries that are held at once: the matrices of a batch of 2,048 channels would take gigabytes.
 ENTRIES_AT_ONCE = 2**24
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 # -- tensors in, matrices out ------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def settle(modules: Iterable[nn.Module], batches: Iterable[Tensor], subject: Sub
         batches: normalised images, each (B, 3, H, W).
         subject: what the images pass.
     """
-    norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for module in modules for m in module.modules() if isinstance(m, BATCH_NORMS)]
     kept = [(norm, norm.training, norm.momentum) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import yaml
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 import ickd_pl.data  # noqa: F401  its classes are then known by their short names
 from ickd_pl.errors import UserError
@@ -67,16 +67,21 @@ class IckdCLI(LightningCLI):
         parser.link_arguments("data", "model.num_samples", compute_fn=_num_samples, apply_on="instantiate")
         parser.link_arguments("data", "model.image_size", compute_fn=_image_size, apply_on="instantiate")
 
-    def _parse_ckpt_path(self) -> None:
-        # main() has put the checkpoint's settings before the user's, so that the user's win; stock does the reverse.
-        return
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        # main() has put the checkpoint's settings before the user's, so that the user's win. LightningCLI would now
+        # put them over the user's: it must not see the path before it has built the objects.
+        config = self.config[self.config.subcommand]
+        self._ckpt_path = config.pop("ckpt_path", None)
+
+    def before_instantiate_classes(self) -> None:
+        self.config[self.config.subcommand]["ckpt_path"] = self._ckpt_path
 
     @property
     def settings(self) -> dict[str, Any]:
         """The run's whole configuration as plain data; it reproduces the run when given as a ``--config`` file."""
-        name = str(self.subcommand)
-        text = self._parser(name).dump(self.config[name], skip_none=False, skip_link_targets=True)
-        settings: dict[str, Any] = yaml.safe_load(text)
+        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
+        settings: dict[str, Any] = yaml.safe_load(text)[str(self.subcommand)]
         return {key: value for key, value in settings.items() if key not in ("config", "ckpt_path", "weights_only")}
 
     @property
@@ -95,11 +100,15 @@ class IckdCLI(LightningCLI):
             check_trainer(self.settings["trainer"])
             self.model.prepare_teacher()  # fails before the trainer says anything
         if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
-            self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
+            return self.make_trainer([EpochRecord(self.folder, self.settings)], **kwargs)
         return self.make_trainer(**kwargs)
 
-    def make_trainer(self, **kwargs: Any) -> pl.Trainer:
+    def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **kwargs: Any) -> pl.Trainer:
         """The trainer of the settings.
+
+        Args:
+            callbacks: added to those of the settings.
+            **kwargs: arguments of the Trainer that replace those of the settings.
 
         Raises:
             UserError: what the Trainer does not accept.
@@ -108,7 +117,13 @@ class IckdCLI(LightningCLI):
         # run would start from it. A requeued job goes on from its own run folder.
         plugins = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
         given = self.settings["trainer"].get("plugins")
-        kwargs = {**({"plugins": plugins} if plugins and not given else {}), **kwargs}
+        own = self.config_init[self.subcommand]["trainer"].get("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        kwargs = {
+            **({"plugins": plugins} if plugins and not given else {}),
+            "callbacks": [*own, *callbacks],
+            **kwargs,
+        }
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -151,12 +166,14 @@ class IckdCLI(LightningCLI):
 
 def user_error(error: BaseException | None) -> UserError | None:
     """The user's mistake behind an exception: jsonargparse wraps what a constructor raises."""
+    # private: torch message "Error(s) in loading state_dict"
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         details = " ".join(str(error).split())
         return UserError(f"the checkpoint is of another network or other methods than asked for: {details[:300]} ...")
     if isinstance(error, ValueError) and (said := constructor_error(str(error))):
         return UserError(said)
-    # Lightning sees these only when the training begins.
+    # Lightning finds these only when the training begins.
+    # private: lightning messages "val_check_interval" and "Early stopping"
     if isinstance(error, ValueError | RuntimeError) and str(error).strip().startswith(
         ("`val_check_interval`", "Early stopping conditioned on metric")
     ):

@@ -155,7 +155,7 @@ class EpochRecord(Checkpoint):
             self.folder.finished.unlink(missing_ok=True)  # of an end whose checkpoint is gone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.planned = trainer.fit_loop.max_epochs or 1
+        self.planned = trainer.max_epochs or 1
         self._write_rows(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -58,7 +58,7 @@ class RunCheckpoint:
     @property
     def data_state(self) -> dict[str, Any]:
         """What the data module kept: ``mean``, ``std`` and ``class_names``, each where it is there."""
-        # Lightning stores it under the name of the class.
+        # private: lightning checkpoint key of the data module
         path = "" if self.data is None else self.data["class_path"]
         return next((v for k, v in self.content.items() if isinstance(v, dict) and path.endswith(f".{k}")), {})
 
