@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from ickd_pl import load_teacher
 from ickd_pl.data import CIFAR100
-from tests.data.test_cifar import make_source
+from tests.data.cifar_source import make_source
 from tests.runs.helpers import QUIET, Run, cli, load, snapshot
 from tests.teachers.mirror import FILE, manifest, sha256, weights
 
