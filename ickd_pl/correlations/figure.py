@@ -83,7 +83,7 @@ def check_picture(path: Path) -> None:
 
 
 def write_picture(shown: Comparison, path: Path) -> None:
-    """Draw and write in one step; the suffix says the format. The same numbers give the same bytes.
+    """Draw and write; the suffix gives the format. The same numbers give the same bytes.
 
     Raises:
         UserError: the path cannot be written.

@@ -27,7 +27,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def mean_channel_correlation(maps: Tensor) -> Tensor:
     """Inter-channel correlation as ICKD's loss sees it, averaged over images.
 
-    Of every image the Gram matrix of the channels over all places, ``f f^T``, each row of unit length (see
+    Of every image the Gram matrix of the channels over all positions, ``f f^T``, each row of unit length (see
     :func:`ickd_pl.strategies.ickd.channel_correlation`); then the mean. Rows of unit length make it unsymmetric.
 
     Args:
@@ -198,8 +198,8 @@ def _over(total: float | None, count: int) -> float | None:
     return None if total is None else total / count
 
 
-def settle(modules: Iterable[nn.Module], batches: Iterable[Tensor], subject: Subject) -> None:
-    """Set the running statistics of batch norms from images, for what was never trained: they start at 0 and 1.
+def recalibrate_batch_norm(modules: Iterable[nn.Module], batches: Iterable[Tensor], subject: Subject) -> None:
+    """Re-estimate BatchNorm statistics from images, for networks that were never trained: they start at 0 and 1.
 
     Only the statistics change: plain means over the batches. Modes are put back.
 

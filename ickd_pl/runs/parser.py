@@ -6,6 +6,7 @@ import argparse
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -33,7 +34,9 @@ class CommandParser(argparse.ArgumentParser):
     """``argparse`` that raises :class:`UserError` instead of printing its usage."""
 
     def __init__(self, **kwargs: Any) -> None:
+        # Raw for the tables of an epilog; a description is one paragraph.
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs["description"] = textwrap.fill(kwargs.get("description") or "", 80)
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:

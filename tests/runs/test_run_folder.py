@@ -231,3 +231,13 @@ def test_a_validation_split_chooses_a_best_checkpoint(teacher: Run) -> None:
 
 def test_without_one_no_checkpoint_is_chosen_by_the_test_images(student: Run) -> None:
     assert sorted(p.name for p in (student.path / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_the_rows_of_the_table(student: Run) -> None:
+    rows = RunFolder(student.path).rows()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["test/acc1"] == float(student.rows[-1]["test/acc1"])
+    folder = RunFolder(Path("run"))
+    folder.path.mkdir()
+    folder.metrics.write_text("epoch,val/acc1,test/acc1\n1,,50\n2,40,\n")
+    assert folder.rows() == [{"epoch": 1, "test/acc1": 50}, {"epoch": 2, "val/acc1": 40}]

@@ -83,7 +83,7 @@ def test_verify_measures_any_file_on_any_data(teacher: Run) -> None:
     [
         (["verify"], ["NAME"]),
         (["verify", "resnet56"], ["does not exist", "teachers fetch resnet56"]),
-        (["verify", "resnet20"], ["resnet20 has no place in", "--file"]),
+        (["verify", "resnet20"], ["resnet20 is not in", "--file"]),
         (["verify", "resnet56", "--file", "none.pth"], ["none.pth does not exist"]),
         (["verify", "resnet56", "--tolerance", "-1"], ["--tolerance: expected 0 or more"]),
         (["verify", "resnet56", "--tolerence", "1", "--file", "w.pth"], ["tolerence"]),
