@@ -180,7 +180,7 @@ def _() -> None:
     text_in("pytorch_lightning.cli", "LightningCLI's args parameter is intended")
     text_in("pytorch_lightning.loops.fit_loop", "module(s) in eval mode")
     text_in("pytorch_lightning.trainer.call", "Be aware that when using `ckpt_path`, callbacks used")
-    text_in("torch.utils._pytree", "`isinstance(treespec, LeafSpec)` is deprecated")
+    # The one of torch on LeafSpec is not in all versions.
 
 
 @private("lightning messages of loggers")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ickd_pl import DistillationModule, get_model
 from ickd_pl.correlations import measures as correlations
 from ickd_pl.correlations.figure import Comparison, draw, write_picture
-from ickd_pl.correlations.inputs import Request, read_checkpoint, read_inputs
+from ickd_pl.correlations.inputs import Request, read_inputs, read_run
 from ickd_pl.correlations.measures import (
     Subject,
     View,
@@ -191,7 +191,7 @@ def test_the_start_is_that_of_the_run(student: Run, methods: list[str]) -> None:
     hyper["seed"] = 5
     torch.save(content, "other.ckpt")
     module = DistillationModule(**hyper)
-    checkpoint = read_checkpoint(Path("other.ckpt"))
+    checkpoint = read_run(Path("other.ckpt"))
     start = checkpoint.start(checkpoint.adapter(64))
     assert start.adapter is not None
     for ours, theirs in ((start.net, module.student), (start.adapter, module.adapters["ickd"])):
