@@ -74,7 +74,7 @@ class _Tap:
 
 def _version(value: Tensor) -> int:
     """How often a tensor was written in place; not counted in inference mode."""
-    return 0 if value.is_inference() else value._version
+    return 0 if value.is_inference() else value._version  # private: torch Tensor._version
 
 
 class HookedNet(nn.Module):
