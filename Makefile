@@ -2,8 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FLOORS := .venv-floors
+# More for pytest, such as PYTEST_ARGS='-k parser'.
+PYTEST_ARGS ?=
+# Two processes of one thread each; tests that start two more share one of them (see tests/conftest.py).
+PYTEST := -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-floors lint clean
 
 setup: $(VENV)/.ready
 
@@ -18,7 +23,18 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+# The tests on the lowest versions that setup.cfg allows, in an environment of its own.
+test-floors: $(FLOORS)/.ready
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python $(PYTEST)
+
+$(FLOORS)/.ready: setup.cfg pyproject.toml tests/floors.py
+	$(PYTHON) -m venv --clear $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --upgrade pip
+	$(PYTHON) tests/floors.py > $(FLOORS)/floors.txt
+	$(FLOORS)/bin/python -m pip install --quiet --constraint $(FLOORS)/floors.txt --editable '.[demo,dev]'
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .

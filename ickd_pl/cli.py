@@ -14,7 +14,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from ickd_pl import commands
 from ickd_pl.errors import UserError, near
 from ickd_pl.runs.configs import find_configs
-from ickd_pl.runs.fit import IckdCLI, complain, user_error, with_checkpoint_settings
+from ickd_pl.runs.console import warn
+from ickd_pl.runs.fit import IckdCLI, user_error, with_checkpoint_settings
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -23,29 +24,31 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        args: the words after the program's name; None takes the process's own.
+        args: the arguments after the program's name; None takes the process's own.
 
     Returns:
         The exit status: 0, 2 after a user's mistake, which is printed as one line, or 143 after SIGTERM.
     """
     _quiet()
-    words = list(sys.argv[1:] if args is None else args)
+    args = list(sys.argv[1:] if args is None else args)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            if words and words[0] in commands.names():
-                return int(commands.load(words[0]).run(words[1:]))
-            if words and not words[0].startswith("-") and words[0] not in LIGHTNING_COMMANDS:
-                known = [*LIGHTNING_COMMANDS, *commands.names()]
-                raise UserError(f"unknown command {words[0]}: {near(words[0], known)}")
-            IckdCLI(with_checkpoint_settings(find_configs(words), Path(scratch)), _other_commands())
+            known = [*LIGHTNING_COMMANDS, *commands.names()]
+            if not args:
+                raise UserError(f"give a command ({', '.join(known)}); --help says what they do")
+            if args[0] in commands.names():
+                return int(commands.load(args[0]).run(args[1:]))
+            if not args[0].startswith("-") and args[0] not in LIGHTNING_COMMANDS:
+                raise UserError(f"unknown command {args[0]}: {near(args[0], known)}")
+            IckdCLI(with_checkpoint_settings(find_configs(args), Path(scratch)), _other_commands())
         except SIGTERMException:  # an exit without a status, which a scheduler would take for success
-            complain("stopped by SIGTERM: the same command goes on")
+            warn("stopped by SIGTERM: the same command goes on")
             return 143
         except Exception as error:
             cause = user_error(error)
             if cause is None:
                 raise
-            complain(f"error: {cause}")
+            warn(f"error: {cause}")
             return 2
     return 0
 
@@ -56,7 +59,8 @@ def _other_commands() -> str:
 
 
 def _quiet() -> None:
-    """Leave out what Lightning says of things that are meant to be so, and its advertisements."""
+    """Hide Lightning's warnings about what is intended here, and its advertisements."""
+    # private: lightning messages of warnings
     for message in (
         "LightningCLI's args parameter is intended",
         r"Found \d+ module\(s\) in eval mode",  # the teacher
@@ -69,6 +73,7 @@ def _quiet() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
+    # private: lightning messages of loggers
     return not any(text in record.getMessage() for text in ("Tip:", "Seed set to"))
 
 

@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs.helpers import Run, finished_run, student_words
+from tests.runs.helpers import Run, finished_run, made_once, student_words
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start two processes of their own run one after the other, also where the tests run in parallel."""
+    for item in items:
+        if item.get_closest_marker("ddp"):
+            item.add_marker(pytest.mark.xdist_group("ddp"))
 
 
 @pytest.fixture(autouse=True)
@@ -25,12 +32,14 @@ def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A resnet20 trained on a few digits by its shipped configuration. To be read only."""
-    words = ["--config", "configs/teachers/resnet20.yaml"]
-    return finished_run(tmp_path_factory.mktemp("teacher"), "digits/resnet20/vanilla/seed_0", words, epochs=1)
+    where, words = "digits/resnet20/vanilla/seed_0", ["--config", "configs/teachers/resnet20.yaml"]
+    root = made_once(tmp_path_factory, "teacher", lambda root: finished_run(root, where, words, epochs=1))
+    return Run(root / where, root, words)
 
 
 @pytest.fixture(scope="session")
 def student(teacher: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A resnet8 with ICKD and KD of that teacher, three epochs without a break. To be read only."""
-    where = "digits/resnet20_resnet8/ickd_kd/seed_0"
-    return finished_run(tmp_path_factory.mktemp("student"), where, student_words(teacher), epochs=3)
+    where, words = "digits/resnet20_resnet8/ickd_kd/seed_0", student_words(teacher)
+    root = made_once(tmp_path_factory, "student", lambda root: finished_run(root, where, words, epochs=3))
+    return Run(root / where, root, words)

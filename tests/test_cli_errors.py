@@ -303,3 +303,12 @@ def test_what_lightning_sees_late_is_one_line_too(words: list[str], needle: str)
 def test_a_key_given_twice_in_a_file() -> None:
     Path("twice.yaml").write_text("model:\n  student: resnet8\n  lr: 0.1\n  lr: 0.2\n")
     check_refused(cli(*fit_words(ROOT, ["--config", "twice.yaml"])), "twice.yaml", "lr is given twice", "line 4")
+
+
+def test_no_command_at_all() -> None:
+    outcome = cli()
+    assert outcome.status == 2
+    assert outcome.err == (
+        "error: give a command (fit, validate, test, predict, bench, correlations, export, teachers); --help says "
+        "what they do\n"
+    )

@@ -1,16 +1,14 @@
 """Faults of files: cut, flipped, hostile, of another network, and runs that are killed or cannot write.
 
-Rows of the project's fault list, and where each is proved:
+The parts that need no run are tested with what they belong to:
 
-- 3 killed while saving, 4 disk full, 5 and 6 damaged checkpoints, 12 a teacher of another network, 14 hostile files,
-  15 numbers of classes, 16 preparing the data on two ranks: here.
-- 3, 4, the order of names: tests/test_files.py; an error half-way through a save:
+- saving: tests/test_files.py (the order of names); an error half-way through a save in
   tests/runs/test_run_folder.py::test_a_killed_run_leaves_the_checkpoint_before_it_whole.
-- 5, 6, ``test`` with a damaged file: tests/test_cli_errors.py::test_a_truncated_checkpoint and
-  ::test_a_checkpoint_with_a_flipped_bit; teachers' files: tests/weights/test_read.py.
-- 15, a teacher's file: tests/test_cli_errors.py::test_a_teacher_of_another_number_of_classes; labels:
+- damaged checkpoints given to ``test``: tests/test_cli_errors.py::test_a_truncated_checkpoint and
+  ::test_a_checkpoint_with_a_flipped_bit; damaged files of teachers: tests/weights/test_read.py.
+- numbers of classes: tests/test_cli_errors.py::test_a_teacher_of_another_number_of_classes; labels in
   tests/data/test_base.py::test_a_label_that_is_no_class_is_named.
-- 16, md5: tests/data/test_cifar.py::test_a_corrupt_file_is_named_and_an_archive_repairs_it.
+- a corrupt archive of CIFAR: tests/data/test_cifar.py::test_a_corrupt_file_is_named_and_an_archive_repairs_it.
 """
 
 from __future__ import annotations
@@ -104,18 +102,18 @@ def killed_while_saving(elsewhere: Path, delays: list[float]) -> None:
 
 
 def test_killed_while_saving(elsewhere: Path) -> None:
-    """Row 3: the checkpoint before it still loads, the next run goes on from it, nothing is partial."""
+    """The checkpoint before it still loads, the next run goes on from it, nothing is partial."""
     killed_while_saving(elsewhere, [0, 2, 5, 10, 20, 40, 80, 160])
 
 
 @pytest.mark.slow
 def test_killed_while_saving_at_twenty_moments(elsewhere: Path) -> None:
-    """Row 3, at more moments."""
+    """The same, at more moments."""
     killed_while_saving(elsewhere, [5.0 * i for i in range(20)])
 
 
 def test_a_full_disk() -> None:
-    """Row 4: status 2, path and bytes in one line, the old checkpoint as it was, no temporary file."""
+    """Status 2, path and bytes in one line, the old checkpoint as it was, no temporary file."""
     full = ["--trainer.callbacks+=tests.runs.faults.LimitFiles", "--trainer.callbacks.init_args.epoch=1"]
     full += ["--trainer.callbacks.init_args.size=100000"]
     outcome = subprocess_cli(*fit_words(ROOT, [*ALONE, *full], epochs=3))
@@ -151,7 +149,7 @@ def previous_of(run: Run) -> Path:
 
 @pytest.mark.parametrize("how", [*DAMAGE, "missing"])
 def test_a_damaged_last_checkpoint(student: Run, finished: Run, how: str) -> None:
-    """Rows 5 and 6: warn with the file's name, go on from the one before, end as the run that was never broken."""
+    """Warn with the file's name, go on from the one before, end as the run that was never broken."""
     if how == "missing":
         finished.last.unlink()
     else:
@@ -169,7 +167,7 @@ def test_a_damaged_last_checkpoint(student: Run, finished: Run, how: str) -> Non
 
 
 def test_a_run_that_goes_on_from_the_one_before_is_not_finished(finished: Run) -> None:
-    """Rows 5 and 6: the mark of the end that was lost must not make the next call believe in it."""
+    """The mark of the end that was lost must not make the next call believe in it."""
     faults.damage(finished.last, "50 %")
     stop = ["--trainer.callbacks+=tests.runs.faults.StopBeforeEpoch", "--trainer.callbacks.init_args.epoch=2"]
     with pytest.raises(Stopped):
@@ -179,7 +177,7 @@ def test_a_run_that_goes_on_from_the_one_before_is_not_finished(finished: Run) -
 
 
 def test_no_whole_checkpoint_is_left(finished: Run) -> None:
-    """Rows 5 and 6: one line that names both files, and nothing changes."""
+    """One line that names both files, and nothing changes."""
     faults.damage(finished.last, "flip")
     faults.damage(previous_of(finished), "50 %")
     before = snapshot(finished.root)
@@ -191,7 +189,7 @@ def test_no_whole_checkpoint_is_left(finished: Run) -> None:
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_a_damaged_checkpoint_given_by_its_path(finished: Run, command: str, how: str) -> None:
-    """Rows 5 and 6: an error that names the file, whatever else lies beside it."""
+    """An error that names the file, whatever else lies beside it."""
     faults.damage(finished.last, how)
     before = snapshot(finished.root)
     words = fit_words(finished.root, finished.words, epochs=3) if command == "fit" else [command, *QUIET]
@@ -204,7 +202,7 @@ def test_a_damaged_checkpoint_given_by_its_path(finished: Run, command: str, how
 
 
 def test_a_teacher_of_another_network() -> None:
-    """Row 12: refused by its names and keys before any data are looked for."""
+    """Refused by its names and keys before any data are looked for."""
     torch.save({"model": get_model("resnet20", 100).state_dict()}, "resnet20.pth")
     torch.save({"model": get_model("resnet8x4", 100).state_dict()}, "resnet8x4.pth")
     data = ["--config=configs/base.yaml", "--data=CIFAR100", "--data.root=nowhere", "--data.download=false", *QUIET]
@@ -219,7 +217,7 @@ def test_a_teacher_of_another_network() -> None:
 
 
 def test_a_teacher_of_another_network_is_not_half_loaded() -> None:
-    """Row 12: resnet14's tensors fit resnet20 in name and shape, as far as there are any."""
+    """Resnet14's tensors fit resnet20 in name and shape, as far as there are any."""
     torch.save(get_model("resnet14", 10).state_dict(), "resnet14.pth")
     module = DistillationModule("resnet8", "resnet20", "resnet14.pth", strategies=[KD()], num_classes=10)
     assert isinstance(module.teacher, torch.nn.Module)
@@ -257,7 +255,7 @@ hostile = pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name_
 
 @hostile
 def test_the_payload_works(make: Callable[[Path], None]) -> None:
-    """Row 14: without protection it would run, so that the tests below can fail."""
+    """Without protection it would run, so that the tests below can fail."""
     make(Path("bad.pth"))
     if make is in_plain_pickle:
         pickle.loads(Path("bad.pth").read_bytes())
@@ -269,7 +267,7 @@ def test_the_payload_works(make: Callable[[Path], None]) -> None:
 @hostile
 @pytest.mark.parametrize("place", ["teacher", "fit", "test", "validate", "predict"])
 def test_a_hostile_file(teacher: Run, make: Callable[[Path], None], place: str) -> None:
-    """Row 14: refused, by its name, and nothing of it runs."""
+    """Refused, by its name, and nothing of it runs."""
     make(Path("bad.pth"))
     words = fit_words(ROOT, student_words(teacher, "kd")) if place in ("teacher", "fit") else [place, *QUIET]
     flag = "--model.teacher_weights" if place == "teacher" else "--ckpt_path"
@@ -280,7 +278,7 @@ def test_a_hostile_file(teacher: Run, make: Callable[[Path], None], place: str) 
 @hostile
 @pytest.mark.parametrize("left", ["nothing", "the one before"])
 def test_a_hostile_file_in_the_run_folder(finished: Run, make: Callable[[Path], None], left: str) -> None:
-    """Row 14: nothing of it runs; a good checkpoint beside it is used, as for a damaged one."""
+    """Nothing of it runs; a good checkpoint beside it is used, as for a damaged one."""
     make(finished.last)
     if left == "nothing":
         previous_of(finished).unlink()
@@ -294,7 +292,7 @@ def test_a_hostile_file_in_the_run_folder(finished: Run, make: Callable[[Path], 
 
 
 def test_safetensors_are_taken_as_a_teacher(teacher: Run) -> None:
-    """Row 14: the format that cannot hold code trains the same student."""
+    """The format that cannot hold code trains the same student."""
     state = {key.removeprefix("student."): value for key, value in load(teacher.last)["state_dict"].items()}
     save_file(state, "teacher.safetensors")
     short = "--trainer.limit_train_batches=1"
@@ -309,7 +307,7 @@ def test_safetensors_are_taken_as_a_teacher(teacher: Run) -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_labels_beyond_the_classes(split: str) -> None:
-    """Row 15: one line with split, label and number of classes, before the first step."""
+    """One line with split, label and number of classes, before the first step."""
     words = ["fit", "--config=configs/base.yaml", "--data=tests.runs.faults.WrongLabels", *ALONE, *QUIET]
     outcome = cli(*words, f"--data.init_args.wrong={split}", "--trainer.enable_model_summary=false")
     check_refused(outcome, f"labels of the {split} images of wrong", "(2 classes); the largest is 2")
@@ -317,7 +315,7 @@ def test_labels_beyond_the_classes(split: str) -> None:
 
 
 def test_networks_of_other_numbers_of_classes() -> None:
-    """Row 15: the numbers of data, teacher and student, as far as there are any."""
+    """The numbers of data, teacher and student, as far as there are any."""
     nets: dict[str, Any] = {"student": get_model("resnet8", 7), "num_classes": 10}
     with pytest.raises(UserError, match="student resnet8 has 7 classes, the data 10: give"):
         DistillationModule(**nets)
@@ -338,7 +336,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     from torchvision import datasets
 
     from ickd_pl.data import CIFAR100
-    from tests.data.test_cifar import make_source
+    from tests.data.cifar_source import make_source
 
     spec = datasets.CIFAR100
     source = make_source(Path("src/cifar-100-python"), spec, "fine_labels", 100, monkeypatch)
@@ -374,7 +372,7 @@ def cifar_ranks(*words: str) -> Outcome:
 
 @pytest.mark.ddp
 def test_one_of_two_ranks_prepares(mirror: Path) -> None:
-    """Row 16: a corrupt archive is named and leaves nothing; the next run, of two ranks, fetches once and trains."""
+    """A corrupt archive is named and leaves nothing; the next run, of two ranks, fetches once and trains."""
     whole = mirror.read_bytes()
     mirror.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
     check_refused(last_line(cli(*CIFAR)), f"/{mirror.name} ", "corrupted")
@@ -391,7 +389,7 @@ def test_one_of_two_ranks_prepares(mirror: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_fail_together(mirror: Path) -> None:
-    """Row 16: no rank waits for one that could not prepare."""
+    """No rank waits for one that could not prepare."""
     mirror.write_bytes(b"no archive")
     outcome = cifar_ranks()
     assert outcome.status == 2, outcome

@@ -84,3 +84,20 @@ def test_an_import_that_runs_up_and_a_circle_are_found(tmp_path: Path) -> None:
     assert upward(imports) == [facade, up]
     with pytest.raises(CycleError):
         TopologicalSorter(imports).prepare()
+
+
+def imports_of_tests(folder: Path) -> list[str]:
+    """Test files that import from another test file: shared pieces belong into helper modules."""
+    found = []
+    for path in sorted(folder.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            found += [f"{path.name} imports {n}" for n in [module, *names] if f".{n}".rpartition(".")[2][:5] == "test_"]
+    return found
+
+
+def test_no_test_imports_from_a_test_file(tmp_path: Path) -> None:
+    assert imports_of_tests(Path(__file__).parent) == []
+    (tmp_path / "test_a.py").write_text("from tests.test_b import x\nfrom tests import test_c\nimport tests.helpers")
+    assert imports_of_tests(tmp_path) == ["test_a.py imports tests.test_b", "test_a.py imports test_c"]

@@ -60,8 +60,7 @@ class CellCLI(IckdCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         if self._builds_only:  # the teacher need not be read
             check_trainer(self.settings["trainer"])
-            self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
-            return self.make_trainer(**kwargs)
+            return self.make_trainer([EpochRecord(self.folder, self.settings)], **kwargs)
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.extend(self._more)  # type: ignore[attr-defined]
         return trainer
@@ -141,8 +140,7 @@ def train_pack(
             for member in pack:
                 member._teacher_ready = True
         record = PackRecord(path, [RunFolder(job.place) for job, _ in fine], [cli.settings for _, cli in fine])
-        first.trainer_defaults["callbacks"] = [record, *callbacks]
-        trainer = first.make_trainer(**dict.fromkeys(clip))
+        trainer = first.make_trainer([record, *callbacks], **dict.fromkeys(clip))
         kept = _kept_of(path, names)
         if kept is not None and _ended(kept, record):
             pack.stopped = dict(kept.content["ickd_pl_pack"]["stopped"])

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from ickd_pl.errors import UserError
+from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.parser import CommandParser
 
 SUMMARY = "plan, run and report a whole table of methods, pairs and seeds"
 
 
-def run(words: list[str]) -> int:
+def run(args: list[str]) -> int:
     """Run one of the subcommands; returns the exit status.
 
     Raises:
-        UserError: a mistake in the words, the benchmark file or the results folder.
+        UserError: a mistake in the arguments, the benchmark file or the results folder.
     """
     parser = CommandParser(prog="bench", description=SUMMARY[0].upper() + SUMMARY[1:] + ".")
     subparsers = parser.add_subparsers(dest="what", required=True, metavar="plan|run|status|report")
@@ -39,73 +39,74 @@ def run(words: list[str]) -> int:
             mix = "mix results of different code; the report marks them"
             sub.add_argument("--accept-code", action="store_true", help=mix)
         sub.add_argument("--output", metavar="DIR", required=name != "plan", type=Path, help="the results folder")
-    given = parser.parse_args(words)
-    return int(given.function(given))
+    options = parser.parse_args(args)
+    return int(options.function(options))
 
 
-def _plan(given: Any) -> int:
+def _plan(options: Any) -> int:
     from ickd_pl.benchmark.estimate import describe
 
-    benchmark = _benchmark(given)
-    for line in describe(benchmark, given.output, _shard(given.shard), not given.no_timing, given.commands):
-        _say(line)
+    benchmark = _benchmark(options)
+    for line in describe(benchmark, options.output, _shard(options.shard), not options.no_timing, options.commands):
+        log(line)
     return 0
 
 
-def _run(given: Any) -> int:
+def _run(options: Any) -> int:
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from ickd_pl.benchmark.report.write import write_report
     from ickd_pl.benchmark.runner import Runner
 
-    benchmark = _benchmark(given)
-    runner = Runner(benchmark, given.output, _shard(given.shard), given.accept_code, _say)
+    benchmark = _benchmark(options)
+    runner = Runner(benchmark, options.output, _shard(options.shard), options.accept_code, log)
     try:
         left = runner.run()
     except SIGTERMException:
         raise
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C within a fit into an exit of its own
-        print("stopped by Ctrl-C: the same command goes on", file=sys.stderr, flush=True)
+        warn("stopped by Ctrl-C: the same command goes on")
         return 130
-    for path in write_report(given.output):
-        _say(f"wrote {path}")
+    for path in write_report(options.output):
+        log(f"wrote {path}")
     if left.busy:
-        _say(
-            f"left to another process: {len(left.busy)} of this part's runs; see `bench status --output {given.output}`"
+        log(
+            f"left to another process: {len(left.busy)} of this part's runs; "
+            f"see `bench status --output {options.output}`"
         )
     if left.untaught:
         raise UserError("; ".join(left.untaught))
     return 0
 
 
-def _status(given: Any) -> int:
+def _status(options: Any) -> int:
     from ickd_pl.benchmark.status import status
 
-    print(status(given.output))
+    print(status(options.output))
     return 0
 
 
-def _report(given: Any) -> int:
+def _report(options: Any) -> int:
     from ickd_pl.benchmark.report.write import summary_table, write_report
 
-    _say(summary_table(given.output))
-    for path in write_report(given.output):
-        _say(f"wrote {path}")
+    log(summary_table(options.output))
+    for path in write_report(options.output):
+        log(f"wrote {path}")
     return 0
 
 
-def _benchmark(given: Any) -> Any:
+def _benchmark(options: Any) -> Any:
     from ickd_pl.benchmark.plan import Benchmark
     from ickd_pl.benchmark.records import benchmark_file
     from ickd_pl.benchmark.schema import check_kept
 
-    if given.config is not None:
-        return Benchmark.read(given.config)
-    path = given.output / "benchmark.yaml"
+    if options.config is not None:
+        return Benchmark.read(options.config)
+    path = options.output / "benchmark.yaml"
     if not path.is_file():
-        raise UserError(f"bench run: give --config FILE; {given.output} holds no benchmark that could go on")
-    settings = benchmark_file(given.output)
-    _say(check_kept(settings, path))
+        raise UserError(f"bench run: give --config FILE; {options.output} holds no benchmark that could go on")
+    settings = benchmark_file(options.output)
+    log(check_kept(settings, path))
     return Benchmark.of(settings, path)
 
 
@@ -114,7 +115,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard: expected I/N with I from 1 to N, such as 1/4, got {text}")
     return int(index), int(count)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True, file=sys.stdout)

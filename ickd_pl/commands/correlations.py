@@ -21,21 +21,23 @@ the run's seed, or the student of --before. Options of the data may follow, such
 the checkpoint's stand for what is not given. Needs matplotlib: pip install 'ickd-pl[demo]'."""
 
 
-def run(words: Sequence[str]) -> int:
+def run(args: Sequence[str]) -> int:
     """Write the picture, and print the distances that it shows.
 
     Raises:
-        UserError: wrong words, a file that is missing, damaged or of another network, a picture that cannot be written.
+        UserError: wrong arguments, a file that is missing, damaged or of another network, a picture that cannot be
+            written.
     """
     from ickd_pl.correlations.figure import Comparison, check_picture, write_picture
     from ickd_pl.correlations.inputs import Request, read_inputs
     from ickd_pl.correlations.measures import compare
+    from ickd_pl.runs.run_folder import folder_of
 
-    given, rest = _parsed(words)
-    path = given.output or _folder(given.ckpt_path) / "correlations.png"
+    options, rest = _parsed(args)
+    path = options.output or folder_of(options.ckpt_path) / "correlations.png"
     check_picture(path)
     inputs = read_inputs(
-        Request(given.ckpt_path, given.before, given.teacher, given.teacher_weights, given.images, rest)
+        Request(options.ckpt_path, options.before, options.teacher, options.teacher_weights, options.images, rest)
     )
     teacher, students = compare(inputs.images, inputs.teacher, {"before": inputs.before, "after": inputs.after})
     adapted = inputs.after.adapter is not None
@@ -61,8 +63,8 @@ def table(shown: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own options, and the words for the data."""
+def _parsed(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own options, and the arguments for the data."""
     parser = CommandParser(prog="correlations", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.", epilog=_MORE)
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, metavar="FILE", help="the checkpoints/last.ckpt of a run")
@@ -71,16 +73,10 @@ def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--teacher_weights", type=Path, metavar="FILE", help="default: the checkpoint's")
     add("--images", type=int, default=1000, metavar="N", help="test images, evenly spaced; default 1000, or all")
     add("--output", type=Path, metavar="FILE", help=".png, .svg or .pdf; default: correlations.png in the run's folder")
-    given, rest = parser.parse_known_args(list(words))
-    if given.images < 2:
-        raise UserError(f"--images: expected 2 or more, got {given.images}")
+    options, rest = parser.parse_known_args(list(args))
+    if options.images < 2:
+        raise UserError(f"--images: expected 2 or more, got {options.images}")
     strange = [w for w in rest if w.startswith("-") and w.split("=")[0] != "--data" and not w.startswith("--data.")]
     if strange:
         parser.error(f"unrecognized arguments: {strange[0]}")
-    return given, rest
-
-
-def _folder(checkpoint: Path) -> Path:
-    """The run's folder, or the file's own where it lies elsewhere."""
-    parent = checkpoint.parent
-    return parent.parent if parent.name == "checkpoints" else parent
+    return options, rest

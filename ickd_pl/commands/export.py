@@ -21,12 +21,13 @@ _FORMATS = """formats:
 The configuration: network, num_classes, image_size, mean, std, class_names. All take normalised images."""
 
 
-def run(words: Sequence[str]) -> int:
+def run(args: Sequence[str]) -> int:
     """Write the file, and print one line: what was written and how it is read.
 
     Raises:
-        UserError: wrong words, a file that is no student, or one that cannot be written.
+        UserError: wrong arguments, a file that is no student, or one that cannot be written.
     """
+    from ickd_pl.runs.run_folder import folder_of
     from ickd_pl.weights.export import check_target, write_student
     from ickd_pl.weights.formats import FORMATS
     from ickd_pl.weights.student import load_student, read_config
@@ -36,9 +37,9 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--format", required=True, choices=list(FORMATS), help="see below")
     parser.add_argument("--output", metavar="FILE", help="default: student.* in the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the file where there is one")
-    given = parser.parse_args(words)
-    source = Path(given.ckpt_path)
-    path = Path(given.output) if given.output else _folder(source) / f"student{FORMATS[given.format].suffix}"
+    options = parser.parse_args(args)
+    source = Path(options.ckpt_path)
+    path = Path(options.output) if options.output else folder_of(source) / f"student{FORMATS[options.format].suffix}"
     if path.resolve() == source.resolve():
         raise UserError(f"{path} is the file that is exported: give another --output")
     config = read_config(source)
@@ -47,35 +48,29 @@ def run(words: Sequence[str]) -> int:
             f"{source} was trained in Python with a network of its own, which no name stands for: export it there, "
             "with ickd_pl.weights.export_student(net, path, format)"
         )
-    check_target(path, given.format, given.overwrite)
+    check_target(path, options.format, options.overwrite)
     net = load_student(source)
-    done = write_student(net, path, given.format, config, _result(source), given.overwrite)
+    done = write_student(net, path, options.format, config, _result(source), options.overwrite)
     if config.mean is None or config.std is None or config.class_names is None:
         print(
             f"note: {source} does not say how its images were normalised, or its class names: they are null in {path}"
         )
     if not done.verified:
         print("note: not read back, since onnxruntime is not installed: run pip install 'ickd-pl[export]' to check it")
-    usage = FORMATS[given.format].usage.format(path=path, **config.as_dict())
+    usage = FORMATS[options.format].usage.format(path=path, **config.as_dict())
     what = f"{config.network}, {config.num_classes} classes, {done.size / 1e6:.2f} MB"
     print(f"wrote {path} ({what}); read it with {usage}", flush=True)
     return 0
 
 
-def _folder(checkpoint: Path) -> Path:
-    """The run's folder, or the file's own where it lies elsewhere."""
-    parent = checkpoint.parent
-    return parent.parent if parent.name == "checkpoints" else parent
-
-
 def _result(source: Path) -> Result:
     """Epochs trained and the accuracy of the last one, where the file is a checkpoint and has them."""
-    from ickd_pl.weights.checkpoint import checkpoint_of
+    from ickd_pl.weights.checkpoint import checkpoint_of, is_checkpoint
     from ickd_pl.weights.formats import Result
     from ickd_pl.weights.read import read_file
 
     content = read_file(source)
-    if "hyper_parameters" not in content:
+    if not is_checkpoint(content):
         return Result()
     checkpoint = checkpoint_of(source, content)
     return Result(checkpoint.epochs, checkpoint.acc1)

@@ -1,4 +1,4 @@
-"""``teachers``: the benchmark's teachers: where they are had, which are here, are they good, and how to make them."""
+"""``teachers list|fetch|verify|train``: list, download, verify and train the benchmark's teachers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 SUMMARY = "list, fetch, verify and train the benchmark's teachers"
 
 
-def run(words: Sequence[str]) -> int:
-    """Hand the words to a subcommand, and return its exit status.
+def run(args: Sequence[str]) -> int:
+    """Run a subcommand, and return its exit status.
 
-    A subcommand is a function that adds its parser, with ``run(given, rest) -> int`` and ``parser`` among the
-    defaults; ``rest`` are the words that its parser does not know.
+    A subcommand is a function that adds its parser, with ``run(options, rest) -> int`` and ``parser`` among the
+    defaults; ``rest`` are the arguments that its parser does not know.
     """
     parser = CommandParser(prog="teachers", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.")
     subparsers = parser.add_subparsers(metavar="list|fetch|verify|train", dest="subcommand", required=True)
     for add in (add_list, add_fetch, add_verify, add_train):
         add(subparsers)
-    given, rest = parser.parse_known_args(list(words))
-    return int(given.run(given, rest))
+    options, rest = parser.parse_known_args(list(args))
+    return int(options.run(options, rest))
 
 
 def add_list(subparsers: Any) -> None:
@@ -44,9 +44,9 @@ def add_list(subparsers: Any) -> None:
 def add_fetch(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "fetch",
-        help="get teachers from their mirrors, or from a file, folder or archive",
-        description="Get teachers from their mirrors, tried in order, or with --from without a network. A file that "
-        "is damaged, of another network, or not the recorded one is refused and leaves nothing behind.",
+        help="download teachers from their mirrors, or take them from a file, folder or archive",
+        description="Download teachers from their mirrors, tried in order, or take them with --from without a network. "
+        "A file that is damaged, of another network, or not the recorded one is refused and leaves nothing behind.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="see `teachers list`")
     parser.add_argument("--all", action="store_true", help="every teacher of the manifest")
@@ -63,7 +63,7 @@ def add_fetch(subparsers: Any) -> None:
         type=_seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long a mirror may be silent or crawl before the next is tried; default 30",
+        help="how long a mirror may be silent or too slow before the next is tried; default 30",
     )
     parser.add_argument("--force", action="store_true", help="replace a file that is there, once the new one is good")
     add_places(parser)
@@ -87,7 +87,7 @@ def add_verify(subparsers: Any) -> None:
         type=float,
         default=TOLERANCE,
         metavar="POINTS",
-        help="how far below the expected accuracy is still fine; default %(default)s",
+        help="how far below the expected accuracy is accepted; default %(default)s",
     )
     add_places(parser)
     parser.set_defaults(run=_verify, parser=parser)
@@ -96,10 +96,10 @@ def add_verify(subparsers: Any) -> None:
 def add_train(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="make a teacher from scratch, by the recipe",
+        help="train a teacher from scratch, by the recipe",
         description="Train a network with cross entropy alone, by the recipe (240 epochs on CIFAR-100), and write it "
-        "as the published ones are. The run is a `fit` in its usual folder: stopped, it goes on at the next call. "
-        "Options of `fit` follow, such as --trainer.devices 2, or --data Digits --trainer.max_epochs 12.",
+        "in the format of the published ones. The run is a `fit` in its usual folder: if stopped, the same command "
+        "continues it. Options of `fit` follow, such as --trainer.devices 2, or --data Digits --trainer.max_epochs 12.",
     )
     parser.add_argument("name", metavar="NAME", help="any network of the project")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
@@ -129,36 +129,38 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def no_rest(given: argparse.Namespace, rest: Sequence[str]) -> None:
-    """For a subcommand that takes no words but its own.
+def no_rest(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """For a subcommand that takes no arguments but its own.
 
     Raises:
         UserError: there are some; with the nearest option.
     """
     if rest:
-        given.parser.error(f"unrecognized arguments: {rest[0]}")
+        options.parser.error(f"unrecognized arguments: {rest[0]}")
 
 
-def manifest_path(given: argparse.Namespace) -> Path:
-    """The manifest that the words name.
+def manifest_path(options: argparse.Namespace) -> Path:
+    """The manifest that the arguments name.
 
     Raises:
         UserError: a ``--manifest`` that is not there.
     """
     from ickd_pl.teachers.manifest import manifest_of
 
-    if given.manifest is None:
-        return manifest_of(given.checkpoints)
-    if not given.manifest.is_file():
-        raise UserError(f"--manifest {given.manifest} does not exist: give a file in the form of {manifest_of(Path())}")
-    return Path(given.manifest)
+    if options.manifest is None:
+        return manifest_of(options.checkpoints)
+    if not options.manifest.is_file():
+        raise UserError(
+            f"--manifest {options.manifest} does not exist: give a file in the form of {manifest_of(Path())}"
+        )
+    return Path(options.manifest)
 
 
-def _list(given: argparse.Namespace, rest: Sequence[str]) -> int:
+def _list(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from ickd_pl.teachers.manifest import packaged_manifest, read_manifest
 
-    no_rest(given, rest)
-    manifest = manifest_path(given)
+    no_rest(options, rest)
+    manifest = manifest_path(options)
     teachers = read_manifest(manifest)
     sources: list[str] = []
     rows = [("teacher", "published", "measured", "status", "here", "sources")]
@@ -170,7 +172,7 @@ def _list(given: argparse.Namespace, rest: Sequence[str]) -> int:
                 sources.append(shown)
             numbers.append(str(sources.index(shown) + 1))
         measured = "-" if teacher.measured_acc1 is None else f"{teacher.measured_acc1:.2f}"
-        here = _here(teacher, given.checkpoints)
+        here = _here(teacher, options.checkpoints)
         rows.append((teacher.name, f"{teacher.published_acc1:.2f}", measured, teacher.status, here, " ".join(numbers)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -178,7 +180,7 @@ def _list(given: argparse.Namespace, rest: Sequence[str]) -> int:
     print("\nAccuracy: CIFAR-100 test, percent. Sources, in the order in which fetch tries them:")
     for number, shown in enumerate(sources, start=1):
         print(f"  {number}  {shown}")
-    print(f"\nFiles: {given.checkpoints / '<teacher>_vanilla' / 'ckpt_epoch_240.pth'}")
+    print(f"\nFiles: {options.checkpoints / '<teacher>_vanilla' / 'ckpt_epoch_240.pth'}")
     print(f"Manifest: {manifest if manifest.exists() else packaged_manifest()}", flush=True)
     return 0
 
@@ -194,46 +196,48 @@ def _here(teacher: Teacher, checkpoints: Path) -> str:
     return "yes, SHA-256 as recorded" if sha256_of(path) == teacher.sha256 else "ANOTHER FILE than recorded"
 
 
-def _fetch(given: argparse.Namespace, rest: Sequence[str]) -> int:
+def _fetch(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from ickd_pl.teachers.fetch import fetch
     from ickd_pl.teachers.manifest import read_manifest
 
-    no_rest(given, rest)
-    manifest = manifest_path(given)
-    if given.all == bool(given.names):
+    no_rest(options, rest)
+    manifest = manifest_path(options)
+    if options.all == bool(options.names):
         raise UserError("teachers fetch: give the NAMEs of teachers, or --all; `teachers list` shows them")
-    names = list(read_manifest(manifest)) if given.all else given.names
+    names = list(read_manifest(manifest)) if options.all else options.names
     fetch(
         names,
-        given.checkpoints,
+        options.checkpoints,
         manifest,
-        given.origin,
-        given.timeout,
-        given.force,
+        options.origin,
+        options.timeout,
+        options.force,
         say=lambda line: print(line, flush=True),
     )
     return 0
 
 
-def _verify(given: argparse.Namespace, rest: Sequence[str]) -> int:
+def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from ickd_pl.teachers.fetch import sha256_of
     from ickd_pl.teachers.manifest import read_manifest, record
     from ickd_pl.teachers.train import hold_to, measure
 
-    manifest = manifest_path(given)
-    known = read_manifest(manifest).get(given.name)
-    if given.file is None and known is None:
-        raise UserError(f"teachers verify: {given.name} has no place in {manifest}: give its weights with --file FILE")
-    if given.tolerance < 0:
-        raise UserError(f"--tolerance: expected 0 or more points, got {given.tolerance:g}")
-    path = given.file if given.file is not None else known.path(given.checkpoints) if known else Path()
+    manifest = manifest_path(options)
+    known = read_manifest(manifest).get(options.name)
+    if options.file is None and known is None:
+        raise UserError(
+            f"teachers verify: {options.name} has no place in {manifest}: give its weights with --file FILE"
+        )
+    if options.tolerance < 0:
+        raise UserError(f"--tolerance: expected 0 or more points, got {options.tolerance:g}")
+    path = options.file if options.file is not None else known.path(options.checkpoints) if known else Path()
     if not path.is_file():
-        raise UserError(f"{path} does not exist: get it with `teachers fetch {given.name}`, or give --file FILE")
-    data, acc1 = measure(given.name, path, rest)
-    expected, source = given.expected, "expected"
+        raise UserError(f"{path} does not exist: get it with `teachers fetch {options.name}`, or give --file FILE")
+    data, acc1 = measure(options.name, path, rest)
+    expected, source = options.expected, "expected"
     if expected is None and known is not None and data == "cifar100":
         expected, source = known.published_acc1, "published"
-    text = f"{given.name}: {acc1:.2f} percent on the test images of {data}"
+    text = f"{options.name}: {acc1:.2f} percent on the test images of {data}"
     if expected is None:
         print(f"{text}; nothing to compare with (give --expected PERCENT)", flush=True)
         return 0
@@ -242,16 +246,16 @@ def _verify(given: argparse.Namespace, rest: Sequence[str]) -> int:
         "--tolerance, or train it, or fetch it again (fetch holds to the sha256 recorded in "
         f"{manifest}: set it to null there to take another file)"
     )
-    print(hold_to(text, acc1, expected, given.tolerance, source, otherwise), flush=True)
-    if known is not None and source == "published" and given.file is None:
-        record(manifest, given.name, sha256_of(path), acc1)
+    print(hold_to(text, acc1, expected, options.tolerance, source, otherwise), flush=True)
+    if known is not None and source == "published" and options.file is None:
+        record(manifest, options.name, sha256_of(path), acc1)
     return 0
 
 
-def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:
+def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from ickd_pl.teachers.train import train
 
-    train(given.name, given.seed, given.output, given.overwrite, given.checkpoints, rest)
+    train(options.name, options.seed, options.output, options.overwrite, options.checkpoints, rest)
     return 0
 
 

@@ -11,7 +11,7 @@ from ickd_pl.correlations.measures import (
     mean_absolute_difference,
     mean_channel_correlation,
     mean_ickd_loss,
-    settle,
+    recalibrate_batch_norm,
 )
 
 __all__ = [
@@ -23,5 +23,5 @@ __all__ = [
     "mean_absolute_difference",
     "mean_channel_correlation",
     "mean_ickd_loss",
-    "settle",
+    "recalibrate_batch_norm",
 ]

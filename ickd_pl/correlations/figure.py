@@ -83,7 +83,7 @@ def check_picture(path: Path) -> None:
 
 
 def write_picture(shown: Comparison, path: Path) -> None:
-    """Draw and write in one step; the suffix says the format. The same numbers give the same bytes.
+    """Draw and write; the suffix gives the format. The same numbers give the same bytes.
 
     Raises:
         UserError: the path cannot be written.
@@ -170,7 +170,7 @@ def _row(
     """Panels that share one colour scale and one bar below them."""
     colours, low, high = scale
     for panel, matrix, title in zip(axes, matrices, titles, strict=True):
-        image = panel.imshow(matrix.numpy(), cmap=colours, vmin=low, vmax=high, interpolation="auto")
+        image = panel.imshow(matrix.numpy(), cmap=colours, vmin=low, vmax=high, interpolation="antialiased")
         panel.set_title(title, fontsize=10)
         panel.set_xticks([])
         panel.set_yticks([])

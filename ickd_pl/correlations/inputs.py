@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ickd_pl.correlations.measures import Subject, settle
-from ickd_pl.data.batch import as_batch
+from ickd_pl.correlations.images import data_of, test_images, training_images
+from ickd_pl.correlations.measures import Subject, recalibrate_batch_norm
 from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.models.build import make_network, probe
-from ickd_pl.runs.data_options import data_from_words
-from ickd_pl.runs.stored_settings import Given, data_settings, given_data, known_data
+from ickd_pl.runs.data_options import data_name
+from ickd_pl.runs.stored_settings import given_data, known_data
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies.components.regressors import ConvBN
 from ickd_pl.weights import StudentConfig, load_student, load_teacher, read_config
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
-
-AT_ONCE = 100
-"""Images in one pass."""
-SETTLE_IMAGES = 1000
-"""About as many training images set the batch norms of what was never trained; see :func:`settle`."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +108,8 @@ class Checkpoint:
         """
         if "ICKD" not in self.methods:
             return None
-        prefix = "adapters.ickd."
         try:
-            state = self.run.content["state_dict"]
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            state = self.run.tensors("adapters.ickd.")
             adapter = ConvBN(*reversed(state["conv.weight"].shape[:2]))
             adapter.load_state_dict(state)
         except (LookupError, RuntimeError, TypeError, AttributeError):
@@ -160,7 +152,7 @@ def read_inputs(request: Request) -> Inputs:
     net = load_student(request.checkpoint)
     name, teacher = _teacher(request, checkpoint)
     other = None if request.before is None else _other(request.before, checkpoint)
-    data, source = _data(request.data, given, known, checkpoint)
+    data, source = data_of(request.data, given, known, checkpoint.run, checkpoint.config.num_classes)
     network, size = str(checkpoint.config.network), int(getattr(data, "image_size", checkpoint.config.image_size))
     theirs, ours = (probe(n, m, size, False).final[0] for n, m in ((teacher, name), (net, network)))
     adapter = checkpoint.adapter(theirs)
@@ -169,15 +161,11 @@ def read_inputs(request: Request) -> Inputs:
         note = (
             "No ICKD adapter: the student's own channels are compared, and nothing puts them into the teacher's order."
         )
-    images = list(_test_images(data, request.images))
-    place = getattr(data, "name", None) or type(data).__name__
-    title = f"{name} teaches {network}: {sum(map(len, images))} test images of {place}"
+    images = list(test_images(data, request.images))
+    title = f"{name} teaches {network}: {sum(map(len, images))} test images of {data_name(data)}"
     start = f"before: its start, seed {checkpoint.seed}" if other is None else f"before: {other.taught_by}"
     names = (f"teacher {name}", f"student {start}", f"student after: {checkpoint.taught_by}")
     return Inputs(teacher, before, Subject(net, adapter), images, title, names, note, source)
-
-
-# -- networks ----------------------------------------------------------------------------------------------------------
 
 
 def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]:
@@ -234,72 +222,5 @@ def _before(checkpoint: Checkpoint, other: Checkpoint | None, adapter: ConvBN | 
         if borrowed is not None:
             note = "Before: this student never trained with the adapter, which adds to the distance of its channels."
     if fresh:
-        settle(fresh, _training_images(data), before)
+        recalibrate_batch_norm(fresh, training_images(data), before)
     return before, note
-
-
-# -- images ------------------------------------------------------------------------------------------------------------
-
-
-def _data(args: Sequence[str], given: Given, known: dict[str, type], checkpoint: Checkpoint) -> tuple[Any, str]:
-    """The data module, the checkpoint's changed by the user's arguments or another one of theirs; and what the
-    checkpoint decided of where it is read."""
-    settings, source = data_settings(checkpoint.run, given, known)
-    args = _without_class(args)
-    if settings is not None:
-        arguments = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings["init_args"].items()}
-        kept = [f"--data.init_args.{key}={value}" for key, value in arguments.items()]
-        data = data_from_words([f"--data={settings['class_path']}", *kept, *args])
-        # The constants that the student was trained with, and no others.
-        if checkpoint.run.data_state and hasattr(data, "load_state_dict"):
-            data.load_state_dict(checkpoint.run.data_state)
-    elif given.name is None:
-        raise UserError(f"{checkpoint.path} does not say on which data it was trained: give --data NAME")
-    else:
-        data = data_from_words([f"--data={given.name}", *args])
-    classes = getattr(data, "num_classes", checkpoint.config.num_classes)
-    if classes != checkpoint.config.num_classes:
-        raise UserError(
-            f"the data have {classes} classes, {checkpoint.path} has {checkpoint.config.num_classes}: give "
-            "--data of as many classes"
-        )
-    data.prepare_data()
-    return data, source
-
-
-def _without_class(args: Sequence[str]) -> list[str]:
-    """The arguments without ``--data NAME``."""
-    rest, expects = [], False
-    for arg in args:
-        if not expects and arg != "--data" and not arg.startswith("--data="):
-            rest.append(arg)
-        expects = arg == "--data" and not expects
-    if expects:
-        raise UserError("--data: expected the name of a data set after it")
-    return rest
-
-
-def _test_images(data: Any, most: int) -> Iterator[Tensor]:
-    """Test images evenly spaced over the test set, which may be sorted by class, in batches."""
-    data.setup("test")
-    total = sum(len(as_batch(batch).label) for batch in data.test_dataloader())
-    count, position = min(most, total), 0
-    chosen = {number * total // count for number in range(count)}
-    for batch in data.test_dataloader():
-        images = as_batch(batch).image
-        rows = [row for row in range(len(images)) if position + row in chosen]
-        position += len(images)
-        yield from (images[part] for part in (rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)))
-
-
-def _training_images(data: Any) -> Iterator[Tensor]:
-    """The first batches of a training."""
-    data.setup("fit")
-    seen = 0
-    for batch in data.train_dataloader():
-        images = as_batch(batch).image
-        if len(images) > 1:  # one image alone may have no variance
-            yield images
-        seen += len(images)
-        if seen >= SETTLE_IMAGES:
-            return

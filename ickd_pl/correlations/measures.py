@@ -18,6 +18,7 @@ from ickd_pl.strategies.ickd import channel_correlation, ickd_loss
 
 # Matrix entries that are held at once: the matrices of a batch of 2,048 channels would take gigabytes.
 ENTRIES_AT_ONCE = 2**24
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 # -- tensors in, matrices out ------------------------------------------------------------------------------------------
@@ -26,7 +27,7 @@ ENTRIES_AT_ONCE = 2**24
 def mean_channel_correlation(maps: Tensor) -> Tensor:
     """Inter-channel correlation as ICKD's loss sees it, averaged over images.
 
-    Of every image the Gram matrix of the channels over all places, ``f f^T``, each row of unit length (see
+    Of every image the Gram matrix of the channels over all positions, ``f f^T``, each row of unit length (see
     :func:`ickd_pl.strategies.ickd.channel_correlation`); then the mean. Rows of unit length make it unsymmetric.
 
     Args:
@@ -197,8 +198,8 @@ def _over(total: float | None, count: int) -> float | None:
     return None if total is None else total / count
 
 
-def settle(modules: Iterable[nn.Module], batches: Iterable[Tensor], subject: Subject) -> None:
-    """Set the running statistics of batch norms from images, for what was never trained: they start at 0 and 1.
+def recalibrate_batch_norm(modules: Iterable[nn.Module], batches: Iterable[Tensor], subject: Subject) -> None:
+    """Re-estimate BatchNorm statistics from images, for networks that were never trained: they start at 0 and 1.
 
     Only the statistics change: plain means over the batches. Modes are put back.
 
@@ -207,7 +208,7 @@ def settle(modules: Iterable[nn.Module], batches: Iterable[Tensor], subject: Sub
         batches: normalised images, each (B, 3, H, W).
         subject: what the images pass.
     """
-    norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for module in modules for m in module.modules() if isinstance(m, BATCH_NORMS)]
     kept = [(norm, norm.training, norm.momentum) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

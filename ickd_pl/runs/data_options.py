@@ -32,6 +32,11 @@ def data_from_words(words: Sequence[str]) -> Any:
     return _built(parser, parser.parse_args(list(words)))
 
 
+def data_name(data: Any) -> str:
+    """A data set's name in folders and records: the data module's ``name``, else its class in lower case."""
+    return str(getattr(data, "name", None) or type(data).__name__.lower())
+
+
 def _parser() -> Any:
     from ickd_pl.runs.parser import OneLineParser
 

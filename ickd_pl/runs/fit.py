@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import yaml
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 import ickd_pl.data  # noqa: F401  its classes are then known by their short names
 from ickd_pl.errors import UserError
 from ickd_pl.runs.configs import check_trainer
+from ickd_pl.runs.console import log, warn
+from ickd_pl.runs.data_options import data_name
 from ickd_pl.runs.parser import OneLineParser, constructor_error
 from ickd_pl.runs.predictions import write_predictions
-from ickd_pl.runs.run_folder import EpochRecord, RunFolder
+from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
 from ickd_pl.runs.stored_settings import evaluation_settings
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.weights.checkpoint import read_checkpoint
@@ -38,7 +38,7 @@ class IckdCLI(LightningCLI):
     """LightningCLI with one folder per run and settings linked from the data.
 
     Args:
-        args: the words after the program's name.
+        args: the arguments after the program's name.
         epilog: the last lines of the overview that ``--help`` prints.
     """
 
@@ -52,7 +52,7 @@ class IckdCLI(LightningCLI):
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
             parser_class=self.parser_class,
-            parser_kwargs={"description": "Knowledge distillation.", "epilog": epilog},
+            parser_kwargs={"prog": "ickd", "description": "Knowledge distillation.", "epilog": epilog},
             subclass_mode_data=True,
             args=args,
             auto_configure_optimizers=False,
@@ -67,73 +67,87 @@ class IckdCLI(LightningCLI):
         parser.link_arguments("data", "model.num_samples", compute_fn=_num_samples, apply_on="instantiate")
         parser.link_arguments("data", "model.image_size", compute_fn=_image_size, apply_on="instantiate")
 
-    def _parse_ckpt_path(self) -> None:
-        # main() has put the checkpoint's settings before the user's, so that the user's win; stock does the reverse.
-        return
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        # main() has put the checkpoint's settings before the user's, so that the user's win. LightningCLI would now
+        # put them over the user's: it must not see the path before it has built the objects.
+        config = self.config[self.config.subcommand]
+        self._ckpt_path = config.pop("ckpt_path", None)
+
+    def before_instantiate_classes(self) -> None:
+        self.config[self.config.subcommand]["ckpt_path"] = self._ckpt_path
 
     @property
     def settings(self) -> dict[str, Any]:
         """The run's whole configuration as plain data; it reproduces the run when given as a ``--config`` file."""
-        name = str(self.subcommand)
-        text = self._parser(name).dump(self.config[name], skip_none=False, skip_link_targets=True)
-        settings: dict[str, Any] = yaml.safe_load(text)
+        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
+        settings: dict[str, Any] = yaml.safe_load(text)[str(self.subcommand)]
         return {key: value for key, value in settings.items() if key not in ("config", "ckpt_path", "weights_only")}
 
     @property
     def folder(self) -> RunFolder:
         """Where this run lives."""
-        data = self.datamodule
-        name = getattr(data, "name", None) or type(data).__name__.lower()
         root = Path(self.settings["trainer"]["default_root_dir"] or "outputs")
         model: DistillationModule = self.model
         methods = [strategy.name() for strategy in model.strategies]
-        return RunFolder.of(root, name, model.teacher_name, model.student_name, methods, model.hparams["seed"])
+        return RunFolder.of(
+            root, data_name(self.datamodule), model.teacher_name, model.student_name, methods, model.hparams["seed"]
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         # A trial of a few batches leaves no trace.
         if self.subcommand == "fit":
             check_trainer(self.settings["trainer"])
-            self.model.prepare_teacher()  # fails before the trainer says anything
+            self.model.prepare_teacher()  # before the trainer logs anything
         if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
-            self.trainer_defaults["callbacks"] = [EpochRecord(self.folder, self.settings)]
+            return self.make_trainer([EpochRecord(self.folder, self.settings)], **kwargs)
         return self.make_trainer(**kwargs)
 
-    def make_trainer(self, **kwargs: Any) -> pl.Trainer:
+    def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **kwargs: Any) -> pl.Trainer:
         """The trainer of the settings.
+
+        Args:
+            callbacks: added to those of the settings.
+            **kwargs: arguments of the Trainer that replace those of the settings.
 
         Raises:
             UserError: what the Trainer does not accept.
         """
         # On SLURM Lightning would, on a signal, leave a checkpoint in the folder that all runs share, and every later
         # run would start from it. A requeued job goes on from its own run folder.
-        plugins = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-        given = self.settings["trainer"].get("plugins")
-        kwargs = {**({"plugins": plugins} if plugins and not given else {}), **kwargs}
+        on_slurm = SLURMEnvironment.detect() and not self.settings["trainer"].get("plugins")
+        own = self.config_init[self.subcommand]["trainer"].get("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        kwargs = {
+            **({"plugins": [SLURMEnvironment(auto_requeue=False)]} if on_slurm else {}),
+            "callbacks": [*own, *callbacks],
+            **kwargs,
+        }
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def fit(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
-        """Start the run, continue it, or say that it is finished."""
+        """Start the run, continue it, or log that it is finished."""
         folder, trainer = self.folder, cast(Any, self.trainer)
         if ckpt_path is not None:
             read_checkpoint(ckpt_path)  # raises where it is none
         if not trainer.fast_dev_run:
             state, checkpoint, warning = folder.decide(self.settings)
             if warning and ckpt_path is None:
-                complain(f"warning: {warning}")
+                warn(f"warning: {warning}")
             if state == "finished":
-                _say(f"finished before: {checkpoint} (move {folder.path} away to run it again)")
+                log(f"finished before: {checkpoint} (move {folder.path} away to run it again)")
                 return
             if state == "continue" and ckpt_path is None:
                 ckpt_path = checkpoint
-                _say(f"continuing {ckpt_path}")
+                log(f"continuing {ckpt_path}")
         _warn_of_schedule(model, trainer.max_epochs)
         trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
         record = next((c for c in trainer.callbacks if isinstance(c, EpochRecord)), None)
         if record is not None and record.rows:
-            _say(f"{record.summary()}; checkpoint {folder.last}, metrics {folder.metrics}")
+            log(f"{record.summary()}; checkpoint {folder.last}, metrics {folder.metrics}")
 
     def predict(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
         """Write ``predictions.csv`` into the checkpoint's run folder."""
@@ -143,20 +157,20 @@ class IckdCLI(LightningCLI):
             raise UserError("predict runs on one device: give --trainer.devices 1")
         kwargs["return_predictions"] = True
         outputs: Any = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
-        parent = Path(ckpt_path).resolve().parent
-        folder = parent.parent if parent.name == "checkpoints" else parent
-        path = write_predictions(folder / "predictions.csv", outputs or [], datamodule)
-        _say(f"wrote {path}")
+        path = write_predictions(folder_of(Path(ckpt_path).resolve()) / "predictions.csv", outputs or [], datamodule)
+        log(f"wrote {path}")
 
 
 def user_error(error: BaseException | None) -> UserError | None:
     """The user's mistake behind an exception: jsonargparse wraps what a constructor raises."""
+    # private: torch message "Error(s) in loading state_dict"
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         details = " ".join(str(error).split())
         return UserError(f"the checkpoint is of another network or other methods than asked for: {details[:300]} ...")
-    if isinstance(error, ValueError) and (said := constructor_error(str(error))):
-        return UserError(said)
-    # Lightning sees these only when the training begins.
+    if isinstance(error, ValueError) and (text := constructor_error(str(error))):
+        return UserError(text)
+    # Lightning finds these only when the training begins.
+    # private: lightning messages "val_check_interval" and "Early stopping"
     if isinstance(error, ValueError | RuntimeError) and str(error).strip().startswith(
         ("`val_check_interval`", "Early stopping conditioned on metric")
     ):
@@ -166,51 +180,39 @@ def user_error(error: BaseException | None) -> UserError | None:
     return error
 
 
-def with_checkpoint_settings(words: list[str], scratch: Path) -> list[str]:
+def with_checkpoint_settings(args: list[str], scratch: Path) -> list[str]:
     """For ``test --ckpt_path FILE`` and its like: put the checkpoint's settings before what the user gave."""
-    if not words or words[0] not in ("test", "validate", "predict"):
-        return words
-    path = _value_of("--ckpt_path", words)
+    if not args or args[0] not in ("test", "validate", "predict"):
+        return args
+    path = _value_of("--ckpt_path", args)
     if path is None:
-        if any(word.startswith(("--help", "-h", "--print_config")) for word in words):
-            return words
-        raise UserError(
-            f"{words[0]} needs a trained student: give --ckpt_path FILE, the checkpoints/last.ckpt of a run"
-        )
-    settings, line = evaluation_settings(path, words[1:])
+        if any(arg.startswith(("--help", "-h", "--print_config")) for arg in args):
+            return args
+        raise UserError(f"{args[0]} needs a trained student: give --ckpt_path FILE, the checkpoints/last.ckpt of a run")
+    settings, line = evaluation_settings(path, args[1:])
     if line:
-        _say(line)
+        log(line)
     file = scratch / "checkpoint.yaml"
     file.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return [words[0], "--config", str(file), *words[1:]]
+    return [args[0], "--config", str(file), *args[1:]]
 
 
-def _value_of(flag: str, words: Sequence[str]) -> str | None:
-    for position, word in enumerate(words):
-        if word == flag and position + 1 < len(words):
-            return words[position + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
+def _value_of(flag: str, args: Sequence[str]) -> str | None:
+    for position, arg in enumerate(args):
+        if arg == flag and position + 1 < len(args):
+            return args[position + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2]
     return None
 
 
 def _warn_of_schedule(model: DistillationModule, max_epochs: int | None) -> None:
     first = min(model.hparams["milestones"], default=0)
     if max_epochs and 0 < max_epochs <= first:
-        _say(
+        log(
             f"note: the learning rate never decays in {max_epochs} epochs (milestones {model.hparams['milestones']}); "
             "set model.milestones for a shorter run"
         )
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-@rank_zero_only
-def complain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _seed(value: Any) -> int:

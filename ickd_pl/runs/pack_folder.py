@@ -129,6 +129,7 @@ def _member_schedule(state: dict[str, Any], position: int) -> dict[str, Any]:
 
 def _automatic(loops: dict[str, Any]) -> dict[str, Any]:
     """A pack steps optimizer and schedule by hand, a solo run leaves both to Lightning: the counts move over."""
+    # private: lightning loop state
     fit = loops["fit_loop"]
     manual = fit["epoch_loop.manual_optimization.optim_step_progress"]
     automatic = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]

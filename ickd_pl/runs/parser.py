@@ -6,6 +6,7 @@ import argparse
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -33,13 +34,17 @@ class CommandParser(argparse.ArgumentParser):
     """``argparse`` that raises :class:`UserError` instead of printing its usage."""
 
     def __init__(self, **kwargs: Any) -> None:
+        # Raw for the tables of an epilog; a description is one paragraph.
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs["description"] = textwrap.fill(kwargs.get("description") or "", 80)
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        # private: argparse message "unrecognized arguments"
         if found := re.search(r"unrecognized arguments: (\S+)", message):
-            known = [option for action in self._actions for option in action.option_strings]
+            known = re.findall(r"--?\w[\w-]*", self.format_usage())
             raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1].split('=')[0], known)}")
+        # private: argparse message "invalid choice"
         if found := re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)", message):
             choices = re.findall(r"[\w-]+", found[2])
             raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1], choices)}")
@@ -49,7 +54,7 @@ class CommandParser(argparse.ArgumentParser):
 def option_names(parser: Any) -> set[str]:
     """Every option a parser and its subcommands know, without dashes."""
     names: set[str] = set()
-    for action in parser._actions:
+    for action in parser._actions:  # private: argparse ArgumentParser._actions
         names |= {option.lstrip("-") for option in action.option_strings if option.startswith("--")}
         if "subcommand" in str(action.dest):
             for sub in (action.choices or {}).values():
@@ -71,11 +76,13 @@ def one_line(message: str, options: Iterable[str]) -> str:
 
 
 def _unknown(message: str, options: Iterable[str]) -> str | None:
+    # private: jsonargparse message "unrecognized arguments"
     if found := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
         flag = found[1].lstrip("-").split("=")[0]
         if not found[1].startswith("-"):
             return f"unexpected argument {found[1]}: options are given as --name value; see --help"
         return f"unknown option --{flag}: {_near_option(flag, options)}"
+    # private: jsonargparse message "option is not accepted"
     if found := re.search(
         r"does not accept (?:option|nested key) '([^']+)'|(?:[Oo]ption|Key) '([^']+)' is not (?:accepted|expected)",
         message,
@@ -86,6 +93,7 @@ def _unknown(message: str, options: Iterable[str]) -> str | None:
 
 
 def _unknown_class(message: str, options: Iterable[str]) -> str | None:
+    # private: jsonargparse message "dot import path string"
     found = re.search(r"dot import path string: (\S+)", message)
     if not found:
         return None
@@ -97,6 +105,7 @@ def _unknown_class(message: str, options: Iterable[str]) -> str | None:
 
 
 def _missing(message: str, options: Iterable[str]) -> str | None:
+    # private: jsonargparse message "is required"
     found = re.search(r"arguments are required: (.+)|Key \"([^\"]+)\" is required", message)
     if not found:
         return None
@@ -107,10 +116,13 @@ def _missing(message: str, options: Iterable[str]) -> str | None:
 
 
 def _wrong_value(message: str, options: Iterable[str]) -> str | None:
+    # private: jsonargparse message "expected a type"
     if found := re.search(r'key "([^"]+)":\s+Expected an? (.+?)\. Got value: (.*)', message):
         return f"{found[1]}: expected {_plain_type(found[2])}, got {found[3].strip()}"
+    # private: jsonargparse message "compute_fn failed"
     if found := re.search(r"Call to compute_fn of link .* failed: (.*)", message, re.DOTALL):
         return " ".join(found[1].split())
+    # private: jsonargparse message "given value and subtypes"
     value, expected = re.search(r"Given value: (.*)", message), re.search(r"Subtypes: \[(.*)\]", message)
     key = re.search(r'key "([^"]+)"', message)
     if key and value and expected:
@@ -125,6 +137,7 @@ def _plain_type(text: str) -> str:
 
 def constructor_error(message: str) -> str | None:
     """What a class's constructor said, where an old jsonargparse has only kept it as one line of many."""
+    # private: jsonargparse message "none of the union's types"
     if "Does not validate against any of the Union subtypes" not in message:
         return None
     said = [text for text in re.findall(r"^\s+- (.*)", message, re.MULTILINE) if not text.startswith("Expected a")]

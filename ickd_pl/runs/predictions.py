@@ -1,4 +1,4 @@
-"""predictions.csv: what the student says of every image."""
+"""predictions.csv: the student's class and probability for every image."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def write_predictions(path: Path, outputs: Sequence[Tensor], data: Any) -> Path:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([first, "class", "probability"])
-        for place, k, p in zip(paths, label.tolist(), probability.tolist(), strict=True):
-            writer.writerow([place, names[k] if names else k, f"{p:.6f}"])
+        for path_or_index, k, p in zip(paths, label.tolist(), probability.tolist(), strict=True):
+            writer.writerow([path_or_index, names[k] if names else k, f"{p:.6f}"])
     return path

@@ -83,6 +83,16 @@ class RunFolder:
         """The checkpoint before the last one: what is left where that is damaged."""
         return self.path / "checkpoints" / "previous.ckpt"
 
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of ``metrics.csv``, one per epoch, without cells that are empty.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: a cell is no number.
+        """
+        with self.metrics.open(newline="", encoding="utf-8") as file:
+            return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+
     def decide(self, config: dict[str, Any]) -> Decision:
         """What ``fit`` has to do here. Changes nothing.
 
@@ -123,10 +133,16 @@ class RunFolder:
         )
 
 
+def folder_of(checkpoint: Path) -> Path:
+    """The folder of a checkpoint's run, or the file's own where it does not lie in one."""
+    parent = checkpoint.parent
+    return parent.parent if parent.name == "checkpoints" else parent
+
+
 class EpochRecord(Checkpoint):
     """Writes the run folder: after every epoch a row of metrics.csv and ``checkpoints/last.ckpt``.
 
-    The checkpoint before it stays as ``previous.ckpt``, for the day on which the last one turns out to be damaged.
+    The checkpoint before it stays as ``previous.ckpt``, as a fallback if ``last.ckpt`` is corrupt.
 
     The rows are also in the checkpoint, so that a continued run's metrics.csv is cut back to where its weights are.
     ``checkpoints/best.ckpt`` is written only where a validation split chooses it: the test set chooses nothing.
@@ -155,7 +171,7 @@ class EpochRecord(Checkpoint):
             self.folder.finished.unlink(missing_ok=True)  # of an end whose checkpoint is gone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.planned = trainer.fit_loop.max_epochs or 1
+        self.planned = trainer.max_epochs or 1
         self._write_rows(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

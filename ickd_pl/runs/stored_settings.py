@@ -24,7 +24,7 @@ from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 
 class Given(NamedTuple):
-    """What the user says of the data in this call.
+    """What the user gives of the data in this call.
 
     Attributes:
         name: of the class; None where none is named.
@@ -62,7 +62,7 @@ def given_data(args: Sequence[str]) -> Given:
 def _mapping(text: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):  # said by the parser, which reads it again
+    except (yaml.YAMLError, RecursionError):  # reported by the parser, which reads it again
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -106,7 +106,7 @@ def known_data(named: str | None = None) -> dict[str, type]:
         module = named.rpartition(".")[0]
         try:
             import_module(module)
-        except ImportError:  # said by the parser, with more words
+        except ImportError:  # reported by the parser, in more detail
             return {}
     base = pl.LightningDataModule if named is not None else TensorDataModule
     classes = [cls for cls in _subclasses(base) if not inspect.isabstract(cls)]
@@ -148,20 +148,20 @@ def data_settings(checkpoint: RunCheckpoint, given: Given, known: dict[str, type
     arguments.pop("seed", None)
     where = f"{checkpoint.path}: its data.init_args"
     arguments = plain_arguments(cls, arguments, where, "give it on the command line, as --data.init_args.NAME")
-    places = {name: value for name, value in arguments.items() if _is_place(cls, name, value)}
+    paths = {name: value for name, value in arguments.items() if _is_path(cls, name, value)}
     kept = _own_data(checkpoint.path, cls)
-    for name, value in places.items():
+    for name, value in paths.items():
         if kept.get(name) != value:
             raise UserError(
                 f"{where}.{name} is {short(value)}, and a file's paths are followed only where the config.yaml of its "
                 f"own run has them too: give --data.init_args.{name}"
             )
-    shown = ", ".join(f"{name} {short(value)}" for name, value in places.items())
+    shown = ", ".join(f"{name} {short(value)}" for name, value in paths.items())
     line = f"data of the checkpoint: {cls.__name__}, {shown} (--data.init_args.NAME sets another)" if shown else ""
     return {"class_path": path, "init_args": arguments}, line
 
 
-def _is_place(cls: type, name: str, value: Any) -> bool:
+def _is_path(cls: type, name: str, value: Any) -> bool:
     """Whether an argument says where to read or whether to fetch, and is not what the class does anyway."""
     parameter = inspect.signature(cls).parameters.get(name)  # None where **kwargs takes it
     if value is None or (parameter is not None and value == parameter.default):

@@ -126,6 +126,7 @@ def _reason(error: Exception, timeout: float) -> str:
     response, text, kind = getattr(error, "response", None), str(error), type(error).__name__
     if kind == "HTTPError":
         return f"HTTP {response.status_code} {response.reason}".strip() if response is not None else text
+    # private: urllib3 message "IncompleteRead"
     if found := re.search(r"IncompleteRead\((\d+) bytes read, (\d+) more expected", text):
         return f"cut short after {found[1]} bytes, {found[2]} more were announced"
     known = {

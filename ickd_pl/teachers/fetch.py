@@ -1,4 +1,4 @@
-"""Get the benchmark's teachers from their mirrors, or from files at hand, and let no bad one in."""
+"""Download the benchmark's teachers from their mirrors, or copy them from local files; bad files are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ickd_pl.weights.read import load_teacher
 
 CLASSES = 100
 SCRATCH = ".fetch"
-"""Folder of what is not checked yet, below that of the teachers; whoever holds the lock empties it."""
+"""Folder of unchecked files, below that of the teachers; the process that holds the lock empties it."""
 
 Say = Callable[[str], None]
 
@@ -42,17 +42,17 @@ def fetch(
     """Get teachers, each from the first of its sources that gives a good file.
 
     A file is good when its SHA-256 is the recorded one, where there is one, and the network reads it whole; only then
-    it takes its final name, in one step. The first record of a hash is made here. Processes that fetch into one
+    it takes its final name, atomically. The first record of a hash is made here. Processes that fetch into one
     folder wait for each other.
 
     Args:
         names: of the teachers; all are tried, also after one has failed.
         checkpoints: the folder of the teachers.
-        manifest: where they can be had, and what is known of them.
+        manifest: their sources, and what is known of them.
         origin: take them from this ``.pth`` file, folder or archive, and use no network.
         timeout: seconds that a mirror may be silent, or slower than :data:`ickd_pl.teachers.download.FLOOR`.
         force: replace a file that is there.
-        say: takes a line on what is being done.
+        say: called with each line of progress.
 
     Raises:
         UserError: unknown names; teachers that no source gave, with each source and its fault; files there that are
@@ -73,7 +73,7 @@ def fetch(
 
 @dataclass
 class _Fetch:
-    """One call's work: an archive is had once for all teachers, and a host that is down is asked once."""
+    """Downloads each archive once and skips hosts that did not answer."""
 
     checkpoints: Path
     manifest: Path
@@ -106,8 +106,8 @@ class _Fetch:
         """Try a teacher's sources in order; empty when one was good, else each source with its fault."""
         tried: list[str] = []
         sources = teacher.sources if self.origin is None else (Source(str(self.origin)),)
-        for place, source in enumerate(sources, start=1):
-            self.say(f"{teacher.name}: trying {source.url} ({place} of {len(sources)})")
+        for number, source in enumerate(sources, start=1):
+            self.say(f"{teacher.name}: trying {source.url} ({number} of {len(sources)})")
             file = self.scratch / "teacher.pth"
             try:
                 came_from = self.take(teacher, source, file)
@@ -133,7 +133,7 @@ class _Fetch:
                 return f"{self.origin.name} ({take_member(self.origin, endings, file)})"
             else:
                 shutil.copyfile(self.origin, file)
-            return self.origin.name  # its folder is nobody's business who reads the manifest
+            return self.origin.name  # the file name only: the manifest is shared
         if source.member is None:
             self.download(source.url, file)
             return source.url
@@ -149,10 +149,10 @@ class _Fetch:
             except DownloadError as error:
                 path.unlink(missing_ok=True)
                 self.archives[url] = error
-        had = self.archives[url]
-        if isinstance(had, DownloadError):
-            raise had
-        return had
+        archive = self.archives[url]
+        if isinstance(archive, DownloadError):
+            raise archive
+        return archive
 
     def download(self, url: str, path: Path) -> None:
         host = urlsplit(url).netloc
@@ -280,5 +280,5 @@ def _alone(checkpoints: Path, say: Say) -> Iterator[Path]:
 def _raise_local(error: OSError, checkpoints: Path) -> None:
     reason = error.strerror or str(error)
     advice = "free the space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "look at its rights"
-    place = error.filename or checkpoints
-    raise UserError(f"cannot read or write {place}: {reason}; {advice} or choose another folder") from error
+    path = error.filename or checkpoints
+    raise UserError(f"cannot read or write {path}: {reason}; {advice} or choose another folder") from error

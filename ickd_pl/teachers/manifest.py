@@ -1,4 +1,4 @@
-"""The benchmark's teachers: where they can be had, and what is known of each file."""
+"""The benchmark's teachers: their sources, and what is known of each file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 0.2
 
 @dataclass(frozen=True)
 class Source:
-    """Where a teacher can be had.
+    """One source of a teacher.
 
     Attributes:
         url: of the file itself, or of an archive that holds it.
@@ -37,9 +37,9 @@ class Teacher:
     Attributes:
         name: the network, for ``get_model(name, 100)``.
         published_acc1: CIFAR-100 test accuracy in percent, as published.
-        file: its place below the folder of the teachers.
+        file: its path below the folder of the teachers.
         sources: in the order in which they are tried.
-        sha256: of the file, 64 lower-case hex digits; None as long as nobody has had it.
+        sha256: of the file, 64 lower-case hex digits; None until it was fetched once.
         measured_acc1: percent, of the file with this hash.
         recorded_from: where the file with this hash came from.
     """
@@ -126,7 +126,7 @@ def record(
         if known.sha256 not in (None, sha256):
             raise UserError(f"{name}: {path} has recorded SHA-256 {known.sha256}, the file has {sha256}")
         entry = content["teachers"][name]
-        if known.sha256 is None:  # whoever takes a hash out has taken back what was known of that file
+        if known.sha256 is None:  # a hash that was taken out takes along what was known of that file
             entry.update(sha256=sha256, measured_acc1=None, recorded_from=recorded_from)
         if measured_acc1 is not None:
             entry["measured_acc1"] = round(measured_acc1, 2)
@@ -172,11 +172,10 @@ def _teacher(name: str, entry: dict[str, Any]) -> Teacher:
     )
     if name not in model_names():
         raise UserError(f"no network has this name: {near(name, model_names())}")
-    for place in (teacher.file, *(source.member for source in sources if source.member is not None)):
-        # A manifest may be somebody else's: it must not name a place outside the folder.
-        parts = place.split("/")
-        if "\\" in place or ":" in place or any(part in ("", ".", "..") for part in parts):
-            raise UserError(f"expected a plain path below the folder, got {place!r}")
+    for path in (teacher.file, *(source.member for source in sources if source.member is not None)):
+        # A manifest may be somebody else's: it must not name a path outside the folder.
+        if "\\" in path or ":" in path or any(part in ("", ".", "..") for part in path.split("/")):
+            raise UserError(f"expected a plain path below the folder, got {path!r}")
     if any(not re.match(r"https?://", source.url) for source in sources):
         raise UserError("expected sources that start with http:// or https://")
     if teacher.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", str(teacher.sha256)):

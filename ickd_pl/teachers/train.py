@@ -36,6 +36,7 @@ def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoint
         UserError: an unknown network or option, a file that is there already.
     """
     from ickd_pl.runs.configs import config_root, find_configs
+    from ickd_pl.runs.data_options import data_name
     from ickd_pl.runs.fit import IckdCLI
 
     get_model(name, 10)  # an unknown name fails here, with the known ones
@@ -49,8 +50,8 @@ def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoint
         target: Path
 
         def before_fit(self) -> None:
-            place = getattr(self.datamodule, "name", type(self.datamodule).__name__.lower())
-            folder = checkpoints if place == "cifar100" else checkpoints / place
+            data = data_name(self.datamodule)
+            folder = checkpoints if data == "cifar100" else checkpoints / data
             file = folder / f"{name}_vanilla" / f"ckpt_epoch_{self.trainer.max_epochs}.pth"
             self.target = output or file
             if self.target.exists() and not overwrite:
@@ -124,7 +125,7 @@ def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
     Raises:
         UserError: a bad file, unknown options, no data.
     """
-    from ickd_pl.runs.data_options import data_from_words
+    from ickd_pl.runs.data_options import data_from_words, data_name
     from ickd_pl.training.module import DistillationModule
 
     read_state_dict(path)  # a bad file fails before the data are read
@@ -136,4 +137,4 @@ def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
         devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, use_distributed_sampler=False
     )
     results = trainer.test(module, datamodule=data, verbose=False)
-    return str(getattr(data, "name", type(data).__name__.lower())), float(results[0]["test/acc1"])
+    return data_name(data), float(results[0]["test/acc1"])

@@ -33,7 +33,7 @@ def leave_teacher_out(module: Kept, checkpoint: dict[str, Any]) -> None:
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
     checkpoint["ickd_pl"] = {"version": __version__, "best_acc1": module.best_acc1}
-    data = getattr(module._trainer, "datamodule", None)
+    data = getattr(module._trainer, "datamodule", None)  # private: lightning LightningModule._trainer
     if data is not None:
         cls = type(data)
         path = f"{cls.__module__}.{cls.__qualname__}"

@@ -147,7 +147,8 @@ class DistillationModule(pl.LightningModule):
         """
         named = {k: v.name if isinstance(v, FeatureNet) and v.name else v for k, v in values.items()}
         plain = {name: value for name, value in named.items() if not isinstance(value, nn.Module)}
-        self._set_hparams(plain)
+        self._set_hparams(plain)  # private: lightning LightningModule._set_hparams
+        # private: lightning LightningModule._hparams_initial
         self._hparams_initial = dict(plain)
 
     def _build_adapters(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo, seed: int) -> None:
@@ -400,6 +401,7 @@ class DistillationModule(pl.LightningModule):
             checkpoint["ickd_pl"]["first_stage"] = self.stages.first
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # private: lightning LightningModule._trainer
         evaluating = self._trainer is None or self._trainer.state.fn != "fit"
         put_back(self, checkpoint, evaluating)
         if not evaluating:

@@ -99,6 +99,7 @@ class Pack(pl.LightningModule):
                 continue
             if not synchronised:
                 # DDP expects to be told once that gradients will come; each member brings a part of them.
+                # private: lightning strategy.pre_backward
                 self.trainer.strategy.pre_backward(loss)
                 synchronised = True
             # training_step runs under autocast and a solo run's backward pass does not: in it, the gradients of losses
@@ -179,7 +180,7 @@ class Pack(pl.LightningModule):
                 "a pack cannot use 16-mixed: one loss scale would couple its members; use bf16-mixed or 32-true"
             )
         for member in self:
-            member._trainer = self.trainer
+            member._trainer = self.trainer  # private: lightning LightningModule._trainer
             if self._first is not None and member.teacher is not None and member is not self._first:
                 member._teacher_ready = True
             member.setup(stage)
@@ -291,6 +292,7 @@ def why_alone(strategies: Sequence[LossStrategy]) -> str | None:
 
 def _random(student: nn.Module) -> str | None:
     """Dropout draws from the one global stream, so that a member's draws would depend on the other members."""
+    # private: torch _DropoutNd
     dropouts = (m for m in student.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
     return "its student has dropout" if next(dropouts, None) is not None else None
 

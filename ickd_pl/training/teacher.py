@@ -55,6 +55,7 @@ def check_floor(module: Any, floor: float) -> None:
     """
     trainer, name = module.trainer, module.teacher_name
     evaluation = trainer.fit_loop.epoch_loop.val_loop
+    # private: lightning evaluation_loop._data_source
     if trainer.val_dataloaders is None and evaluation._data_source.is_defined():
         # Lightning sets them up here only where the first epoch is evaluated.
         trainer.validating = True

@@ -73,9 +73,11 @@ class Stages:
         if not self.epochs or self._extended is trainer:
             return
         self._extended = trainer
+        # private: lightning fit_loop.max_epochs
         if trainer.fit_loop.max_epochs not in (None, -1):
             trainer.fit_loop.max_epochs += self.epochs
         if isinstance(trainer.strategy, DDPStrategy):
+            # private: lightning strategy._ddp_kwargs
             trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
 
     def offset_loader(self, trainer: pl.Trainer) -> None:

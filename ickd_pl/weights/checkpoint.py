@@ -55,12 +55,22 @@ class RunCheckpoint:
         last = self.rows[-1] if self.rows else {}
         return next((last[name] for name in ("test/acc1", "val/acc1") if name in last), None)
 
+    def tensors(self, prefix: str) -> dict[str, Any]:
+        """What the checkpoint's weights hold under names that begin so, by the rest of the name."""
+        state = self.content["state_dict"]
+        return {str(key)[len(prefix) :]: value for key, value in state.items() if str(key).startswith(prefix)}
+
     @property
     def data_state(self) -> dict[str, Any]:
         """What the data module kept: ``mean``, ``std`` and ``class_names``, each where it is there."""
-        # Lightning stores it under the name of the class.
+        # private: lightning checkpoint key of the data module
         path = "" if self.data is None else self.data["class_path"]
         return next((v for k, v in self.content.items() if isinstance(v, dict) and path.endswith(f".{k}")), {})
+
+
+def is_checkpoint(content: dict[str, Any]) -> bool:
+    """Whether a file's content is meant to be a checkpoint of this project; it may still be damaged."""
+    return "hyper_parameters" in content and "ickd_pl" in content
 
 
 def read_checkpoint(path: str | Path, given: Collection[str] = ()) -> RunCheckpoint:

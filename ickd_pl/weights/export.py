@@ -144,7 +144,7 @@ def check_target(path: Path, format: str, overwrite: bool) -> Format:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Leave out what the exporters say of operators that no classifier here has, and of their own future."""
-    level = logging.root.manager.disable
+    level = logging.root.manager.disable  # private: logging Manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

@@ -152,6 +152,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of the pickle's protocol; what is wrong is said below, in one line
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # private: torch message "Weights only load failed"
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error).upper():
             raise UserError(
                 f"weights file {path} is refused: it wants to run code when it is read, which weights never need. "

@@ -13,7 +13,7 @@ from ickd_pl.models import get_model, model_names
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.seeding import seeded
 from ickd_pl.version import __version__
-from ickd_pl.weights.checkpoint import RunCheckpoint, checkpoint_of
+from ickd_pl.weights.checkpoint import RunCheckpoint, checkpoint_of, is_checkpoint
 from ickd_pl.weights.read import load_weights, read_file
 
 KEY = "config"
@@ -107,7 +107,7 @@ def read_config(path: str | Path) -> StudentConfig:
         raise UserError(f"{path} holds a whole program: read it with {reader}, or give the checkpoint it was made from")
     content = read_file(path)
     try:
-        if "hyper_parameters" in content and "ickd_pl" in content:
+        if is_checkpoint(content):
             return _of_checkpoint(checkpoint_of(path, content))
         config = _metadata(path) if path.suffix == ".safetensors" else content.get(KEY)
         if isinstance(config, dict) and "network" in config:

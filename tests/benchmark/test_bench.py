@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -19,51 +18,20 @@ import yaml
 from ickd_pl.benchmark import fingerprint
 from ickd_pl.benchmark.plan import Benchmark, shard_of
 from ickd_pl.benchmark.schema import shipped
-from ickd_pl.runs.configs import config_root
-from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
-
-# The shipped quick.yaml, shortened: what is tested here does not depend on how long a cell trains.
-SHORT = {"trainer": {"max_epochs": 2}, "model": {"milestones": [1]}}
-
-
-def quick(name: str = "short.yaml", **changes: Any) -> str:
-    """A benchmark file made of the shipped quick.yaml."""
-    content = yaml.safe_load((config_root() / "benchmarks" / "quick.yaml").read_text())
-    content["data"]["init_args"]["train_size"] = 64
-    content["seeds"] = [0, 1]
-    content["trainer"].update(SHORT["trainer"])
-    content["model"].update(SHORT["model"])
-    content["teachers"]["trainer"] = {"max_epochs": 1}
-    content["teachers"]["model"] = {"milestones": []}
-    content["teachers"]["data"] = {"init_args": {"train_size": 128}}
-    content.update(changes)
-    Path(name).write_text(yaml.safe_dump(content))
-    return name
-
-
-def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every result without what depends on the machine and the moment."""
-    found = {}
-    for path in sorted(folder.glob("cells/*/*/*/result.json")):
-        content = json.loads(path.read_text())
-        for key in ("seconds", "images_per_second", "config"):
-            content.pop(key)
-        found[path.parent.relative_to(folder / "cells").as_posix()] = content
-    return found
+from tests.benchmark.helpers import quick, refused, results, run
+from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, made_once, rows_of, snapshot, subprocess_cli
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """quick.yaml, shortened, run without a break. To be read only."""
-    folder = tmp_path_factory.mktemp("bench")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        outcome = cli("bench", "run", "--config", quick(), "--output", folder / "out")
-    finally:
-        os.chdir(before)
-    assert outcome.status == 0, outcome.err
-    return folder / "out"
+
+    def bench(folder: Path) -> None:
+        file = quick(str(folder / "short.yaml"))
+        outcome = cli("bench", "run", "--config", file, "--output", folder / "out")
+        assert outcome.status == 0, outcome.err
+
+    return made_once(tmp_path_factory, "bench", bench) / "out"
 
 
 def again(done: Path) -> Path:
@@ -71,10 +39,6 @@ def again(done: Path) -> Path:
     shutil.copytree(done, "out")
     quick()
     return Path("out")
-
-
-def run(*more: object) -> Any:
-    return cli("bench", "run", "--config", "short.yaml", "--output", "out", *more)
 
 
 def test_every_cell_has_its_result_and_a_solo_checkpoint(done: Path) -> None:
@@ -234,14 +198,6 @@ def test_status_of_a_half_done_benchmark(done: Path) -> None:
 
 
 # -- wrong input -----------------------------------------------------------------------------------------------------
-
-
-def refused(*words: object) -> str:
-    outcome = cli("bench", *words)
-    assert outcome.status == 2, outcome.out
-    message = outcome.err.strip().splitlines()[-1]
-    assert message.startswith("error: "), outcome.err
-    return message
 
 
 @pytest.mark.parametrize(

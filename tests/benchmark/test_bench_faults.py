@@ -22,7 +22,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs import EpochRecord
 from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies import SP
-from tests.benchmark.test_bench import quick, refused, results, run
+from tests.benchmark.helpers import quick, refused, results, run
 from tests.runs.helpers import REPOSITORY, assert_same_run, cli, rows_of, snapshot
 
 KD = Path("out/cells/resnet20_resnet8/kd/seed_0")

@@ -11,7 +11,7 @@ import yaml
 from torchvision import datasets
 
 from ickd_pl.data import CIFAR100
-from tests.data.test_cifar import make_source
+from tests.data.cifar_source import make_source
 from tests.runs.helpers import Outcome, cli
 from tests.teachers.mirror import FILE, Mirror, manifest, serving, sha256, weights
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ickd_pl import DistillationModule, get_model
 from ickd_pl.correlations import measures as correlations
 from ickd_pl.correlations.figure import Comparison, draw, write_picture
-from ickd_pl.correlations.inputs import Request, read_checkpoint, read_inputs
+from ickd_pl.correlations.inputs import Request, read_inputs, read_run
 from ickd_pl.correlations.measures import (
     Subject,
     View,
@@ -24,7 +24,7 @@ from ickd_pl.correlations.measures import (
     mean_absolute_difference,
     mean_channel_correlation,
     mean_ickd_loss,
-    settle,
+    recalibrate_batch_norm,
 )
 from ickd_pl.errors import UserError
 from ickd_pl.models import FeatureNet
@@ -167,14 +167,14 @@ def test_settling_sets_the_statistics_and_nothing_else() -> None:
     net, adapter = network("resnet8"), ConvBN(64, 8).eval()
     batches = [random(5, 3, 32, 32, seed=seed) for seed in range(3)]
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    settle([adapter], batches, Subject(net, adapter))
+    recalibrate_batch_norm([adapter], batches, Subject(net, adapter))
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     with torch.no_grad():
         maps = [adapter.conv(net.features(batch).final) for batch in batches]
     expected = torch.stack([m.mean(dim=(0, 2, 3)) for m in maps]).mean(dim=0)
     assert torch.allclose(adapter.bn.running_mean, expected, atol=1e-5)
 
-    settle([net], batches, Subject(net))
+    recalibrate_batch_norm([net], batches, Subject(net))
     changed = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
     assert changed
     assert all(key.endswith(("running_mean", "running_var", "num_batches_tracked")) for key in changed)
@@ -191,7 +191,7 @@ def test_the_start_is_that_of_the_run(student: Run, methods: list[str]) -> None:
     hyper["seed"] = 5
     torch.save(content, "other.ckpt")
     module = DistillationModule(**hyper)
-    checkpoint = read_checkpoint(Path("other.ckpt"))
+    checkpoint = read_run(Path("other.ckpt"))
     start = checkpoint.start(checkpoint.adapter(64))
     assert start.adapter is not None
     for ours, theirs in ((start.net, module.student), (start.adapter, module.adapters["ickd"])):

@@ -6,13 +6,17 @@ import contextlib
 import csv
 import io
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from filelock import FileLock
 
 from ickd_pl.cli import main
 
@@ -98,6 +102,26 @@ def finished_run(root: Path, where: str, words: list[str], epochs: int) -> Run:
     run = Run(root / where, root, words)
     assert run.last.is_file(), sorted(root.rglob("*"))
     return run
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process of a test run fills and all its processes read.
+
+    Args:
+        factory: pytest's.
+        name: of the folder.
+        make: fills the folder, which is there and empty.
+    """
+    # pytest-xdist gives each of its processes a folder below the one of the test run.
+    root = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder, ready = root / name, root / f"{name}.ready"
+    with FileLock(root / f"{name}.lock"):
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            ready.touch()
+    return folder
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import yaml
 
 from ickd_pl import model_names
@@ -30,29 +31,32 @@ OTHERS = [
 ]
 
 
-class Parsed(IckdCLI):
+class Parsed(Exception):
+    """Ends a command line when it is parsed, with its configuration."""
+
+
+class Parses(IckdCLI):
     """Parses, builds nothing, runs nothing."""
 
-    def instantiate_classes(self) -> None:
-        return
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        return
+    def before_instantiate_classes(self) -> None:
+        raise Parsed(self.config)
 
 
 class Built(IckdCLI):
-    """Builds data, networks and methods, no trainer (which wants the teacher's file), and runs nothing."""
+    """Builds data, networks and methods, no trainer of theirs (which wants the teacher's file), and runs nothing."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        return None
+        return pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def fit(self, *args: Any, **kwargs: Any) -> None:
         return
 
 
 def parsed(*files: Path, more: tuple[str, ...] = ()) -> Any:
     words = [f"--config={file}" for file in files]
-    return Parsed(find_configs(["fit", *words, *more])).config["fit"]
+    with pytest.raises(Parsed) as stop:
+        Parses(find_configs(["fit", *words, *more]))
+    return stop.value.args[0]["fit"]
 
 
 def plain(path: Path) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 
 from ickd_pl.errors import UserError
-from ickd_pl.runs.run_folder import EpochRecord, RunFolder, differing, flat
+from ickd_pl.runs.run_folder import RunFolder, differing, flat
 from tests.runs.faults import Stopped
 from tests.runs.helpers import (
     Run,
@@ -134,15 +134,16 @@ def test_a_run_killed_in_an_epoch_continues_to_the_same_end(student: Run) -> Non
 @pytest.mark.parametrize("epoch", [2, 3])
 def test_rows_beyond_the_checkpoint_are_cut_back(student: Run, monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """Killed after an epoch's row and before its checkpoint, the last epoch included."""
-    root, save = Path("out"), EpochRecord._save
+    root, save, calls = Path("out"), pl.Trainer.save_checkpoint, []
 
-    def fail(self: EpochRecord, *arguments: Any) -> None:
-        if len(self.rows) == epoch:
+    def fail(self: pl.Trainer, path: Path, **kwargs: object) -> None:
+        calls.append(path)  # one in each epoch
+        if len(calls) == epoch:
             raise Stopped
-        save(self, *arguments)
+        save(self, path, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(EpochRecord, "_save", fail)
+        patch.setattr(pl.Trainer, "save_checkpoint", fail)
         cli(*fit_words(root, student.words, epochs=3))
     metrics = place(root) / "metrics.csv"
     assert len(rows_of(metrics.parent)) == epoch
@@ -156,8 +157,6 @@ def test_rows_beyond_the_checkpoint_are_cut_back(student: Run, monkeypatch: pyte
 
 def test_a_killed_run_leaves_the_checkpoint_before_it_whole(student: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second save fails half-way: the first checkpoint is still there, and nothing partial beside it."""
-    import pytorch_lightning as pl
-
     save, calls = pl.Trainer.save_checkpoint, []
 
     def fail(self: pl.Trainer, path: Path, **kwargs: object) -> None:
@@ -231,3 +230,13 @@ def test_a_validation_split_chooses_a_best_checkpoint(teacher: Run) -> None:
 
 def test_without_one_no_checkpoint_is_chosen_by_the_test_images(student: Run) -> None:
     assert sorted(p.name for p in (student.path / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_the_rows_of_the_table(student: Run) -> None:
+    rows = RunFolder(student.path).rows()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["test/acc1"] == float(student.rows[-1]["test/acc1"])
+    folder = RunFolder(Path("run"))
+    folder.path.mkdir()
+    folder.metrics.write_text("epoch,val/acc1,test/acc1\n1,,50\n2,40,\n")
+    assert folder.rows() == [{"epoch": 1, "test/acc1": 50}, {"epoch": 2, "val/acc1": 40}]

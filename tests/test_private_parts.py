@@ -1,0 +1,497 @@
+"""The private parts of libraries that the package rests on: each is tagged in the source, and has a check here.
+
+A tag is a comment ``# private: <library> <name>``, at the end of the line or above it. An upgrade that takes such a
+part away fails with its name. What has no leading underscore is tagged by hand: texts of messages, keys of files.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+from torch import nn
+
+PACKAGE = Path(__file__).parents[1] / "ickd_pl"
+TAG = re.compile(r"# private: (\S+ .+)$")
+# Documented in spite of the underscore.
+PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
+
+CHECKS: dict[str, Callable[[], None]] = {}
+
+
+def private(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Enter a check under the tag's text."""
+
+    def enter(check: Callable[[], None]) -> Callable[[], None]:
+        assert name not in CHECKS, f"two checks of {name}"
+        CHECKS[name] = check
+        return check
+
+    return enter
+
+
+# -- the parts ---------------------------------------------------------------------------------------------------------
+
+
+def message_of(parser: Any, *args: str) -> str:
+    """What a parser says of a mistake."""
+    said: list[str] = []
+
+    def error(message: str, ex: Exception | None = None) -> None:
+        said.append(message)
+        raise SystemExit(2)
+
+    parser.error = error
+    with pytest.raises(SystemExit):
+        parser.parse_args(list(args))
+    return said[0]
+
+
+class Base:
+    """A class that a parser is asked for."""
+
+
+class Child(Base):
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+
+class Parent:
+    def __init__(self, seed: int, child: Base | None = None) -> None:
+        self.seed, self.child = seed, child
+
+
+def json_parser() -> Any:
+    parser = jsonargparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--lengths", type=list[int] | None)
+    parser.add_argument("--name", required=True)
+    parser.add_subclass_arguments(Base, "base", required=False)
+    return parser
+
+
+@private("argparse ArgumentParser._actions")
+def _() -> None:
+    parser = json_parser()
+    options = {option for action in parser._actions for option in action.option_strings}
+    assert {"--rate", "--name", "--base"} <= options
+    subparsers = parser.add_subcommands(required=False)
+    subparsers.add_subcommand("fit", json_parser())
+    (action,) = (action for action in parser._actions if "subcommand" in str(action.dest))
+    assert set(action.choices) == {"fit"}
+
+
+@private('argparse message "unrecognized arguments"')
+def _() -> None:
+    assert message_of(ArgumentParser(), "--rat", "3").startswith("unrecognized arguments: --rat")
+
+
+@private('argparse message "invalid choice"')
+def _() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("format", choices=["onnx", "pt2"])
+    found = re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)", message_of(parser, "onx"))
+    assert found and found[1] == "onx" and "onnx" in found[2]
+
+
+@private('jsonargparse message "unrecognized arguments"')
+def _() -> None:
+    assert re.search(r"[Uu]nrecognized arguments: --rat", message_of(json_parser(), "--name=a", "--rat=3"))
+
+
+@private('jsonargparse message "option is not accepted"')
+def _() -> None:
+    from ickd_pl.runs.parser import one_line
+
+    child = f"--base={__name__}.Child"
+    assert "unknown setting sise" in one_line(message_of(json_parser(), "--name=a", child, "--base.sise=3"), [])
+    text = message_of(json_parser(), f'--base={{"class_path": "{__name__}.Child", "init_args": {{"sise": 3}}}}')
+    assert "unknown setting" in one_line(text, []) and "sise" in one_line(text, [])
+
+
+@private('jsonargparse message "dot import path string"')
+def _() -> None:
+    text = message_of(json_parser(), "--name=a", "--base=Chid")
+    assert re.search(r"dot import path string: Chid", text) and re.search(r'key "base"', text)
+
+
+@private('jsonargparse message "is required"')
+def _() -> None:
+    assert re.search(r"arguments are required: .*name|Key \"name\" is required", message_of(json_parser()))
+
+
+@private('jsonargparse message "expected a type"')
+def _() -> None:
+    text = message_of(json_parser(), "--name=a", "--rate=x")
+    assert re.search(r'key "rate":\s+Expected an? (.+?)\. Got value: x', text)
+
+
+@private('jsonargparse message "given value and subtypes"')
+def _() -> None:
+    text = message_of(json_parser(), "--name=a", "--lengths=x")
+    assert re.search(r"Given value: x", text) and re.search(r"Subtypes: \[(.*)\]", text)
+
+
+@private('jsonargparse message "compute_fn failed"')
+def _() -> None:
+    def refuse(value: int) -> int:
+        raise ValueError("this\n  will not do")
+
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_class_arguments(Parent, "parent")
+    parser.link_arguments("seed", "parent.seed", compute_fn=refuse)
+    assert re.search(r"Call to compute_fn of link .* failed: this\s+will not do", message_of(parser, "--seed=1"))
+
+
+@private('jsonargparse message "none of the union\'s types"')
+def _() -> None:
+    # The newest versions let the constructor's own error through.
+    from ickd_pl.runs.parser import constructor_error
+
+    text = message_of(json_parser(), "--name=a", "--lengths=x")
+    assert "Does not validate against any of the Union subtypes" in text
+    assert constructor_error(f"{text}\n    - size: too large") == "size: too large"
+
+
+def text_in(module: str, text: str) -> None:
+    """A text that a library writes: found in its source, joined where it is broken into lines."""
+    source = inspect.getsource(importlib.import_module(module))
+    assert text in re.sub(r"[\"']\s+f?[\"']", "", source), f"{module} no longer says {text!r}"
+
+
+@private("lightning messages of warnings")
+def _() -> None:
+    text_in("pytorch_lightning.cli", "LightningCLI's args parameter is intended")
+    text_in("pytorch_lightning.loops.fit_loop", "module(s) in eval mode")
+    text_in("pytorch_lightning.trainer.call", "Be aware that when using `ckpt_path`, callbacks used")
+    # The one of torch on LeafSpec is not in all versions.
+
+
+@private("lightning messages of loggers")
+def _() -> None:
+    text_in("pytorch_lightning.trainer.connectors.callback_connector", "Tip:")
+    text_in("lightning_fabric.utilities.seed", "Seed set to")
+
+
+@private('lightning messages "val_check_interval" and "Early stopping"')
+def _() -> None:
+    settings: dict[str, Any] = {"max_epochs": 1, "logger": False, "accelerator": "cpu", "limit_train_batches": 2}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    with pytest.raises(ValueError, match=r"^\s*`val_check_interval`"):
+        pl.Trainer(val_check_interval=99, **settings, **quiet).fit(BoringModel(), BoringDataModule())
+    with pytest.raises(RuntimeError, match=r"^\s*Early stopping conditioned on metric"):
+        stop = EarlyStopping("no such metric", mode="min")
+        pl.Trainer(callbacks=[stop], **settings, **quiet).fit(BoringModel(), BoringDataModule())
+
+
+@private('torch message "Error(s) in loading state_dict"')
+def _() -> None:
+    with pytest.raises(RuntimeError, match=r"^Error\(s\) in loading state_dict"):
+        nn.Linear(1, 1).load_state_dict({})
+
+
+@private('torch message "Weights only load failed"')
+def _() -> None:
+    import pickle
+
+    torch.save({"path": Path()}, "bad.pth")
+    with pytest.raises(pickle.UnpicklingError, match=r"(?s)Weights only load failed.*GLOBAL"):
+        torch.load("bad.pth", weights_only=True)
+
+
+@private("lightning checkpoint key of the data module")
+def _() -> None:
+    class Kept(BoringDataModule):
+        def state_dict(self) -> dict[str, Any]:
+            return {"mean": 1.0}
+
+    content = finished_fit(Kept())
+    assert content[Kept.__qualname__] == {"mean": 1.0}
+
+
+@private("lightning loop state")
+def _() -> None:
+    fit = finished_fit(BoringDataModule())["loops"]["fit_loop"]
+    counts = {"completed", "processed", "ready", "started"}
+    assert fit["epoch_progress"]["total"].keys() == counts
+    assert {"total", "current"} <= fit["epoch_loop.scheduler_progress"].keys()
+    assert {"total", "current"} <= fit["epoch_loop.batch_progress"].keys()
+    manual = fit["epoch_loop.manual_optimization.optim_step_progress"]
+    automatic = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    assert {"total", "current"} == manual.keys() == automatic["step"].keys()
+    assert {"total", "current"} <= automatic["zero_grad"].keys()
+
+
+def finished_fit(data: pl.LightningDataModule) -> dict[str, Any]:
+    """The checkpoint of one step."""
+    trainer = pl.Trainer(fast_dev_run=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(BoringModel(), datamodule=data)
+    trainer.save_checkpoint("last.ckpt")
+    content: dict[str, Any] = torch.load("last.ckpt", weights_only=True)
+    return content
+
+
+@private("logging Manager.disable")
+def _() -> None:
+    import logging
+
+    before = logging.root.manager.disable
+    try:
+        logging.disable(logging.WARNING)
+        assert logging.root.manager.disable == logging.WARNING
+    finally:
+        logging.disable(before)
+
+
+@private('urllib3 message "IncompleteRead"')
+def _() -> None:
+    from urllib3.exceptions import IncompleteRead
+
+    assert re.search(r"IncompleteRead\((\d+) bytes read, (\d+) more expected", repr(IncompleteRead(3, 4)))
+
+
+@private("lightning strategy._ddp_kwargs")
+def _() -> None:
+    assert DDPStrategy(find_unused_parameters=True)._ddp_kwargs == {"find_unused_parameters": True}
+
+
+@private("lightning strategy.pre_backward")
+def _() -> None:
+    for cls in (Strategy, DDPStrategy):
+        assert list(inspect.signature(cls.pre_backward).parameters) == ["self", "closure_loss"]
+
+
+@private("lightning fit_loop.max_epochs")
+def _() -> None:
+    trainer = pl.Trainer(max_epochs=3, logger=False, accelerator="cpu", enable_checkpointing=False)
+    trainer.fit_loop.max_epochs = 5
+    assert trainer.max_epochs == 5
+
+
+@private("lightning LightningModule._set_hparams")
+def _() -> None:
+    module = pl.LightningModule()
+    module._set_hparams({"lr": 0.1})
+    assert dict(module.hparams) == {"lr": 0.1}
+
+
+@private("lightning LightningModule._hparams_initial")
+def _() -> None:
+    module = pl.LightningModule()
+    module._hparams_initial = {"lr": 0.1}
+    assert module.hparams_initial == {"lr": 0.1}
+
+
+@private("lightning LightningModule._trainer")
+def _() -> None:
+    module, trainer = pl.LightningModule(), pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+    assert module._trainer is None
+    module._trainer = trainer
+    assert module.trainer is trainer
+
+
+@private("lightning evaluation_loop._data_source")
+def _() -> None:
+    trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+    assert trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined() in (True, False)
+
+
+@private("torch Tensor._version")
+def _() -> None:
+    value = torch.zeros(1)
+    before = value._version
+    value.add_(1)
+    assert value._version > before
+
+
+@private("torch _DropoutNd")
+def _() -> None:
+    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+    assert all(issubclass(kind, nn.modules.dropout._DropoutNd) for kind in kinds)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_private_part_is_as_we_know_it(name: str) -> None:
+    try:
+        CHECKS[name]()
+    except Exception as error:
+        pytest.fail(f"private part of a library, {name}, is not as ickd_pl needs it: {type(error).__name__}: {error}")
+
+
+# -- the tags ----------------------------------------------------------------------------------------------------------
+
+
+def tags(package: Path) -> dict[str, list[str]]:
+    """Where each name is tagged."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if tag := TAG.search(line):
+                found.setdefault(tag[1].strip(), []).append(f"{path.relative_to(package.parent)}:{number}")
+    return found
+
+
+def test_every_tag_has_a_check_and_every_check_a_tag() -> None:
+    found = tags(PACKAGE)
+    assert {name: where for name, where in found.items() if name not in CHECKS} == {}, "no check here of these tags"
+    assert sorted(CHECKS.keys() - found.keys()) == [], "no tag in ickd_pl/ for these checks"
+
+
+# -- what should have a tag --------------------------------------------------------------------------------------------
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name not in PUBLIC
+
+
+def own_names(tree: ast.AST) -> set[str]:
+    """Names of attributes that our classes define; a protocol only asks for them."""
+    found = set()
+    for cls in ast.walk(tree):
+        if isinstance(cls, ast.ClassDef) and not any("Protocol" in ast.unparse(base) for base in cls.bases):
+            found |= {node.name for node in cls.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+            targets = [t for n in cls.body if isinstance(n, ast.Assign | ast.AnnAssign) for t in targets_of(n)]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+            found |= {
+                n.attr
+                for n in ast.walk(cls)
+                if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and ast.unparse(n.value) == "self"
+            }
+    return found
+
+
+def targets_of(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return node.targets if isinstance(node, ast.Assign) else [node.target]
+
+
+def uses(tree: ast.AST, own: set[str]) -> Iterator[tuple[int, str]]:
+    """Line and text of everything private that is not our own: attributes, imports, names given to getattr."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+            yield node.end_lineno or node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None) or ""
+            if getattr(node, "level", 0) or module.partition(".")[0] in ("ickd_pl", "__future__"):
+                continue
+            for alias in node.names:
+                path = f"{module}.{alias.name}".strip(".")
+                if any(map(is_private, path.split("."))) or path.startswith("lightning_fabric"):
+                    yield alias.lineno, path
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+            name = node.args[1].value if len(node.args) > 1 and isinstance(node.args[1], ast.Constant) else ""
+            if is_private(str(name)) and name not in own:
+                yield node.lineno, ast.unparse(node)
+
+
+def tagged(lines: list[str], number: int) -> bool:
+    """Whether a line, or the comment above it, has a tag."""
+    if TAG.search(lines[number - 1]):
+        return True
+    above = number - 2
+    while above >= 0 and lines[above].lstrip().startswith("#"):
+        if TAG.search(lines[above]):
+            return True
+        above -= 1
+    return False
+
+
+def untagged(package: Path) -> list[str]:
+    """Private parts of libraries that are used without a tag."""
+    files = sorted(package.rglob("*.py"))
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    own = set().union(*map(own_names, trees.values()))
+    return [
+        f"{path.relative_to(package.parent)}:{number}: {text}"
+        for path, tree in trees.items()
+        for number, text in uses(tree, own)
+        if not tagged(path.read_text(encoding="utf-8").splitlines(), number)
+    ]
+
+
+def test_no_private_part_is_used_without_a_tag() -> None:
+    assert untagged(PACKAGE) == [], "use what is public, or tag the line: # private: <library> <name>"
+
+
+def overridden(cls: type) -> list[str]:
+    """Private names that a class of ours shares with a base of a library: methods, and attributes set on ``self``."""
+    mine = own_names(ast.parse(textwrap.dedent(inspect.getsource(cls))))
+    found = []
+    for base in cls.__mro__[1:]:
+        if base.__module__.partition(".")[0] in ("ickd_pl", "builtins", "abc", "typing"):
+            continue
+        try:
+            theirs = own_names(ast.parse(textwrap.dedent(inspect.getsource(base))))
+        except (OSError, TypeError):  # written in C
+            continue
+        found += [f"{base.__module__}.{base.__qualname__}.{name}" for name in filter(is_private, mine & theirs)]
+    return found
+
+
+def own_classes() -> Iterator[type]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        if path.name != "__main__.py":
+            module = importlib.import_module(name)
+            yield from (c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__)
+
+
+def test_no_class_overrides_a_private_part_without_a_tag() -> None:
+    found = {}
+    for cls in own_classes():
+        names = [name for name in overridden(cls) if not tagged_name(cls, name.rpartition(".")[2])]
+        if names:
+            found[f"{cls.__module__}.{cls.__qualname__}"] = names
+    assert found == {}, "a name of a library's base class: take another name, or tag the line"
+
+
+def tagged_name(cls: type, name: str) -> bool:
+    lines = Path(str(sys.modules[cls.__module__].__file__)).read_text(encoding="utf-8").splitlines()
+    numbers = [n for n, line in enumerate(lines, start=1) if re.search(rf"\b{name}\b", line)]
+    return any(tagged(lines, number) for number in numbers)
+
+
+def test_what_is_planted_is_found(tmp_path: Path) -> None:
+    (tmp_path / "ickd_pl").mkdir()
+    (tmp_path / "ickd_pl" / "a.py").write_text(
+        "from torch._C import x\n"  # 1
+        "import a._b as b  # private: a a._b\n"
+        "from lightning_fabric import y\n"  # 3
+        "from ickd_pl.b import _ours\n"
+        "class A(Base):\n"
+        "    def _mine(self): return self._mine, self.b._mine, self._theirs\n"  # 6
+        "# private: torch Tensor._version\n"
+        "# which counts writes\n"
+        "z = y._version + getattr(y, '_other')\n"
+        "z = getattr(y, '_other')\n"  # 10
+        "w = t._replace(a=1).__class__\n"
+    )
+    found = [line.partition(": ")[0] for line in untagged(tmp_path / "ickd_pl")]
+    assert sorted(found) == [f"ickd_pl/a.py:{number}" for number in (1, 10, 3, 6)]
+    assert tags(tmp_path / "ickd_pl") == {"a a._b": ["ickd_pl/a.py:2"], "torch Tensor._version": ["ickd_pl/a.py:7"]}
+
+
+class Shadowing(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self._trainer = None
+        self._mine = 1
+
+
+def test_a_name_of_a_base_class_is_found() -> None:
+    assert [name.rpartition(".")[2] for name in overridden(Shadowing)] == ["_trainer"]
