@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ickd_pl._moved import MOVED, keep_old_paths
 from ickd_pl.data import CIFAR10, CIFAR100, Batch, DataInfo, Digits, ImageFolder
 from ickd_pl.errors import IncompatiblePair, UserError
 from ickd_pl.models import get_model, model_names
@@ -37,6 +42,75 @@ __all__ = [
     "load_teacher",
     "model_names",
 ]
+
+# -- moved modules: the old paths still work, with a warning that names the new one -----------------------------------
+
+# Old path below ickd_pl: the new one, or those among which a module was divided.
+MOVED = {
+    "accounting": "training.metrics",
+    "adapters": "strategies.components.regressors",
+    "arguments": "strategies.components.shapes, checks, strategies.base",
+    "benchmark.checks": "benchmark.schema",
+    "benchmark.identity": "benchmark.fingerprint",
+    "benchmark.names": "benchmark.published",
+    "benchmark.pack": "training.pack",
+    "benchmark.pack_record": "runs.pack_folder",
+    "benchmark.results": "benchmark.report.results",
+    "benchmark.statistics": "benchmark.report.statistics",
+    "benchmark.stored": "benchmark.records",
+    "benchmark.summary": "benchmark.report.summary",
+    "checkpoints": "training.checkpoint",
+    "class_table": "strategies.components.negatives",
+    "commands.parser": "runs.parser",
+    "correlations_figure": "correlations.figure",
+    "correlations_inputs": "correlations.inputs",
+    "data.build": "runs.data_options",
+    "features": "models.features, models.hooked",
+    "module": "training.module",
+    "networks": "models.build",
+    "pairs": "strategies.components.compatibility",
+    "runtime": "runs",
+    "runtime.atomic": "files",
+    "runtime.checkpoint_io": "runs.checkpoint_io",
+    "runtime.configs": "runs.configs",
+    "runtime.parser": "runs.parser",
+    "runtime.predictions": "runs.predictions",
+    "runtime.run_folder": "runs.run_folder",
+    "stages": "training.two_stage",
+    "teacher": "training.teacher",
+    "weights.archives": "teachers.archives",
+    "weights.download": "teachers.download",
+    "weights.fetch": "teachers.fetch",
+    "weights.manifest": "teachers.manifest",
+    "weights.teacher_runs": "teachers.train",
+}
+
+
+class _OldPaths(MetaPathFinder, Loader):
+    """Finds a module under its old name: the very module, so that ``isinstance`` holds; of a divided one the names."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, old = fullname.partition(".")
+        return ModuleSpec(fullname, self) if package == __name__ and old in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        package, _, old = module.__name__.partition(".")
+        places = [f"{package}.{place}" for place in MOVED[old].split(", ")]
+        warnings.warn(f"{module.__name__} is now {' and '.join(places)}", DeprecationWarning, stacklevel=2)
+        first, *others = [import_module(place) for place in places]
+        for part in (*others, first):
+            vars(module).update({name: value for name, value in vars(part).items() if not name.startswith("__")})
+        if not others:
+            sys.modules[module.__name__] = first
+
+
+def keep_old_paths() -> None:
+    """Let the old paths be imported; asked before other finders, which would load the modules of ``runtime`` twice."""
+    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OldPaths())
+
 
 keep_old_paths()
 

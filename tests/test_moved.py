@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ickd_pl
-from ickd_pl._moved import MOVED
+from ickd_pl import MOVED
 
 DIVIDED = {"arguments", "features"}
 

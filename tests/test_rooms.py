@@ -19,7 +19,7 @@ ROOMS = (
     *("ickd_pl", "__main__", "cli", "commands", "benchmark", "benchmark.report"),
     *("benchmark.records", "benchmark.published", "benchmark.fingerprint"),
     *("teachers", "correlations", "runs", "training", "strategies", "strategies.components"),
-    *("weights", "data", "models", "discovery", "checks", "files", "errors", "seeding", "version", "_moved"),
+    *("weights", "data", "models", "checks", "files", "errors", "seeding", "version"),
 )
 # The report knows what a benchmark has left on the disk, and nothing of how it came there.
 OF_THE_REPORT = {"benchmark.records", "benchmark.published", "runs", "files", "errors"}
@@ -101,3 +101,10 @@ def test_no_test_imports_from_a_test_file(tmp_path: Path) -> None:
     assert imports_of_tests(Path(__file__).parent) == []
     (tmp_path / "test_a.py").write_text("from tests.test_b import x\nfrom tests import test_c\nimport tests.helpers")
     assert imports_of_tests(tmp_path) == ["test_a.py imports tests.test_b", "test_a.py imports test_c"]
+
+
+def test_few_loose_modules_and_no_long_files() -> None:
+    loose = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert len(loose) <= 6, loose
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {path: count for path, count in lines.items() if count > 300} == {}

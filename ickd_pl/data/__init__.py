@@ -13,7 +13,7 @@ from ickd_pl.data.cifar import CIFAR10, CIFAR100
 from ickd_pl.data.digits import Digits
 from ickd_pl.data.image_folder import ImageFolder
 from ickd_pl.data.loader import TensorLoader
-from ickd_pl.discovery import classes_in
+from ickd_pl.models.discovery import classes_in
 
 # Type checkers know those above by their types, and a new file's by this alone.
 if TYPE_CHECKING:

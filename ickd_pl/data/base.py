@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from ickd_pl.checks import plain_arguments
+from ickd_pl.checks import plain_arguments, short
 from ickd_pl.data.augment import channel_stats
 from ickd_pl.data.batch import Batch
 from ickd_pl.data.loader import TensorLoader

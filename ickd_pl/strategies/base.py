@@ -26,8 +26,8 @@ from ickd_pl.checks import (
     whole_number,
 )
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.discovery import classes_in, subclasses
 from ickd_pl.errors import UserError, near
+from ickd_pl.models.discovery import classes_in, subclasses
 from ickd_pl.models.features import Features, FeatureShapes
 
 
