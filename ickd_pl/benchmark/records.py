@@ -1,15 +1,17 @@
 """The small files of a results folder: benchmark.yaml, and of a cell identity.json and result.json.
 
-identity.json says what a run depends on, from its beginning; result.json what it found, when it is done.
+identity.json says what a run depends on, from its beginning; result.json what it found, when it is done. Each has one
+dataclass, whose fields are the file's keys and their types, one reader and one writer.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass
+import re
+import types
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -17,7 +19,8 @@ from ickd_pl.benchmark.fingerprint import Identity
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 
-_NEEDED = ("status", "reason", "code_hash", "data_hash", "teacher_hash", "recipe")
+# What a file may hold at most, so that its figures can be added up and its texts shown.
+LARGEST, LONGEST, DEEPEST = 1e18, 10_000, 40
 
 
 def benchmark_file(folder: Path) -> dict[str, Any]:
@@ -31,24 +34,22 @@ def benchmark_file(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no results folder of a benchmark: expected {path}, which `bench run` writes")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise _damaged_file(path, " ".join(str(error).split())) from error
-    for key, kind in {"pairs": str, "methods": str, "seeds": int}.items():
-        values = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
-            raise _damaged_file(path, f"expected `{key}`, a list")
-    return dict(content)
+        if not isinstance(content, dict):
+            raise ValueError("expected a mapping")
+        for key, kind in {"pairs": list[str], "methods": list[str], "seeds": list[int]}.items():
+            _parse(content.get(key), kind, f"`{key}`")
+        _check_plain(content, "the file")
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path} is damaged ({_one_line(error)}): delete it, and `bench run --config FILE --output {folder}` "
+            "writes it again and keeps the results that are its"
+        ) from error
+    return content
 
 
-def _damaged_file(path: Path, why: str) -> UserError:
-    return UserError(
-        f"{path} is damaged ({why}): delete it, and `bench run --config FILE --output {path.parent}` writes it again "
-        "and keeps the results that are its"
-    )
-
-
-class Begun(NamedTuple):
-    """A run that has begun, done or not.
+@dataclass(frozen=True)
+class Begun:
+    """identity.json: a run that has begun, done or not.
 
     Attributes:
         identities: what it depended on, newest last; several where ``--accept-code`` let it go on with other code.
@@ -58,172 +59,211 @@ class Begun(NamedTuple):
     identities: list[Identity]
     recipe: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        if not self.identities:
+            raise ValueError("identities is empty")
+
     @property
     def codes(self) -> set[str]:
         """The hashes of the code that has trained it."""
         return {identity.code_hash for identity in self.identities}
 
 
-def read_begun(place: Path) -> Begun | None:
-    """What a run depends on, None where none has begun.
+@dataclass(frozen=True, kw_only=True)
+class CellKey:
+    """Which run of the table a result is of. Pair, student and method of a teacher's own training are None."""
+
+    kind: Literal["teacher", "student"] = "student"
+    pair: str | None = None
+    teacher: str
+    student: str | None = None
+    method: str | None = None
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        """The cell's folder, under ``cells`` of the results folder."""
+        parent = ("teachers", self.teacher) if self.kind == "teacher" else (str(self.pair), str(self.method))
+        return Path(*parent, f"seed_{self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """result.json: what a cell found, and all that it depends on. What is not known is None; accuracies are percent.
+
+    A field that is added here is read, written and a column of report.csv.
+    """
+
+    cell: CellKey
+    status: Literal["done", "failed", "refused"]
+    reason: str | None = None
+    data: str | None = None
+    split: str | None = None
+    num_test: int | None = None
+    acc1_last: float | None = None
+    acc1_best: float | None = None
+    best_epoch: int | None = None
+    acc5_last: float | None = None
+    train_acc1_last: float | None = None
+    epochs: int | None = None
+    parameters: int | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    config: dict[str, Any] | None = None
+    packed_with: list[str] = field(default_factory=list)
+    device: str | None = None
+    precision: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, Any]
+    code_hash: str
+    data_hash: str
+    teacher_hash: str | None = None
+    weights: str | None = None  # the file of a teacher that was not trained here
+    accepted_code: bool = False
+    chosen_on_validation: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        # A teacher that was fetched has no epochs, time or speed of its own.
+        for name in ("data", "split", "num_test", "acc1_last"):
+            if self.status == "done" and getattr(self, name) is None:
+                raise ValueError(f"no {name}, which a finished cell has")
+
+    @property
+    def hours(self) -> float | None:
+        return None if self.seconds is None else self.seconds / 3600
+
+    @property
+    def identity(self) -> Identity:
+        """What it depends on."""
+        return Identity(**{name: getattr(self, name) for name in Identity._fields})
+
+
+Record = TypeVar("Record", Begun, CellResult)
+
+
+def read_begun(folder: Path) -> Begun | None:
+    """What the run in a folder depends on, None where none has begun.
 
     Raises:
         UserError: the file is damaged.
     """
-    content = _read(place / "identity.json", place)
-    if content is None:
-        return None
-    try:
-        return Begun([Identity(*identity) for identity in content["identities"]], dict(content["recipe"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(place / "identity.json", place, f"{type(error).__name__}: {error}") from error
+    return _read(folder / "identity.json", Begun)
 
 
-def write_begun(place: Path, identity: Identity, recipe: dict[str, Any]) -> Begun:
+def write_begun(folder: Path, identity: Identity, recipe: dict[str, Any]) -> Begun:
     """Note what a run depends on before it trains. It stays when the run is done."""
-    kept = read_begun(place)
-    identities = [*(i for i in (kept.identities if kept else []) if i != identity), identity]
-    content = {"identities": [list(i) for i in identities], "recipe": recipe}
-    write_text(place / "identity.json", json.dumps(content, indent=1) + "\n")
-    return Begun(identities, recipe)
+    kept = read_begun(folder)
+    begun = Begun([*(i for i in (kept.identities if kept else []) if i != identity), identity], recipe)
+    _write(folder / "identity.json", begun)
+    return begun
 
 
-def read_result(place: Path) -> dict[str, Any] | None:
-    """A cell's result, None where there is none yet.
+def read_result(folder: Path) -> CellResult | None:
+    """The result of the cell in a folder, None where there is none yet.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or is another cell's: a copied folder would count twice.
     """
-    path = place / "result.json"
-    content = _read(path, place)
-    missing = [key for key in _NEEDED if content is not None and key not in content]
-    if missing:
-        raise _damaged(path, place, f"no {missing[0]}")
-    return content
+    result = _read(path := folder / "result.json", CellResult)
+    if result is not None and result.cell.path.parts != folder.parts[-3:]:
+        raise damaged(path, f"it is the result of {_short(result.cell.path.as_posix())} and lies elsewhere")
+    return result
 
 
-def write_result(place: Path, result: dict[str, Any]) -> None:
+def write_result(folder: Path, result: CellResult) -> None:
     """Write result.json in one step."""
-    write_text(place / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    _write(folder / "result.json", result)
 
 
-def _read(path: Path, place: Path) -> dict[str, Any] | None:
+def damaged(path: Path, why: str | Exception) -> UserError:
+    """The error for a file of a cell that cannot be used."""
+    return UserError(
+        f"{path} is damaged ({_one_line(why)}): move {path.parent} away, and `bench run` makes its cell again"
+    )
+
+
+def _write(path: Path, record: Begun | CellResult) -> None:
+    content = asdict(record)
+    if content.get("weights", "") is None:
+        del content["weights"]  # only what says where a teacher came from has it
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _read(path: Path, kind: type[Record]) -> Record | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        record: Record = _parse(json.loads(path.read_text(encoding="utf-8")), kind, "the file")
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, place, " ".join(str(error).split())) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, place, "expected a mapping")
-    return content
+    except (OSError, RecursionError, ValueError) as error:
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, place: Path, why: str) -> UserError:
-    return UserError(f"{path} is damaged ({why}): move {place} away, and `bench run` makes its cell again")
-
-
-_NUMBER = (int, float)
-# Field of result.json: the types it may have besides null.
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "status": str,
-    "reason": str,
-    "data": str,
-    "split": str,
-    "num_test": int,
-    "acc1_last": _NUMBER,
-    "acc1_best": _NUMBER,
-    "best_epoch": int,
-    "acc5_last": _NUMBER,
-    "train_acc1_last": _NUMBER,
-    "epochs": int,
-    "parameters": int,
-    "seconds": _NUMBER,
-    "images_per_second": _NUMBER,
-    "packed_with": list,
-    "device": str,
-    "precision": str,
-    "versions": dict,
-    "code_hash": str,
-    "data_hash": str,
-    "teacher_hash": str,
-    "accepted_code": bool,
-    "chosen_on_validation": dict,
-}
-# A teacher that was fetched has no epochs, time or speed of its own.
-_NEEDED_WHEN_DONE = ("data", "split", "num_test", "acc1_last")
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """One result.json. What a cell that was not finished does not have is None."""
-
-    folder: Path
-    status: str  # done, failed or refused
-    reason: str | None
-    data: str | None
-    split: str | None
-    num_test: int | None
-    acc1_last: float | None  # percent, as all accuracies here
-    acc1_best: float | None
-    best_epoch: int | None
-    acc5_last: float | None
-    train_acc1_last: float | None
-    epochs: int | None
-    parameters: int | None
-    seconds: float | None
-    images_per_second: float | None
-    packed_with: list[str]
-    device: str | None
-    precision: str | None
-    versions: dict[str, Any]
-    code_hash: str | None
-    data_hash: str | None
-    teacher_hash: str | None
-    accepted_code: bool
-    chosen_on_validation: dict[str, Any] | None
-
-
-def read_cell(folder: Path) -> tuple[dict[str, Any], CellResult]:
-    """Which cell a folder's result.json is of, and the result, every field checked.
+def _parse(value: Any, kind: Any, name: str) -> Any:
+    """A value as the type of a field; only the types that are written in this file are ever built.
 
     Raises:
-        UserError: the file is damaged.
+        ValueError: the field, what it holds, and what was expected.
     """
-    path = folder / "result.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, path.parent, " ".join(str(error).split())) from error
-    if not isinstance(content, dict) or not isinstance(content.get("cell"), dict):
-        raise _damaged(path, path.parent, "expected a mapping with `cell`")
-    values: dict[str, Any] = {name: _field(content, name, kind, path) for name, kind in _FIELDS.items()}
-    if values["status"] not in ("done", "failed", "refused"):
-        raise _damaged(path, path.parent, f"status is {values['status']!r}, expected done, failed or refused")
-    if values["status"] == "done":
-        absent = [name for name in _NEEDED_WHEN_DONE if values[name] is None]
-        if absent:
-            raise _damaged(path, path.parent, f"no {absent[0]}, which a finished cell has")
-    for name, empty in (("packed_with", []), ("versions", {}), ("accepted_code", False)):
-        values[name] = empty if values[name] is None else values[name]
-    return _cell(content["cell"], path), CellResult(folder=folder, **values)
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    kind, inner = get_origin(options[0]) or options[0], get_args(options[0])
+    if value is None and types.NoneType in options:
+        return None
+    if is_dataclass(kind) and isinstance(value, dict):
+        return _parse_fields(value, kind, "" if name == "the file" else f"{name}.")
+    if kind is Identity and isinstance(value, list) and len(value) == len(Identity._fields):
+        hints = get_type_hints(Identity)
+        return Identity(*(_parse(v, hints[f], f"{name}.{f}") for f, v in zip(Identity._fields, value, strict=True)))
+    if kind is list and isinstance(value, list):
+        return [_parse(v, inner[0], f"{name}[{i}]") for i, v in enumerate(value)]
+    if kind is dict and isinstance(value, dict):
+        return {key: _parse(v, inner[1], f"{name}.{key}") for key, v in value.items()}
+    choices = inner if kind is Literal else ()
+    numbers = (int, float) if kind is float else (kind,)
+    if kind is Any or value in choices or (type(value) in numbers):
+        return value
+    expected = ", ".join(choices) or _EXPECTED.get(kind, "a mapping")
+    null = " or null" if types.NoneType in options else ""
+    raise ValueError(f"{_short(name)} is {_short(repr(value))}, expected {expected}{null}")
 
 
-def _field(content: dict[str, Any], name: str, kind: type | tuple[type, ...], path: Path) -> Any:
-    value = content.get(name)
-    wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-    if value is not None and (wrong or (isinstance(value, float) and not math.isfinite(value))):
-        raise _damaged(path, path.parent, f"{name} is {value!r}")
-    return value
+_EXPECTED = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"}
+_EXPECTED[Identity] = f"a list of {', '.join(Identity._fields)}"
 
 
-def _cell(cell: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Check that a result lies where its cell belongs: a copied folder would count twice."""
-    seed, teacher = cell.get("seed"), cell.get("teacher")
-    parent = ("teachers", teacher) if cell.get("kind") == "teacher" else (cell.get("pair"), cell.get("method"))
-    place = (*parent, f"seed_{seed}")
-    if place != path.parent.parts[-3:]:
-        raise _damaged(path, path.parent, f"it is the result of {'/'.join(map(str, place))} and lies elsewhere")
-    if not isinstance(seed, int) or not isinstance(teacher, str):
-        raise _damaged(path, path.parent, "expected the cell's teacher and seed")
-    return cell
+def _parse_fields(content: dict[str, Any], kind: Any, prefix: str) -> Any:
+    hints = get_type_hints(kind)
+    found = {}
+    for f in fields(kind):
+        name = f"{prefix}{f.name}"
+        if f.name in content:
+            _check_plain(content[f.name], name)
+            found[f.name] = _parse(content[f.name], hints[f.name], name)
+        elif f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"no {name}")
+    return kind(**found)
+
+
+def _check_plain(value: Any, name: str) -> None:
+    """A value is shown in tables and added up: nothing in it may be too deep, too long or too large for that."""
+    level = [value]
+    for _ in range(DEEPEST):
+        for v in level:
+            verb = "is" if v is value else "has"
+            if isinstance(v, str) and (len(v) > LONGEST or re.search(r"[\ud800-\udfff]", v)):
+                raise ValueError(f"{name} {verb} {_short(repr(v))}, expected text of up to {LONGEST:,} characters")
+            if isinstance(v, (int, float)) and not abs(v) <= LARGEST:
+                raise ValueError(f"{name} {verb} {_short(str(v))}, expected a finite number up to {LARGEST:g}")
+        inner = [[*v, *v.values()] if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+        level = [v for values in inner for v in values]
+        if not level:
+            return
+    raise ValueError(f"{name} is nested deeper than {DEEPEST}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

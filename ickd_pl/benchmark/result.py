@@ -10,6 +10,7 @@ from ickd_pl.benchmark.cells import Outcome, predict
 from ickd_pl.benchmark.fingerprint import Identity, versions, where
 from ickd_pl.benchmark.folder import ResultsFolder
 from ickd_pl.benchmark.plan import Cell
+from ickd_pl.benchmark.records import CellKey, CellResult
 from ickd_pl.errors import UserError
 from ickd_pl.runs.run_folder import RunFolder, differing, flat
 from ickd_pl.weights import load_student
@@ -27,7 +28,7 @@ def make_result(
     identity: Identity,
     recipe: dict[str, Any],
     given: Path | None,
-) -> dict[str, Any]:
+) -> CellResult:
     """All that is known of a cell that is done, failed or refused.
 
     Args:
@@ -38,43 +39,47 @@ def make_result(
         recipe: its settings.
         given: the weights of a teacher that was not trained here.
     """
-    place = folder.place(cell)
-    result: dict[str, Any] = {
-        "cell": {
-            "kind": cell.kind,
-            "pair": cell.pair,
-            "teacher": cell.teacher or cell.network,
-            "student": None if cell.kind == "teacher" else cell.network,
-            "method": cell.method,
-            "seed": cell.seed,
-        },
-        "status": outcome.status,
-        "reason": outcome.reason,
-        **dict.fromkeys(("data", "split", "num_test", "acc1_last", "acc1_best", "best_epoch", "acc5_last")),
-        **dict.fromkeys(("train_acc1_last", "epochs", "parameters", "seconds", "images_per_second", "config")),
-        "packed_with": outcome.packed_with,
-        "device": None,
-        "precision": None,
-        "versions": versions(),
-        "recipe": recipe,
-        **identity._asdict(),
-    }
     data = folder.data(cell)
     data.prepare_data()
-    result["data"] = getattr(data, "name", type(data).__name__.lower())
-    if outcome.status != "done":
-        return result
-    settings = recipe.get("trainer", {})
+    known: dict[str, Any] = {"status": outcome.status, "reason": outcome.reason, **identity._asdict()}
+    if outcome.status == "done":
+        known |= _measured(folder, cell, outcome, data, recipe.get("trainer", {}), given)
+    return CellResult(
+        cell=CellKey(
+            kind="teacher" if cell.kind == "teacher" else "student",
+            pair=cell.pair,
+            teacher=cell.teacher or cell.network,
+            student=None if cell.kind == "teacher" else cell.network,
+            method=cell.method,
+            seed=cell.seed,
+        ),
+        data=getattr(data, "name", None) or type(data).__name__.lower(),
+        packed_with=outcome.packed_with,
+        versions=versions(),
+        recipe=recipe,
+        **known,
+    )
+
+
+def _measured(
+    folder: ResultsFolder, cell: Cell, outcome: Outcome, data: Any, settings: dict[str, Any], given: Path | None
+) -> dict[str, Any]:
+    """The fields that only a finished cell has."""
+    place = folder.place(cell)
     if given is not None:
-        return {**result, **folder.teachers.measured(cell, given, data, place, settings), "weights": str(given)}
+        return {**folder.teachers.measured(cell, given, data, place, settings), "weights": str(given)}
     net = load_student(RunFolder(place).last)
     _, labels, trainer = predict(net, data, place, settings)
-    result |= {"num_test": len(labels), "parameters": sum(p.numel() for p in net.parameters()), **where(trainer)}
-    if outcome.cli is not None:
-        result["config"] = outcome.cli.settings
+    found = {
+        "num_test": len(labels),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "config": outcome.cli.settings if outcome.cli is not None else None,
+        **where(trainer),
+        **_from_metrics(RunFolder(place).metrics, int(data.num_train)),
+    }
     if cell.kind == "teacher":
-        result["teacher_hash"] = folder.teachers.file_hash(cell.network)
-    return {**result, **_from_metrics(RunFolder(place).metrics, int(data.num_train))}
+        found["teacher_hash"] = folder.teachers.file_hash(cell.network)
+    return found
 
 
 def _from_metrics(path: Path, num_train: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,10 +156,9 @@ class Runner:
         for cell in self.benchmark.cells:
             place = self.folder.place(cell)
             result = read_result(place)
-            if result is not None and result["status"] != "refused":
-                identity = Identity(**{key: result[key] for key in Identity._fields})
-                recipe = result["recipe"] if settings_too else None
-                self._compare(cell, place, f"cell {cell}, done before,", identity, recipe)
+            if result is not None and result.status != "refused":
+                recipe = result.recipe if settings_too else None
+                self._compare(cell, place, f"cell {cell}, done before,", result.identity, recipe)
             elif result is None and (begun := read_begun(place)) is not None:
                 recipe = begun.recipe if settings_too else None
                 self._compare(cell, place, f"cell {cell}, half done,", begun.identities[-1], recipe)
@@ -234,10 +234,10 @@ class Runner:
     def _finish(self, cell: Cell, outcome: Outcome, choice: Any, given: Path | None = None) -> None:
         place = self.folder.place(cell)
         result = make_result(self.folder, cell, outcome, self.folder.identity(cell), self.folder.recipe(cell), given)
-        result["accepted_code"] = self._mixed(cell, result["code_hash"])
-        result["chosen_on_validation"] = choice and {k: v for k, v in choice.items() if k != "overrides"}
+        chosen = choice and {k: v for k, v in choice.items() if k != "overrides"}
+        result = replace(result, accepted_code=self._mixed(cell, result.code_hash), chosen_on_validation=chosen)
         write_result(place, result)
-        accuracy = "" if result["acc1_last"] is None else f" {result['acc1_last']:.2f} percent"
+        accuracy = "" if result.acc1_last is None else f" {result.acc1_last:.2f} percent"
         self.say(f"  {cell}: {outcome.status}{accuracy}{'' if outcome.reason is None else ': ' + outcome.reason}")
 
     def _mixed(self, cell: Cell, code: str) -> bool:
@@ -245,7 +245,7 @@ class Runner:
         places = [self.folder.place(cell), *sorted(self.folder.choices_of(cell).glob("*/"))]
         codes = {code} | {c for place in places if (begun := read_begun(place)) for c in begun.codes}
         others = (read_result(self.folder.place(other)) for other in self.benchmark.cells)
-        return len(codes | {other["code_hash"] for other in others if other is not None}) > 1
+        return len(codes | {other.code_hash for other in others if other is not None}) > 1
 
 
 def _is_own(name: str) -> bool:

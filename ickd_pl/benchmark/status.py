@@ -37,9 +37,8 @@ def _state(folder: Path, cell: Cell, holder: str, benchmark: Benchmark) -> tuple
     place = folder / "cells" / cell.path
     result = read_result(place)
     if result is not None:
-        accuracy = result.get("acc1_last")
-        reason = f": {result['reason']}" if result.get("reason") else ""
-        return result["status"], (f" {accuracy:.2f}" if accuracy is not None else "") + reason
+        reason = f": {result.reason}" if result.reason else ""
+        return result.status, ("" if result.acc1_last is None else f" {result.acc1_last:.2f}") + reason
     own = benchmark.settings["teachers"]["trainer"] if cell.kind == "teacher" else {}
     epochs = own.get("max_epochs", benchmark.settings["trainer"].get("max_epochs", 240))
     done = _epochs(RunFolder(place).metrics)

@@ -78,9 +78,9 @@ class Teachers:
     def fault(self, network: str) -> str | None:
         """Why no student can learn from a teacher, or None where it is done."""
         result = read_result(self._place(network))
-        if result is None or result["status"] == "done":
+        if result is None or result.status == "done":
             return None
-        why = f"its teacher {network} {result['status']} ({result['reason']})"
+        why = f"its teacher {network} {result.status} ({result.reason})"
         return f"{why}; move {self._place(network)} away to try again"
 
     def given(self, cell: Cell) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from ickd_pl.benchmark.published import EPOCHS, row_name
-from ickd_pl.benchmark.records import CellResult
+from ickd_pl.benchmark.report.results import Run
 from ickd_pl.benchmark.report.statistics import DRAWS, FEWEST_SEEDS
 from ickd_pl.benchmark.report.summary import Summary
 from ickd_pl.benchmark.report.tables import STATES
@@ -18,7 +17,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     precisions = dict.fromkeys(c.precision for c in r.done if c.precision)
     states = Counter(run.state for run in r.runs if run.planned)
     total = sum(states.values())
-    hours = sum(c.seconds for c in r.done if c.seconds is not None) / 3600
+    hours = sum(c.hours or 0.0 for c in r.done)
     return [
         ("data", r.data or "unknown"),
         ("epochs", str(r.epochs or "unknown")),
@@ -39,7 +38,7 @@ def notes(summary: Summary) -> list[str]:
         *([_validation()] if r.split == "val" else []),
         *_code(summary),
         *_differing(summary),
-        *_chosen(r.done),
+        *_chosen(r.runs),
         *(f"{text}." for text in summary.oddities),
     ]
 
@@ -78,45 +77,33 @@ def _code(summary: Summary) -> list[str]:
     accepted = [r for r in summary.results.runs if r.result is not None and r.result.accepted_code]
     if not accepted:
         return []
-    names = ", ".join("/".join(r.folder.parts[-3:]) for r in accepted[:6])
+    names = ", ".join(r.name for r in accepted[:6])
     more = f" and {len(accepted) - 6} more" if len(accepted) > 6 else ""
     return [f"MIXED CODE: runs made by other code and accepted all the same: {len(accepted)} ({names}{more})."]
 
 
 def _differing(summary: Summary) -> list[str]:
     """What is not the same in all runs; each may move a figure."""
-    cells = [r.result for r in summary.results.runs if r.result is not None and r.planned]
-    students = [r.result for r in summary.results.runs if r.result is not None and r.planned and r.pair is not None]
-    versions = {n for c in cells for n in c.versions}
-    kinds: list[tuple[str, Iterable[object]]] = [
-        ("code", (c.code_hash for c in cells)),
-        # A teacher may well see other images than the students.
-        ("data", (c.data_hash for c in students)),
-        ("device", (c.device for c in cells)),
-        ("precision", (c.precision for c in cells)),
-        *((f"version of {n}", (c.versions.get(n) for c in cells)) for n in sorted(versions)),
-    ]
-    for network in dict.fromkeys(p.teacher for p in summary.results.pairs):
-        runs = [r for r in summary.results.runs if r.teacher == network and r.pair is not None and r.planned]
-        kinds.append(
-            (f"teacher {network}", [r.result.teacher_hash for r in runs if r.result and r.result.teacher_hash])
-        )
-    several = [f"{kind} ({count})" for kind, values in kinds if (count := len(set(values))) > 1]
+    planned = [r for r in summary.results.runs if r.planned]
+    found = {t.name: set(t.values) for t in summary.results.traits(planned)}
+    # A teacher may well see other images than the students.
+    students = summary.results.traits(r for r in planned if r.pair is not None)
+    found["data"] = next(set(t.values) for t in students if t.name == "data")
+    several = [f"{name} ({len(found[name])})" for name in sorted(found) if len(found[name]) > 1]
     return [f"Not the same in all runs: {', '.join(several)}; see versions and hashes."] if several else []
 
 
-def _chosen(cells: list[CellResult]) -> list[str]:
+def _chosen(runs: list[Run]) -> list[str]:
     out = []
-    for cell in cells:
-        if cell.chosen_on_validation:
-            arguments = _arguments(cell.chosen_on_validation.get("arguments"))
-            candidates = cell.chosen_on_validation.get("candidates")
+    for run in runs:
+        choice = run.done.chosen_on_validation if run.done is not None else None
+        if choice:
+            candidates = choice.get("candidates")
             tried = [c for c in candidates if isinstance(c, dict)] if isinstance(candidates, list) else []
             each = "; ".join(f"{_arguments(c.get('arguments'))}: {c.get('val_acc1')}" for c in tried)
-            pair, method, seed = cell.folder.parts[-3:]
             out.append(
-                f"{row_name(method)} on {pair}, {seed}: {arguments} was chosen on a validation split, never on test"
-                f"{' (' + each + ')' if each else ''}."
+                f"{row_name(run.method)} on {run.pair}, seed_{run.seed}: {_arguments(choice.get('arguments'))} was "
+                f"chosen on a validation split, never on test{' (' + each + ')' if each else ''}."
             )
     return out
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
-from ickd_pl.benchmark.records import CellResult, benchmark_file, read_cell
-from ickd_pl.errors import UserError
+from ickd_pl.benchmark.records import CellResult, benchmark_file, damaged, read_result
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,24 @@ class Run:
     reason: str
     result: CellResult | None
     planned: bool = True
+
+    @property
+    def name(self) -> str:
+        """``<pair>/<method>/seed_<n>``."""
+        return "/".join(self.folder.parts[-3:])
+
+    @property
+    def done(self) -> CellResult | None:
+        """The result of a run that ended well."""
+        return self.result if self.state == "done" else None
+
+
+class Trait(NamedTuple):
+    """Something that runs should have in common: how a sentence and how a table calls it, and each run's value."""
+
+    name: str
+    title: str
+    values: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -67,25 +84,47 @@ class Results:
 
     @property
     def done(self) -> list[CellResult]:
-        return [r.result for r in self.runs if r.state == "done" and r.result is not None]
+        return [r.done for r in self.runs if r.done is not None]
+
+    def setting(self, *keys: str) -> Any:
+        """A setting of benchmark.yaml, None where it is not there."""
+        value: Any = self.settings
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
 
     @property
     def epochs(self) -> int | None:
         """As the benchmark asks for."""
-        trainer = self.settings.get("trainer")
-        value = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+        value = self.setting("trainer", "max_epochs")
         return value if isinstance(value, int) else None
 
     @property
     def data(self) -> str:
         """The data set's name: as the cells say, else its class in small letters."""
         named = [c.data for c in self.done if c.data]
-        place = self.settings.get("data")
-        return named[0] if named else str(place.get("class_path", "") if isinstance(place, dict) else "").lower()
+        return named[0] if named else str(self.setting("data", "class_path") or "").lower()
 
     @property
     def split(self) -> str:
         return next((c.split for c in self.done if c.split), "test")
+
+    def traits(self, runs: Iterable[Run]) -> list[Trait]:
+        """What the runs that have a result were made with."""
+        found = [(r, r.result) for r in runs if r.result is not None]
+        versions = dict.fromkeys(name for _, c in found for name in c.versions)
+        taught = [(r.teacher, c.teacher_hash) for r, c in found if r.pair is not None and c.teacher_hash]
+        return [
+            Trait("device", "device", [c.device for _, c in found]),
+            Trait("precision", "precision", [c.precision for _, c in found]),
+            Trait("code", "package files (hash)", [c.code_hash for _, c in found]),
+            Trait("data", "data (hash)", [c.data_hash for _, c in found]),
+            *(Trait(f"version of {v}", v, [c.versions.get(v) for _, c in found]) for v in versions),
+            *(
+                Trait(f"teacher {network}", f"teacher {network} (hash)", [h for t, h in taught if t == network])
+                for network in dict.fromkeys(p.teacher for p in self.pairs)
+            ),
+        ]
 
 
 def read_results(folder: Path) -> Results:
@@ -95,7 +134,7 @@ def read_results(folder: Path) -> Results:
         UserError: it is no results folder, or one of its files is damaged (named).
     """
     settings = benchmark_file(folder)
-    found = {place: read_cell(place) for place in _places(folder)}
+    found = {place: result for place in _places(folder) if (result := read_result(place))}
     pairs = [_pair(name, found, folder) for name in settings["pairs"]]
     methods, seeds = list(settings["methods"]), list(settings["seeds"])
     runs: list[Run] = []
@@ -108,26 +147,27 @@ def read_results(folder: Path) -> Results:
                 state, reason, result = _state(place, found)
                 runs.append(Run(place, pair.name, pair.teacher, pair.student, method, seed, state, reason, result))
     known = {r.folder for r in runs}
-    runs += [_unplanned(place, content) for place, content in found.items() if place not in known]
+    runs += [_unplanned(place, result) for place, result in found.items() if place not in known]
     return Results(folder, str(settings.get("name") or folder.name), settings, pairs, methods, seeds, runs)
 
 
-def predictions(cell: CellResult) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]] | None:
-    """Which test images a cell got right (N,), and the labels (N,); None where the file is missing.
+def predictions(run: Run) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]] | None:
+    """Which test images a finished run got right (N,), and the labels (N,); None where the file is missing.
 
     Raises:
         UserError: the file is damaged, or is of another number of images than the result.
     """
-    path = cell.folder / "predictions.npz"
+    path = run.folder / "predictions.npz"
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as content:
             predicted, label = content["predicted"], content["label"]
     except Exception as error:  # zip, header, pickle, missing array: numpy raises many kinds
-        raise _damaged(path, " ".join(str(error).split())) from error
-    if predicted.ndim != 1 or predicted.shape != label.shape or len(label) != cell.num_test:
-        raise _damaged(path, f"{predicted.shape} predictions, {label.shape} labels, {cell.num_test} images in the test")
+        raise damaged(path, error) from error
+    num_test = run.result.num_test if run.result is not None else None
+    if predicted.ndim != 1 or predicted.shape != label.shape or len(label) != num_test:
+        raise damaged(path, f"{predicted.shape} predictions, {label.shape} labels, {num_test} images in the test")
     return predicted == label, label
 
 
@@ -138,11 +178,7 @@ def _places(folder: Path) -> Iterator[Path]:
             yield path.parent
 
 
-def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is damaged ({why}): move {path.parent} away, and `bench run` makes its cell again")
-
-
-def _pair(name: str, found: dict[Path, tuple[dict[str, Any], CellResult]], folder: Path) -> Pair:
+def _pair(name: str, found: dict[Path, CellResult], folder: Path) -> Pair:
     """The two networks of a pair: of its configuration, else of a result, else unknown."""
     from ickd_pl.runs.configs import config_root
 
@@ -150,22 +186,22 @@ def _pair(name: str, found: dict[Path, tuple[dict[str, Any], CellResult]], folde
     if path.is_file():
         model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
         return Pair(name, model["teacher"], model["student"])
-    for place, (cell, _) in found.items():
+    for place, result in found.items():
         if place.relative_to(folder).parts[1] == name:
-            return Pair(name, cell["teacher"], str(cell.get("student")))
+            return Pair(name, result.cell.teacher, str(result.cell.student))
     return Pair(name, f"teacher of {name}", name)
 
 
-def _state(place: Path, found: dict[Path, tuple[dict[str, Any], CellResult]]) -> tuple[str, str, CellResult | None]:
+def _state(place: Path, found: dict[Path, CellResult]) -> tuple[str, str, CellResult | None]:
     if place in found:
-        result = found[place][1]
+        result = found[place]
         return result.status, result.reason or "", result
     if (place / "metrics.csv").is_file() or (place / "checkpoints").is_dir():
         return "unfinished", "began and has no result: still running, or stopped", None
     return "missing", "not run yet", None
 
 
-def _teacher_runs(folder: Path, network: str, found: dict[Path, tuple[dict[str, Any], CellResult]]) -> list[Run]:
+def _teacher_runs(folder: Path, network: str, found: dict[Path, CellResult]) -> list[Run]:
     root = folder / "cells" / "teachers" / network
     runs = []
     for place in sorted(root.glob("seed_*")):
@@ -176,11 +212,10 @@ def _teacher_runs(folder: Path, network: str, found: dict[Path, tuple[dict[str, 
     return runs or [nothing]
 
 
-def _unplanned(place: Path, content: tuple[dict[str, Any], CellResult]) -> Run:
-    cell, result = content
+def _unplanned(place: Path, result: CellResult) -> Run:
+    cell = result.cell
     reason = f"not in benchmark.yaml, in no mean{': ' if result.reason else ''}{result.reason or ''}"
-    pair = cell["pair"] if cell.get("kind") != "teacher" else None
-    method, student = cell.get("method"), cell.get("student")
     return Run(
-        place, pair, cell["teacher"], student, method, cell["seed"], result.status, reason, result, planned=False
+        *(place, cell.pair if cell.kind == "student" else None, cell.teacher, cell.student, cell.method, cell.seed),
+        *(result.status, reason, result, False),
     )

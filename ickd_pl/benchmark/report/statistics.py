@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,12 +74,12 @@ class Comparison:
         return 1 if self.difference > 0 else -1
 
 
-def mean_of(values: Sequence[float]) -> Mean | None:
-    """None without values."""
-    if not values:
+def mean_of(values: Iterable[float | None]) -> Mean | None:
+    """The mean of the values that are known; None where none is."""
+    array = np.array([value for value in values if value is not None], dtype=np.float64)
+    if not len(array):
         return None
-    array = np.asarray(values, dtype=np.float64)
-    return Mean(float(array.mean()), float(array.std(ddof=1)) if len(values) > 1 else None, len(values))
+    return Mean(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, len(array))
 
 
 def t975(df: float) -> float:
@@ -114,7 +114,7 @@ def compare(
     enough = mean.n >= FEWEST_SEEDS and mean.sd is not None
     se_seeds = mean.sd / math.sqrt(mean.n) if enough and mean.sd is not None else 0.0
     seeds = _around(mean.mean, t975(mean.n - 1) * se_seeds) if enough else None
-    if correct is None or reference is None:
+    if correct is None or reference is None or correct.shape != reference.shape:
         return Comparison(mean.mean, tuple(per_seed), None, seeds, None)
     images, se_images = bootstrap(correct, reference, key)
     both = None

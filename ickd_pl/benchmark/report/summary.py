@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ickd_pl.benchmark.published import DATA, EPOCHS, NUM_TEST, Published, published
-from ickd_pl.benchmark.records import CellResult
+from ickd_pl.benchmark.records import LARGEST, CellResult
 from ickd_pl.benchmark.report.results import Pair, Results, Run, predictions
 from ickd_pl.benchmark.report.statistics import Comparison, Mean, compare, mean_of
 
@@ -35,7 +37,7 @@ class Entry:
 
     @property
     def done(self) -> list[CellResult]:
-        return [r.result for r in self.runs if r.state == "done" and r.result is not None]
+        return [r.done for r in self.runs if r.done is not None]
 
     @property
     def states(self) -> dict[str, int]:
@@ -45,13 +47,13 @@ class Entry:
     @property
     def hours(self) -> float | None:
         """Mean hours of a run."""
-        mean = mean_of([c.seconds / 3600 for c in self.done if c.seconds is not None])
+        mean = mean_of(c.hours for c in self.done)
         return mean.mean if mean else None
 
     @property
     def speed(self) -> float | None:
         """Mean images per second of a run."""
-        mean = mean_of([c.images_per_second for c in self.done if c.images_per_second is not None])
+        mean = mean_of(c.images_per_second for c in self.done)
         return mean.mean if mean else None
 
 
@@ -104,18 +106,15 @@ def why_not_compared(results: Results) -> str | None:
     """Why the published figures say nothing about these, or None where they do."""
     if results.data != DATA:
         return f"the published figures are of {DATA}, these are of {results.data or 'unknown data'}"
-    place = results.settings.get("data")
-    arguments = place.get("init_args") if isinstance(place, dict) else None
-    if results.split != "test" or any(c.split != "test" for c in results.done):
+    if any(c.split != "test" for c in results.done):
         return "the published figures are of the test images, these of a validation split"
-    trainer = results.settings.get("trainer")
-    limited = isinstance(trainer, dict) and trainer.get("limit_train_batches") not in (None, 1.0)
-    if limited or (isinstance(arguments, dict) and (arguments.get("train_size") or arguments.get("val_size"))):
+    parts = [results.setting("data", "init_args", key) for key in ("train_size", "val_size")]
+    if any(parts) or results.setting("trainer", "limit_train_batches") not in (None, 1.0):
         return "the published figures are of students trained on all 50,000 training images, these on a part of them"
     if any(c.num_test != NUM_TEST for c in results.done):
         return f"the published figures are of {NUM_TEST:,} test images, these of {results.done[0].num_test}"
-    students = [r.result for r in results.runs if r.pair is not None and r.state == "done" and r.result is not None]
-    fewest = min((c.epochs for c in students if c.epochs is not None), default=results.epochs or 0)
+    students = (c.epochs for c in results.done if c.cell.kind == "student")
+    fewest = min((epochs for epochs in students if epochs is not None), default=results.epochs or 0)
     if fewest < EPOCHS:
         return f"the published figures are after {EPOCHS} epochs, these after {fewest}"
     return None
@@ -123,77 +122,80 @@ def why_not_compared(results: Results) -> str | None:
 
 def _entry(results: Results, pair: Pair, method: str | None, against: dict[str, Comparison], why: str | None) -> Entry:
     runs = results.teachers(pair.teacher) if method is None else results.of(pair.name, method)
-    done = [r.result for r in runs if r.state == "done" and r.result is not None]
-    last = mean_of([c.acc1_last for c in done if c.acc1_last is not None])
-    best = mean_of([c.acc1_best for c in done if c.acc1_best is not None])
+    done = [r.done for r in runs if r.done is not None]
+    last, best = mean_of(c.acc1_last for c in done), mean_of(c.acc1_best for c in done)
     figure = published(method, pair.teacher, pair.student) if results.data == DATA else None
     to_published = last.mean - figure.top1 if last and figure and why is None else None
-    return Entry(pair, method, runs, last, best, figure, to_published, against, mean_curve([c.folder for c in done]))
+    curve = mean_curve([r.folder for r in runs if r.done])
+    return Entry(pair, method, runs, last, best, figure, to_published, against, curve)
 
 
 class _Predictions:
-    """Reads each cell's predictions once per pair, and notes what is odd about them."""
+    """Reads each run's predictions once per pair, and notes what is odd about them."""
 
     def __init__(self) -> None:
         self._correct: dict[Path, npt.NDArray[np.bool_] | None] = {}
         self._labels: dict[int, npt.NDArray[Any]] = {}
         self.oddities: list[str] = []
 
-    def correct(self, cell: CellResult) -> npt.NDArray[np.bool_] | None:
-        if cell.folder not in self._correct:
-            self._correct[cell.folder] = self._checked(cell)
-        return self._correct[cell.folder]
+    def correct(self, runs: Sequence[Run]) -> npt.NDArray[np.bool_] | None:
+        """Which test images each run got right (S, N); None where that is not known of all of them."""
+        rows = []
+        for run in runs:
+            if run.folder not in self._correct:
+                self._correct[run.folder] = self._checked(run)
+            rows.append(self._correct[run.folder])
+        known = [row for row in rows if row is not None]
+        return np.stack(known) if known and len(known) == len(runs) and len({*map(len, known)}) == 1 else None
 
     def forget(self) -> None:
         self._correct.clear()
 
-    def _checked(self, cell: CellResult) -> npt.NDArray[np.bool_] | None:
-        name = "/".join(cell.folder.parts[-3:])
-        read = predictions(cell)
+    def _checked(self, run: Run) -> npt.NDArray[np.bool_] | None:
+        read = predictions(run)
         if read is None:
-            self.oddities.append(f"{name} has no predictions.npz: no interval over images, and no claim, with it")
+            self.oddities.append(f"{run.name} has no predictions.npz: no interval over images, and no claim, with it")
             return None
         correct, label = read
         labels = self._labels.setdefault(len(label), label)
         if not np.array_equal(labels, label):
-            self.oddities.append(f"{name} was tested on other images, or in another order: no interval with it")
+            self.oddities.append(f"{run.name} was tested on other images, or in another order: no interval with it")
             return None
-        accuracy = 100 * float(correct.mean())
-        if cell.acc1_last is not None and abs(accuracy - cell.acc1_last) > 0.006:
+        accuracy, told = 100 * float(correct.mean()), _accuracy(run)
+        if abs(accuracy - told) > 0.006:
             self.oddities.append(
-                f"{name}: its predictions are {accuracy:.2f} % right, its result.json says {cell.acc1_last:.2f}"
+                f"{run.name}: its predictions are {accuracy:.2f} % right, its result.json says {told:.2f}"
             )
         return correct
+
+
+def _accuracy(run: Run) -> float:
+    """A finished run has one."""
+    if run.done is None or run.done.acc1_last is None:
+        raise ValueError(f"{run.name} is not done")
+    return run.done.acc1_last
 
 
 def _compare(
     reader: _Predictions, pair: Pair, method: str, runs: list[Run], reference: str, others: list[Run]
 ) -> Comparison | None:
     """Compare two methods over the seeds that both finished."""
-    partner = {r.seed: r.result for r in others if r.state == "done"}
-    common = [(r.result, partner[r.seed]) for r in runs if r.state == "done" and r.seed in partner]
-    cells = [(a, b) for a, b in common if a is not None and b is not None]
-    per_seed = [a.acc1_last - b.acc1_last for a, b in cells if a.acc1_last is not None and b.acc1_last is not None]
-    ours = [c for c in (reader.correct(a) for a, _ in cells) if c is not None]
-    theirs = [c for c in (reader.correct(b) for _, b in cells) if c is not None]
-    sizes = {len(c) for c in [*ours, *theirs]}
-    if not cells or len(ours) < len(cells) or len(theirs) < len(cells) or len(sizes) != 1:
-        return compare(per_seed)
-    return compare(per_seed, np.stack(ours), np.stack(theirs), f"{pair.name}/{method}/{reference}")
+    partner = {r.seed: r for r in others if r.done}
+    ours = [r for r in runs if r.done and r.seed in partner]
+    theirs = [partner[r.seed] for r in ours]
+    per_seed = [_accuracy(a) - _accuracy(b) for a, b in zip(ours, theirs, strict=True)]
+    return compare(per_seed, reader.correct(ours), reader.correct(theirs), f"{pair.name}/{method}/{reference}")
 
 
 def _leader(reader: _Predictions, pair: Pair, entries: dict[str, Entry]) -> str | None:
     """The method with the highest mean, where its lead over the runner-up may be claimed."""
-    ranked = sorted((m for m, e in entries.items() if e.last), key=lambda m: -_accuracy(entries[m]))
+    means = {m: e.last.mean for m, e in entries.items() if e.last}
+    ranked = sorted(means, key=lambda m: -means[m])
     if len(ranked) < 2:
         return None
     first, second = ranked[:2]
     lead = _compare(reader, pair, first, entries[first].runs, second, entries[second].runs)
     return first if lead is not None and lead.claim > 0 else None
-
-
-def _accuracy(entry: Entry) -> float:
-    return entry.last.mean if entry.last else 0.0
 
 
 def mean_curve(folders: list[Path]) -> dict[int, float]:
@@ -204,16 +206,16 @@ def mean_curve(folders: list[Path]) -> dict[int, float]:
 
 
 def _curve(path: Path) -> dict[int, float]:
-    """Main epochs count from 1; a first stage's, which end at 0, are left out, as is a line that was cut short."""
+    """Main epochs count from 1; a first stage's, which end at 0, are left out, as is a line that cannot be read."""
     out: dict[int, float] = {}
     if not path.is_file():
         return out
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
         for row in csv.DictReader(file):
             try:
                 epoch, value = int(float(row["epoch"])), float(row.get("test/acc1") or row["val/acc1"])
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, OverflowError, TypeError, ValueError):
                 continue
-            if epoch > 0 and np.isfinite(value):
+            if 0 < epoch < LARGEST and abs(value) < LARGEST:
                 out[epoch] = value
     return out

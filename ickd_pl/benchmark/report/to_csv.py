@@ -4,75 +4,37 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import fields
+from typing import Any
 
 from ickd_pl.benchmark.published import Published, row_name
+from ickd_pl.benchmark.records import CellResult
 from ickd_pl.benchmark.report.results import Run
 from ickd_pl.benchmark.report.summary import REFERENCES, Summary
+from ickd_pl.benchmark.report.tables import RUNS
 
-COLUMNS = (
-    "cell",
-    "kind",
-    "pair",
-    "teacher",
-    "student",
-    "method",
-    "row",
-    "seed",
-    "state",
-    "planned",
-    "reason",
-    "data",
-    "split",
-    "num_test",
-    "acc1_last",
-    "acc1_best",
-    "best_epoch",
-    "acc5_last",
-    "train_acc1_last",
-    "minus_kd",
-    "minus_vanilla",
-    "epochs",
-    "parameters",
-    "seconds",
-    "hours",
-    "images_per_second",
-    "packed_with",
-    "device",
-    "precision",
-    "python",
-    "torch",
-    "pytorch_lightning",
-    "ickd_pl",
-    "code_hash",
-    "data_hash",
-    "teacher_hash",
-    "accepted_code",
-    "chosen_on_validation",
-    "published",
-    "published_source",
-    "published_epoch",
-)
+# No column of their own: what the run's own columns say, settings, and a path of the machine.
+_LEFT_OUT = {"cell", "status", "reason", "config", "recipe", "versions", "weights"}
+_FIELDS = [field.name for field in fields(CellResult) if field.name not in _LEFT_OUT]
+_VERSIONS = ("python", "torch", "pytorch_lightning", "ickd_pl")
+# A spreadsheet takes a cell that begins so for a formula, and runs it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_text(summary: Summary) -> str:
     """One row a run, done or not; ``minus_kd``, ``minus_vanilla``: to that method's run of the same seed."""
+    rows = [_row(summary, run) for run in summary.results.runs]
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    accuracy = {
-        (r.pair, r.method, r.seed): r.result.acc1_last
-        for r in summary.results.runs
-        if r.state == "done" and r.planned and r.result is not None and r.result.acc1_last is not None
-    }
-    for run in summary.results.runs:
-        writer.writerow({k: v for k, v in _csv_row(summary, run, accuracy).items() if v is not None})
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows(rows[:1])  # the names
+    writer.writerows(map(_written, row.values()) for row in rows)
     return out.getvalue()
 
 
-def _csv_row(
-    summary: Summary, run: Run, accuracy: dict[tuple[str | None, str | None, int | None], float]
-) -> dict[str, object]:
-    row: dict[str, object] = {
+def _row(summary: Summary, run: Run) -> dict[str, Any]:
+    result, figure = run.result, _published(summary, run)
+    versions = {name.replace("-", "_"): version for name, version in (result.versions if result else {}).items()}
+    return {
         "cell": run.folder.relative_to(summary.results.folder / "cells").as_posix(),
         "kind": "teacher" if run.pair is None else "student",
         "pair": run.pair,
@@ -83,24 +45,40 @@ def _csv_row(
         "seed": run.seed,
         "state": run.state,
         "planned": run.planned,
-        "reason": run.reason or None,
+        "reason": run.reason,
+        **{name: getattr(result, name, None) for name in _FIELDS},
+        **{column.name: _rounded(column.take(run), 6) for column in RUNS if column.name},
+        **{f"minus_{reference}": _minus(summary, run, reference) for reference in REFERENCES},
+        **{name: versions.get(name) for name in _VERSIONS},
+        "published": getattr(figure, "top1", None),
+        "published_source": getattr(figure, "source", None),
+        "published_epoch": getattr(figure, "epoch", None),
     }
-    cell = run.result
-    if cell is not None:
-        row |= {name: getattr(cell, name) for name in COLUMNS if hasattr(cell, name) and name not in row}
-        row["packed_with"] = " ".join(cell.packed_with)
-        row["hours"] = None if cell.seconds is None else round(cell.seconds / 3600, 6)
-        row |= {name: cell.versions.get(name) for name in ("python", "torch", "pytorch_lightning", "ickd_pl")}
-        chosen = cell.chosen_on_validation
-        row["chosen_on_validation"] = None if chosen is None else str(chosen.get("arguments"))
-    mine = accuracy.get((run.pair, run.method, run.seed))
-    for reference in REFERENCES:
-        theirs = accuracy.get((run.pair, reference, run.seed))
-        if run.pair is not None and mine is not None and theirs is not None and run.method != reference:
-            row[f"minus_{reference}"] = round(mine - theirs, 4)
-    if (figure := _published(summary, run)) is not None:
-        row |= {"published": figure.top1, "published_source": figure.source, "published_epoch": figure.epoch}
-    return row
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, list):
+        value = " ".join(value)
+    elif isinstance(value, dict):  # a choice: what was chosen
+        value = str(value.get("arguments"))
+    if not isinstance(value, str):
+        return value
+    # A carriage return alone ends a row, and is not quoted.
+    return ("'" if value.startswith(_FORMULA) else "") + value.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    return round(value, digits) if isinstance(value, float) else value
+
+
+def _minus(summary: Summary, run: Run, reference: str) -> float | None:
+    """The difference of accuracies to a method's run of the same pair and seed."""
+    if run.pair is None or run.method == reference or not run.planned or run.done is None:
+        return None
+    other = next((r.done for r in summary.results.of(run.pair, reference) if r.seed == run.seed), None)
+    if other is None or other.acc1_last is None or run.done.acc1_last is None:
+        return None
+    return round(run.done.acc1_last - other.acc1_last, 4)
 
 
 def _published(summary: Summary, run: Run) -> Published | None:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from ickd_pl.benchmark.published import row_name
 from ickd_pl.benchmark.report.charts import MINUS, Bar, Line, interval_chart, line_chart
+from ickd_pl.benchmark.report.format import NOTHING, interval_text, signed
 from ickd_pl.benchmark.report.notes import facts, methods_text, notes
 from ickd_pl.benchmark.report.results import Pair
 from ickd_pl.benchmark.report.statistics import FEWEST_SEEDS
@@ -18,12 +19,10 @@ from ickd_pl.benchmark.report.tables import (
     accuracy_table,
     curve_table,
     environment_table,
-    interval_text,
     pair_name,
     pair_table,
     paired_table,
     runs_table,
-    signed,
 )
 
 
@@ -47,7 +46,6 @@ def html(summary: Summary) -> str:
         kinds=[kind for kind in ("best", "published") if kind in kinds],
         pairs=[_pair(summary, pair, number) for number, pair in enumerate(summary.results.pairs, 1)],
         runs=runs_table(summary),
-        states=sorted({run.state for run in summary.results.runs}),
         environment=environment_table(summary),
         methods=methods_text(summary),
         fewest=FEWEST_SEEDS,
@@ -88,9 +86,8 @@ def _intervals(summary: Summary, pair: Pair, reference: str) -> Markup:
         if c is not None:
             shown = c.both or c.images
             what = "images and seeds" if c.both else "images alone"
-            note = (
-                f"{row_name(method)} minus {row_name(reference)}: {signed(c.difference)} {interval_text(shown)}, {what}"
-            )
+            interval = interval_text(shown) if shown else NOTHING
+            note = f"{row_name(method)} minus {row_name(reference)}: {signed(c.difference)} {interval}, {what}"
             low, high = (shown.low, shown.high) if shown else (None, None)
             bars.append(Bar(row_name(method), c.difference, low, high, c.claim != 0, note))
     return interval_chart(bars, f"{pair_name(pair)}: differences to {row_name(reference)}")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
+from ickd_pl.benchmark.report.format import Markup, Table
 from ickd_pl.benchmark.report.notes import facts, notes
 from ickd_pl.benchmark.report.summary import Summary
 from ickd_pl.benchmark.report.tables import (
-    Cell,
-    Table,
     accuracy_table,
     best_table,
     pair_name,
@@ -86,23 +85,16 @@ def latex(summary: Summary) -> str:
 
 
 def _table(table: Table, caption: str, label: str) -> str:
-    columns = "".join("l" if table.is_text(k) else "r" for k in range(len(table.header)))
-    lines = [" & ".join(tex(h) for h in table.header) + r" \\", r"\midrule"]
-    lines += [" & ".join(_tex_cell(c) for c in row) + r" \\" for row in table.rows]
-    body = "\n".join(lines)
+    columns = "".join("l" if text else "r" for text in table.text)
+    header, *rows = (" & ".join(line) + r" \\" for line in table.written(_MARKUP))
+    body = "\n".join([r"\toprule", header, r"\midrule", *rows, r"\bottomrule"])
     # Scaled down to the width of the page where it is wider; booktabs' rules want no vertical ones.
     return (
         f"\\begin{{table}}[htbp]\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:report-{label}}}\n"
         "\\sbox0{%\n"
-        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}}}\n"
+        f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}}}\n"
         "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi\n\\end{table}\n"
     )
 
 
-def _tex_cell(cell: Cell) -> str:
-    text = tex(cell.text)
-    if cell.kind == "leader":
-        text = f"\\textbf{{{text}}}"
-    if cell.text in ("above", "below"):
-        return text
-    return text + {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}[cell.claim]
+_MARKUP = Markup(tex, r"\textbf{%s}", r" $\uparrow$", r" $\downarrow$")

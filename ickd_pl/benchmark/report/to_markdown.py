@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
+from ickd_pl.benchmark.report.format import Markup, Table
 from ickd_pl.benchmark.report.notes import facts, methods_text, notes
 from ickd_pl.benchmark.report.summary import Summary
 from ickd_pl.benchmark.report.tables import (
-    Cell,
-    Table,
     accuracy_table,
     best_table,
     curve_table,
@@ -20,7 +19,6 @@ from ickd_pl.benchmark.report.tables import (
     runs_table,
 )
 
-ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 LEGEND = "↑ and ↓: above and below KD, claimed; bold: the best of its column, its lead over the second claimed"
 
 
@@ -53,29 +51,20 @@ def markdown(summary: Summary) -> str:
 
 def md_table(table: Table) -> str:
     """A table whose columns are aligned in the source as well."""
-    lines = [[_md(h) for h in table.header], *([_md_cell(c) for c in row] for row in table.rows)]
+    lines = table.written(_MARKUP)
     widths = [max(3, *(len(line[k]) for line in lines)) for k in range(len(table.header))]
-    text = [table.is_text(k) for k in range(len(widths))]
-    if text[-1]:
+    if table.text[-1]:
         widths[-1] = 3  # nothing stands to the right of it: a long reason needs no padding above and below
-
-    def join(line: list[str]) -> str:
-        cells = [v.ljust(w) if t else v.rjust(w) for v, w, t in zip(line, widths, text, strict=True)]
-        return f"| {' | '.join(cells)} |"
-
-    rule = [("-" * w if t else "-" * (w - 1) + ":") for w, t in zip(widths, text, strict=True)]
-    return "\n".join([join(lines[0]), f"| {' | '.join(rule)} |", *map(join, lines[1:])])
-
-
-def _md_cell(cell: Cell) -> str:
-    text = _md(cell.text)
-    return (f"**{text}**" if cell.kind == "leader" else text) + ("" if cell.text in _CLAIMED else ARROWS[cell.claim])
-
-
-_CLAIMED = ("above", "below")  # the claim in words needs no arrow
+    columns = list(zip(widths, table.text, strict=True))
+    rule = ["-" * w if text else "-" * (w - 1) + ":" for w, text in columns]
+    row = " | ".join(f"{{:{'<' if text else '>'}{w}}}" for w, text in columns)
+    return "\n".join(f"| {row.format(*line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def _md(text: str) -> str:
     """Nothing in a name may end a cell or become markup; underscores inside a word are safe."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`|*]|\](?=[(\[])|^[#>+-](?=\s))", r"\\\1", text)
+
+
+_MARKUP = Markup(_md, "**%s**", " ↑", " ↓")

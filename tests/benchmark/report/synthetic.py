@@ -102,6 +102,7 @@ def cell(
         "precision": "32-true",
         "versions": {"python": "3.11.9", "torch": "2.9.0", "pytorch_lightning": "2.6.6", "ickd_pl": "0.1.0"},
         "config": {},
+        "recipe": {},
         "code_hash": "c0de" * 16,
         "data_hash": "da7a" * 16,
         "teacher_hash": None if pair is None else "7eac" * 16,

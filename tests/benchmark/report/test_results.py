@@ -93,7 +93,7 @@ def test_damaged_plan(tmp_path: Path, text: str) -> None:
         ({"acc1_last": None}, "no acc1_last"),
         ({"num_test": True}, "num_test is True"),
         ({"versions": []}, "versions is"),
-        ({"cell": None}, "mapping with `cell`"),
+        ({"cell": None}, "cell is None, expected a mapping"),
         ({"cell": {"kind": "student", "pair": PAIR, "method": "kd", "seed": 1, "teacher": "t"}}, "lies elsewhere"),
     ],
 )
@@ -137,6 +137,16 @@ def test_curves_average_what_all_seeds_have(tmp_path: Path) -> None:
         file.write("3,1.0")  # cut short
     assert mean_curve([a, b]) == {1: 52.0, 2: 61.0}
     assert mean_curve([]) == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["1e400,1.0,50.0", f"2,{'x' * 200_000},1.0", "2,1.0,1e308", "3,1.0,nan", "3,1.0,1e999"]
+)
+def test_a_line_of_a_curve_that_cannot_be_read_is_left_out(tmp_path: Path, line: str) -> None:
+    place = cell(tmp_path, PAIR, "kd", 0, curve={1: 50.0})
+    with (place / "metrics.csv").open("a") as file:
+        file.write(f"{line},1.0\n")
+    assert mean_curve([place]) == {1: 50.0}
 
 
 @pytest.mark.parametrize(

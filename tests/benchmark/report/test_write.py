@@ -7,12 +7,14 @@ import re
 import shutil
 import struct
 import subprocess
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ickd_pl.benchmark.records import CellResult
 from ickd_pl.benchmark.report.charts import ticks
 from ickd_pl.benchmark.report.to_latex import tex
 from ickd_pl.benchmark.report.write import summary_table, write_report
@@ -299,6 +301,35 @@ def test_hostile_names_stay_names(tmp_path: Path) -> None:
     rows = list(csv.DictReader(files["csv"].splitlines(keepends=True)))
     assert {r["method"] for r in rows if r["kind"] == "student"} == {"kd", HOSTILE}
     assert reason in {r["reason"] for r in rows}
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
+def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path: Path, name: str) -> None:
+    plan(tmp_path, methods=["kd", "vanilla"], seeds=[0])
+    cell(tmp_path, PAIR, "kd", 0, status="failed", reason=name, acc1_last=None)
+    cell(tmp_path, PAIR, "vanilla", 0, RIGHT, packed_with=[name], device=name, seconds=-36.0)
+    write_report(tmp_path)
+    with (tmp_path / "report.csv").open(newline="") as file:
+        rows = {r["method"]: r for r in csv.DictReader(file)}
+    assert rows["kd"]["reason"] == rows["vanilla"]["device"] == rows["vanilla"]["packed_with"]
+    assert rows["kd"]["reason"] == "'" + name.replace("\r", "\n")  # a lone carriage return would end the row
+    assert rows["vanilla"]["seconds"] == "-36.0" and rows["vanilla"]["hours"] == "-0.01"
+
+
+def test_every_field_of_a_result_is_a_column(tmp_path: Path) -> None:
+    plan(tmp_path, methods=["kd"], seeds=[0])
+    cell(tmp_path, PAIR, "kd", 0, RIGHT, versions={"pytorch-lightning": "2.6.6"})
+    kd = list(csv.DictReader(report(tmp_path)["csv"].splitlines()))[-1]
+    shown = {f.name for f in fields(CellResult)} - {
+        "cell",
+        "status",
+        "reason",
+        "config",
+        "recipe",
+        "versions",
+        "weights",
+    }
+    assert shown <= kd.keys() and kd["parameters"] == "78042" and kd["pytorch_lightning"] == "2.6.6"
 
 
 def test_tex_escapes() -> None:
