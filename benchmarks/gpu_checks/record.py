@@ -14,6 +14,7 @@ import torch
 
 Outcome = Literal["passed", "failed", "measured", "not measured"]
 Values = dict[str, Any]
+SMALLEST = "resnet20_resnet8"
 
 
 class NotMeasured(Exception):
@@ -27,7 +28,7 @@ class Record:
         part: name of the part.
         path: file that the lines are appended to.
         seconds: how long the part may take; checks that would begin later are not measured.
-        tiny: one step of each, for testing the script itself.
+        tiny: one step of each on the smallest pair, for testing the script itself.
         pair: networks of the part, as in ``configs/pairs``.
 
     Attributes:
@@ -38,8 +39,8 @@ class Record:
         rounds: of which the median counts.
     """
 
-    def __init__(self, part: str, path: Path, seconds: float, tiny: bool, pair: str = "resnet20_resnet8") -> None:
-        self.part, self.tiny, self.pair = part, tiny, pair
+    def __init__(self, part: str, path: Path, seconds: float, tiny: bool, pair: str = SMALLEST) -> None:
+        self.part, self.tiny, self.pair = part, tiny, SMALLEST if tiny else pair
         self._path, self._end = path, time.perf_counter() + seconds
         self.cuda = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.cuda else "cpu")
@@ -89,7 +90,7 @@ class Record:
             values, outcome, why = {}, "not measured", str(reason)
         except Exception as error:
             values, outcome, why = {}, "failed", _described(error)
-        self._clean_up()
+        self._free_memory()
         return self._write(name, outcome, why, settings, values, time.perf_counter() - began)
 
     def skip(self, name: str, why: str) -> None:
@@ -100,13 +101,14 @@ class Record:
         """What went wrong outside any check."""
         self._write(name, "failed", _described(error), {})
 
-    def _clean_up(self) -> None:
+    def _free_memory(self) -> None:
+        if not self.cuda:
+            return
         gc.collect()
-        if self.cuda:
-            try:
-                torch.cuda.empty_cache()
-            except RuntimeError as error:  # what a broken kernel left; the next check says more
-                print(f"{self.part}: {error}", flush=True)
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # what a broken kernel left; the next check says more
+            print(f"{self.part}: {error}", flush=True)
 
     def _write(
         self,
