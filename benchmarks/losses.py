@@ -26,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common import CLASSES, wait_for
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies import discover
 
-IMAGES, CLASSES = 50_000, 100
+IMAGES = 50_000
 
 
 def features(batch: int, device: str, seed: int) -> Features:
@@ -249,18 +250,12 @@ def measure(name: str, form: str, batch_size: int, device: str, repeats: int) ->
     used = memory(device) - before
     times = []
     for _ in range(repeats):
-        wait(device)
+        wait_for(device)
         start = time.perf_counter()
         step()
-        wait(device)
+        wait_for(device)
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times), used / 2**20, value
-
-
-def wait(device: str) -> None:
-    """Until the device has done all that was asked of it."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def memory(device: str) -> float:

@@ -14,47 +14,16 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import yaml
 
-from ickd_pl import Batch, DistillationModule, get_model
-from ickd_pl.runs.configs import config_root
-from ickd_pl.strategies import from_spec
+from common import ROWS, members, shipped
+from ickd_pl import Batch, DistillationModule
 from ickd_pl.training.pack import Pack
 
-ROWS = ("vanilla", "kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "nst", "ickd", "ickd_kl")
 BATCH = 64
-
-
-def read(kind: str, name: str) -> dict[str, Any]:
-    """The ``model`` part of a shipped configuration."""
-    content: dict[str, Any] = yaml.safe_load((config_root() / kind / f"{name}.yaml").read_text(encoding="utf-8"))[
-        "model"
-    ]
-    return content
-
-
-def members(pair: str) -> list[DistillationModule]:
-    """The rows' modules on one teacher."""
-    networks = read("pairs", pair)
-    teacher = get_model(networks["teacher"], 100).eval().requires_grad_(False)
-    modules = []
-    for row in ROWS:
-        method = read("methods", row)
-        specs = [s if isinstance(s, dict) else {"class_path": s} for s in method["strategies"]]
-        modules.append(
-            DistillationModule(
-                networks["student"],
-                teacher if specs else None,
-                strategies=[from_spec(spec) for spec in specs],
-                ce_weight=method["ce_weight"],
-            )
-        )
-    return [module.train() for module in modules]
 
 
 def optimizer_of(groups: list[list[torch.nn.Parameter]]) -> torch.optim.SGD:
@@ -71,7 +40,7 @@ def solo_step(modules: list[DistillationModule]) -> Callable[[Batch], None]:
     def step(batch: Batch) -> None:
         for module, optimizer in zip(modules, optimizers, strict=True):
             optimizer.zero_grad()
-            module.losses(batch)[0].backward()
+            module.losses(batch)[0].backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     return step
@@ -87,7 +56,7 @@ def packed_step(modules: list[DistillationModule]) -> Callable[[Batch], None]:
     )  # fmt: skip
     for module in (pack, *modules):
         module._trainer = trainer
-    pack.optimizers = lambda: optimizer  # type: ignore[method-assign, assignment, return-value]
+    pack.optimizers = lambda: optimizer  # type: ignore[method-assign, assignment]
     counter = itertools.count(1)
 
     def step(batch: Batch) -> None:
@@ -126,19 +95,22 @@ def compare(pair: str, steps: int, rounds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    known = sorted(path.stem for path in Path(config_root() / "pairs").glob("*.yaml"))
     parser.add_argument(
-        "--pairs", nargs="+", default=["resnet32x4_resnet8x4", "resnet20_resnet8"], choices=known, metavar="PAIR"
+        "--pairs",
+        nargs="+",
+        default=["resnet32x4_resnet8x4", "resnet20_resnet8"],
+        choices=shipped("pairs"),
+        metavar="PAIR",
     )
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    print(f"{len(ROWS)} rows, batch {BATCH}, float32, {given.threads} threads, torch {torch.__version__}")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"{len(ROWS)} rows, batch {BATCH}, float32, {options.threads} threads, torch {torch.__version__}")
     print("| pair | solo, images/s | packed, images/s | ratio of medians | worst to best |\n|---|---:|---:|---:|---:|")
-    for pair in given.pairs:
-        print(compare(pair, given.steps, given.rounds), flush=True)
+    for pair in options.pairs:
+        print(compare(pair, options.steps, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

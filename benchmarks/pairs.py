@@ -10,24 +10,19 @@ import argparse
 from pathlib import Path
 
 import torch
-import yaml
-from torch import nn
 
-from ickd_pl import Batch, DistillationModule, IncompatiblePair, UserError, get_model, model_names
+from common import CLASSES, fill_class_tables, model_settings, shipped, untrained_teacher
+from ickd_pl import Batch, DistillationModule, IncompatiblePair, UserError, model_names
 from ickd_pl.errors import near
-from ickd_pl.models import FeatureNet
-from ickd_pl.runs.configs import config_root
-from ickd_pl.seeding import generator, seeded
+from ickd_pl.seeding import generator
 from ickd_pl.strategies import discover
-from ickd_pl.strategies.components.negatives import ClassTable
 
 NUM_SAMPLES = 64
 
 
 def benchmark_pairs() -> list[tuple[str, str]]:
     """Teacher and student of every shipped pair whose teacher is published (its weights have a place)."""
-    files = sorted((config_root() / "pairs").glob("*.yaml"))
-    models = [yaml.safe_load(file.read_text())["model"] for file in files]
+    models = [model_settings("pairs", name) for name in shipped("pairs")]
     return [(m["teacher"], m["student"]) for m in models if m["teacher_weights"]]
 
 
@@ -46,29 +41,16 @@ def named_pair(words: str) -> tuple[str, str]:
     return teacher, student
 
 
-def start(name: str, batch: Batch) -> FeatureNet:
-    """An untrained teacher whose batch norms know the batch: without that a deep one's maps grow beyond float32."""
-    with seeded("pairs", name):
-        net = get_model(name, 100)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        net.train()(batch.image)
-    return net.eval()
-
-
 def attempt(method: str, teacher: str, student: str) -> str:
     """``works``, or the method's own words why not."""
-    strategy = discover()[method]()  # type: ignore[call-arg]
+    strategy = discover()[method]()
     batch = Batch(torch.randn(8, 3, 32, 32, generator=generator("pairs")), torch.arange(8), torch.arange(8))
+    net = untrained_teacher(teacher, batch.image)
     try:
-        module = DistillationModule(student, start(teacher, batch), strategies=[strategy], num_samples=NUM_SAMPLES)
+        module = DistillationModule(student, net, strategies=[strategy], num_samples=NUM_SAMPLES)
     except IncompatiblePair as error:
         return str(error)
-    for part in module.modules():
-        if isinstance(part, ClassTable):
-            part.fill(torch.arange(NUM_SAMPLES) % 100)
+    fill_class_tables(module, torch.arange(NUM_SAMPLES) % CLASSES)
     optimizer = torch.optim.SGD(module.trainable(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     for first in (True, False) if strategy.pretrain_epochs else (False,):
         module.stages.first = first
@@ -76,7 +58,7 @@ def attempt(method: str, teacher: str, student: str) -> str:
         if not total.isfinite():
             return f"loss {total.item()}"
         optimizer.zero_grad()
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return "works" if all(p.isfinite().all() for p in module.parameters()) else "a weight became infinite or NaN"
 
