@@ -21,21 +21,15 @@ import torch
 
 from common import ROWS, members, shipped
 from ickd_pl import Batch, DistillationModule
+from ickd_pl.training.build import optimizer_of
 from ickd_pl.training.pack import Pack
 
 BATCH = 64
 
 
-def optimizer_of(groups: list[list[torch.nn.Parameter]]) -> torch.optim.SGD:
-    """The recipe's SGD, a group for each list."""
-    return torch.optim.SGD(
-        [{"params": group} for group in groups], lr=0.05, momentum=0.9, weight_decay=5e-4, foreach=True
-    )
-
-
 def solo_step(modules: list[DistillationModule]) -> Callable[[Batch], None]:
     """One step of every row, each with its own teacher pass and its own SGD."""
-    optimizers = [optimizer_of([list(module.trainable())]) for module in modules]
+    optimizers = [optimizer_of([module])["optimizer"] for module in modules]
 
     def step(batch: Batch) -> None:
         for module, optimizer in zip(modules, optimizers, strict=True):
@@ -49,14 +43,14 @@ def solo_step(modules: list[DistillationModule]) -> Callable[[Batch], None]:
 def packed_step(modules: list[DistillationModule]) -> Callable[[Batch], None]:
     """One step of the pack's own ``training_step``, with the little of a trainer that it asks for."""
     pack = Pack(modules, list(ROWS))
-    optimizer = optimizer_of([list(module.trainable()) for module in modules])
+    optimizer = optimizer_of(modules)["optimizer"]
     trainer: Any = SimpleNamespace(
         train_dataloader=None, world_size=1, is_last_batch=False, global_step=0, current_epoch=0,
         strategy=SimpleNamespace(pre_backward=lambda loss: None),
     )  # fmt: skip
     for module in (pack, *modules):
-        module._trainer = trainer
-    pack.optimizers = lambda: optimizer  # type: ignore[method-assign, assignment]
+        module.trainer = trainer
+    pack.optimizers = lambda: optimizer  # type: ignore[method-assign, assignment, return-value]
     counter = itertools.count(1)
 
     def step(batch: Batch) -> None:

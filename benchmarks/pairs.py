@@ -53,7 +53,7 @@ def attempt(method: str, teacher: str, student: str) -> str:
     fill_class_tables(module, torch.arange(NUM_SAMPLES) % CLASSES)
     optimizer = torch.optim.SGD(module.trainable(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     for first in (True, False) if strategy.pretrain_epochs else (False,):
-        module.stages.first = first
+        module.stages.epoch = 0 if first else None
         total = module.losses(batch)[0]
         if not total.isfinite():
             return f"loss {total.item()}"

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import nn
 
 from ickd_pl.benchmark.plan import Cell
@@ -24,6 +23,7 @@ from ickd_pl.runs.configs import check_trainer, find_configs
 from ickd_pl.runs.fit import IckdCLI, user_error
 from ickd_pl.runs.pack_folder import PackRecord, previous_of, write_members
 from ickd_pl.runs.parser import OneLineParser, one_line, option_names
+from ickd_pl.training.evaluation import predicted_classes
 from ickd_pl.training.pack import Pack
 from ickd_pl.weights import read_file
 
@@ -138,7 +138,7 @@ def train_pack(
         pack = Pack([cli.model for _, cli in fine], names, **clip)
         if not trained_teacher:
             for member in pack:
-                member._teacher_ready = True
+                member.teacher_weights.skip()
         record = PackRecord(path, [RunFolder(job.place) for job, _ in fine], [cli.settings for _, cli in fine])
         trainer = first.make_trainer([record, *callbacks], **dict.fromkeys(clip))
         kept = _kept_of(path, names)
@@ -226,18 +226,6 @@ def _refusal(error: Exception) -> Outcome:
     raise cause if cause is not None else error
 
 
-class _Classes(pl.LightningModule):
-    """Predicted and true classes of a batch, each (B,)."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def predict_step(self, batch: Any, batch_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keep = batch.index >= 0
-        return self.net(batch.image)[keep].float().argmax(1).cpu(), batch.label[keep].cpu()
-
-
 def predict(net: nn.Module, data: Any, place: Path, settings: dict[str, Any]) -> tuple[Any, Any, pl.Trainer]:
     """Predicted and true classes (N,) of the test images, in their order; kept as ``predictions.npz``.
 
@@ -257,8 +245,8 @@ def predict(net: nn.Module, data: Any, place: Path, settings: dict[str, Any]) ->
         **own, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
     )  # fmt: skip
-    outputs: Any = trainer.predict(_Classes(net), dataloaders=data.test_dataloader())
-    found, truth = (torch.cat(parts).numpy().astype(np.int16) for parts in zip(*outputs, strict=True))
+    classes = predicted_classes(net.eval(), data.test_dataloader(), trainer)
+    found, truth = (part.numpy().astype(np.int16) for part in classes)
     with replacing(place / "predictions.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, predicted=found, label=truth)
     return found, truth, trainer

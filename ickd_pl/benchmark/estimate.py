@@ -202,7 +202,7 @@ def _run(jobs: list[Job], path: Path, watch: _Stopwatch) -> str:
         built = build(jobs[0])
         if not isinstance(built, CellCLI):
             return f"refused: {built.reason}"
-        built.model._teacher_ready = True
+        built.model.teacher_weights.skip()
         built.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         built.trainer.fit(built.model, datamodule=built.datamodule)
         return ""

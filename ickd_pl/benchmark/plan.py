@@ -148,7 +148,7 @@ class Benchmark:
     def _packable(self, method: str) -> bool:
         """What a pack can hold, and has no values of arguments to choose among."""
         from ickd_pl.strategies import from_spec
-        from ickd_pl.training.pack import why_alone
+        from ickd_pl.training.pack_members import why_alone
 
         alone = why_alone([from_spec(spec) for spec in self.strategies(method)])
         return alone is None and method not in self.settings["choices"]

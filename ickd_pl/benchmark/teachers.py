@@ -121,7 +121,7 @@ class Teachers:
         with seeded("benchmark"):
             net = get_model(cell.network, data.num_classes)
         load_weights(net, path, cell.network)
-        predicted, labels, trainer = predict(net.eval(), data, place, settings)
+        predicted, labels, trainer = predict(net, data, place, settings)
         acc1 = 100 * float((predicted == labels).mean())
         on_published_images = getattr(data, "name", None) == DATA and len(labels) == NUM_TEST
         if on_published_images and cell.network not in self.settings["weights"]:

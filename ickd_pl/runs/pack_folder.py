@@ -20,8 +20,8 @@ from ickd_pl.weights import read_file
 class PackRecord(Checkpoint):
     """After every epoch: a row in each member's metrics.csv, and the pack's checkpoint.
 
-    At the end every member gets the checkpoint that its solo run would have written; the pack's, and the one before it,
-    are then deleted by whoever has made use of them.
+    At the end every member gets the checkpoint of its solo run (see :func:`member_checkpoint`). The pack's, and the one
+    before it, are then of no more use; this class leaves them there.
 
     Args:
         path: the pack's checkpoint.
@@ -62,7 +62,7 @@ class PackRecord(Checkpoint):
         seconds = round((time.perf_counter() - self._began) / max(1, len(active)), 3)
         for position in active:
             record = self.records[position]
-            metrics = {name: float(f"{value:.6g}") for name, value in sorted(pack.noted[position].items())}
+            metrics = {name: float(f"{value:.6g}") for name, value in sorted(pack.values[position].items())}
             record.rows.append({"epoch": trainer.current_epoch + 1, **metrics, "seconds": seconds})
             record._write_rows(trainer)
         self.records[0]._save(trainer, self.path, previous_of(self.path))
@@ -88,7 +88,9 @@ def write_members(path: Path, records: dict[int, EpochRecord]) -> None:
 
 
 def member_checkpoint(content: dict[str, Any], position: int) -> dict[str, Any]:
-    """What the member's solo run would have written.
+    """What the member's solo run would have written, but for the counters of Lightning's loops, which are the pack's.
+
+    A finished run is tested, exported and loaded, for which nobody reads them; ``fit`` does not go on with it.
 
     Args:
         content: a checkpoint of a :class:`~ickd_pl.training.pack.Pack` with a :class:`PackRecord`.
@@ -98,7 +100,7 @@ def member_checkpoint(content: dict[str, Any], position: int) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in content.items()
-        if key not in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops", "ickd_pl_pack")
+        if key not in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "ickd_pl_pack")
     }
     callbacks = {
         key.partition(":")[2]: value for key, value in content["callbacks"].items() if key.startswith(f"{position}:")
@@ -111,7 +113,6 @@ def member_checkpoint(content: dict[str, Any], position: int) -> dict[str, Any]:
         "optimizer_states": [_member_optimizer(state, position) for state in content["optimizer_states"]],
         "lr_schedulers": [_member_schedule(state, position) for state in content["lr_schedulers"]],
         "callbacks": callbacks,
-        "loops": _automatic(deepcopy(content["loops"])),
     }
 
 
@@ -125,19 +126,3 @@ def _member_optimizer(state: dict[str, Any], position: int) -> dict[str, Any]:
 
 def _member_schedule(state: dict[str, Any], position: int) -> dict[str, Any]:
     return {key: [value[position]] if isinstance(value, list) else value for key, value in state.items()}
-
-
-def _automatic(loops: dict[str, Any]) -> dict[str, Any]:
-    """A pack steps optimizer and schedule by hand, a solo run leaves both to Lightning: the counts move over."""
-    # private: lightning loop state
-    fit = loops["fit_loop"]
-    manual = fit["epoch_loop.manual_optimization.optim_step_progress"]
-    automatic = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-    schedule, epochs = fit["epoch_loop.scheduler_progress"], fit["epoch_progress"]["total"]["processed"]
-    steps = {"total": manual["total"]["completed"], "current": fit["epoch_loop.batch_progress"]["current"]["completed"]}
-    for span, updates in (("total", epochs), ("current", min(1, epochs))):
-        for counts in (automatic["step"][span], automatic["zero_grad"][span]):
-            counts.update(dict.fromkeys(counts, steps[span]))
-        schedule[span].update(dict.fromkeys(schedule[span], updates))
-        manual[span].update(dict.fromkeys(manual[span], 0))
-    return loops

@@ -11,6 +11,8 @@ import torch
 from ickd_pl.errors import UserError
 from ickd_pl.files import replacing
 from ickd_pl.models import get_model
+from ickd_pl.models.build import probe
+from ickd_pl.training.evaluation import accuracy
 from ickd_pl.weights.checkpoint import read_checkpoint
 from ickd_pl.weights.read import load_weights, read_state_dict
 
@@ -126,15 +128,14 @@ def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
         UserError: a bad file, unknown options, no data.
     """
     from ickd_pl.runs.data_options import data_from_words, data_name
-    from ickd_pl.training.module import DistillationModule
 
     read_state_dict(path)  # a bad file fails before the data are read
     data = data_from_words(words)
     net = get_model(name, data.num_classes)
     load_weights(net, path, name)
-    module = DistillationModule(net, num_classes=data.num_classes, image_size=getattr(data, "image_size", 32))
-    trainer = pl.Trainer(
-        devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, use_distributed_sampler=False
-    )
-    results = trainer.test(module, datamodule=data, verbose=False)
-    return data_name(data), float(results[0]["test/acc1"])
+    probe(net, name, getattr(data, "image_size", 32), preact=False)
+    data.prepare_data()
+    data.setup("test")
+    trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False)
+    acc1 = accuracy(net.eval(), data.test_dataloader(), trainer)
+    return data_name(data), acc1

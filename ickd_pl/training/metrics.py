@@ -63,12 +63,25 @@ class TrainSums:
         return {**means, "train/acc1": 100 * hits / count}
 
 
-def accuracies(num_classes: int) -> MetricCollection:
-    """Top-1 accuracy ``acc1`` and, for more than 5 classes, top-5 ``acc5``, as fractions."""
-    top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
-    return MetricCollection(
-        {
-            name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
-            for name, k in top.items()
-        }
-    )
+class Accuracies(MetricCollection):
+    """Top-1 accuracy ``acc1`` and, for more than 5 classes, top-5 ``acc5``, over the images of all ranks."""
+
+    def __init__(self, num_classes: int) -> None:
+        top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
+        super().__init__(
+            {
+                name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
+                for name, k in top.items()
+            }
+        )
+
+    def count(self, logits: Tensor, batch: Batch) -> None:
+        """Count a batch by its logits, (B, K); padding (index -1) does not count."""
+        real = batch.index >= 0
+        self.update(logits[real].float(), batch.label[real])
+
+    def percentages(self) -> dict[str, float]:
+        """What was counted since the last call, in percent."""
+        values = {name: 100 * float(value) for name, value in self.compute().items()}
+        self.reset()
+        return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
-from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.build import optimizer_of
 from ickd_pl.training.checkpoint import leave_teacher_out, put_back
 from ickd_pl.training.module import DistillationModule
+from ickd_pl.training.pack_members import ForMember, check_members
 
 
 class Pack(pl.LightningModule):
@@ -52,31 +53,17 @@ class Pack(pl.LightningModule):
         self.names = list(names) if names is not None else ["_".join(m.keys) or "vanilla" for m in members]
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm or "norm"
         self.members = nn.ModuleList(members)
-        _check(list(self), self.names)
-        self._share_teacher()
+        check_members(list(self), self.names)
+        for member in self._taught()[1:]:
+            member.share_teacher(self._taught()[0])
         self.stopped: dict[str, str] = {}
-        self.noted: list[dict[str, float]] = [{} for _ in members]
-        for position, member in enumerate(self):
-            member.param_group = position
-            member.note = self._sink(position)  # type: ignore[method-assign]
+        self.values: list[dict[str, float]] = [{} for _ in members]
 
     def __iter__(self) -> Iterator[DistillationModule]:
         return iter(self.members)  # type: ignore[arg-type]
 
-    def _share_teacher(self) -> None:
-        taught = [member for member in self if member.teacher is not None]
-        for member in taught[1:]:
-            member.teacher, member._teacher_ready = taught[0].teacher, True
-        self._first = taught[0] if taught else None
-
-    def _sink(self, position: int) -> Callable[..., None]:
-        """Takes a member's values as Lightning would keep them: in float32."""
-
-        def note(values: dict[str, float], prog_bar: bool = False) -> None:
-            kept = {name: torch.tensor(float(value)).item() for name, value in values.items()}
-            self.noted[position].update(kept)
-
-        return note
+    def _taught(self) -> list[DistillationModule]:
+        return [member for member in self if member.teacher is not None]
 
     def active(self) -> Iterator[tuple[int, DistillationModule]]:
         """Position and module of each member that still trains."""
@@ -99,8 +86,7 @@ class Pack(pl.LightningModule):
                 continue
             if not synchronised:
                 # DDP expects to be told once that gradients will come; each member brings a part of them.
-                # private: lightning strategy.pre_backward
-                self.trainer.strategy.pre_backward(loss)
+                self.trainer.strategy.pre_backward(loss)  # private: lightning strategy.pre_backward
                 synchronised = True
             # training_step runs under autocast and a solo run's backward pass does not: in it, the gradients of losses
             # in full precision would be taken in half.
@@ -119,7 +105,7 @@ class Pack(pl.LightningModule):
     def _loss(
         self, position: int, member: DistillationModule, raw: Any, batch_idx: int, teacher: Features | None
     ) -> Tensor | None:
-        name, batch = self.names[position], member._as_batch(raw)
+        name, batch = self.names[position], member.as_batch(raw)
         if name in self.stopped:
             return member.losses(batch, teacher)[0]
         try:
@@ -129,9 +115,10 @@ class Pack(pl.LightningModule):
             return member.losses(batch, teacher)[0] if isinstance(self.trainer.strategy, DDPStrategy) else None
 
     def _teacher_features(self, batch: Batch) -> Features | None:
-        if self._first is None:
+        taught = self._taught()
+        if not taught:
             return None
-        return self._first.teacher_features(batch.image, preact=any(member._preact for member in self))
+        return taught[0].teacher_features(batch.image, preact=any(member.needs_preact for member in taught))
 
     def _stop(self, name: str, error: Exception) -> None:
         self.stopped[name] = str(error)
@@ -153,22 +140,26 @@ class Pack(pl.LightningModule):
             member.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        for _, member in self.active():
-            member.on_validation_epoch_end()
+        for position, member in self.active():
+            self._keep(position, member.validation_values())
 
     def on_train_epoch_end(self) -> None:
         self._agree()
         for position, member in list(self.active()):
             try:
-                member.on_train_epoch_end()
+                self._keep(position, member.train_values())
             except UserError as error:
                 self._stop(self.names[position], error)
+
+    def _keep(self, position: int, values: dict[str, float]) -> None:
+        """Keep a member's values as Lightning keeps those of a solo run: in float32."""
+        self.values[position].update({name: torch.tensor(value).item() for name, value in values.items()})
 
     def _agree(self) -> None:
         """A member that one rank has stopped, or is about to stop, stops on all: they go on in step."""
         if self.trainer.world_size == 1:
             return
-        bad = [float(name in self.stopped or not m.is_finite()) for name, m in zip(self.names, self, strict=True)]
+        bad = [float(name in self.stopped or bool(m.sums.bad())) for name, m in zip(self.names, self, strict=True)]
         total = self.trainer.strategy.reduce(torch.tensor(bad, device=self.device), reduce_op="sum")
         for name, count in zip(self.names, torch.as_tensor(total).tolist(), strict=True):
             if count and name not in self.stopped:
@@ -180,9 +171,7 @@ class Pack(pl.LightningModule):
                 "a pack cannot use 16-mixed: one loss scale would couple its members; use bf16-mixed or 32-true"
             )
         for member in self:
-            member._trainer = self.trainer  # private: lightning LightningModule._trainer
-            if self._first is not None and member.teacher is not None and member is not self._first:
-                member._teacher_ready = True
+            member.trainer = self.trainer
             member.setup(stage)
 
     def on_train_start(self) -> None:
@@ -190,7 +179,7 @@ class Pack(pl.LightningModule):
             member.on_train_start()
 
     def on_train_epoch_start(self) -> None:
-        for values in self.noted:
+        for values in self.values:
             values.clear()
         for member in self:
             member.on_train_epoch_start()
@@ -200,32 +189,25 @@ class Pack(pl.LightningModule):
             member.on_train_end()
 
     def configure_callbacks(self) -> Sequence[pl.Callback]:
-        return [_ForMember(strategy, member) for member in self for strategy in member.strategies]
+        return [
+            ForMember(strategy, member, position)
+            for position, member in enumerate(self)
+            for strategy in member.strategies
+        ]
 
     def configure_optimizers(self) -> Any:
-        groups: list[dict[str, Any]] = []
-        for member in self:
-            hp = member.hparams
-            groups.append(
-                {
-                    "params": list(member.trainable()),
-                    **{key: hp[key] for key in ("lr", "momentum", "weight_decay")},
-                }
-            )
-        optimizer = torch.optim.SGD(groups, foreach=True)
-        factors = [member.lr_factor() for member in self]
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factors)}
+        return optimizer_of(list(self))
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state, data = checkpoint["state_dict"], getattr(self.trainer, "datamodule", None)
         teachers = tuple(f"members.{position}.teacher." for position in range(len(self.names)))
-        state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(teachers)}
         checkpoint["ickd_pl_pack"] = {
             "names": self.names,
             "stopped": dict(self.stopped),
-            "members": [_note_of(member) for member in self],
+            "members": [_note_of(member, data) for member in self],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -233,87 +215,18 @@ class Pack(pl.LightningModule):
         if kept is None or kept["names"] != self.names:
             raise UserError(f"the checkpoint is of another pack: expected {self.names}, got {kept and kept['names']}")
         self.stopped = dict(kept["stopped"])
+        # Packs once kept their first member twice, with the teacher.
+        state = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_first.")}
+        checkpoint["state_dict"] = state
         for position, (member, note) in enumerate(zip(self, kept["members"], strict=True)):
             own: dict[str, Any] = {"state_dict": {}, **note}
             put_back(member, own, evaluating=False)
             prefix = f"members.{position}."
-            checkpoint["state_dict"].update({prefix + key: value for key, value in own["state_dict"].items()})
+            state.update({prefix + key: value for key, value in own["state_dict"].items()})
 
 
-def _note_of(member: DistillationModule) -> dict[str, Any]:
+def _note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
     """What a solo checkpoint of the member holds beside weights and progress."""
     own: dict[str, Any] = {"state_dict": {}}
-    leave_teacher_out(member, own)
+    leave_teacher_out(member, own, data)
     return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}
-
-
-class _ForMember(pl.Callback):
-    """A member's method as a callback of the pack: its hooks get the member in place of the pack."""
-
-    def __init__(self, strategy: pl.Callback, member: DistillationModule) -> None:
-        self._strategy, self._member = strategy, member
-
-    @property
-    def state_key(self) -> str:
-        return f"{self._member.param_group}:{self._strategy.state_key}"
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._strategy.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._strategy.load_state_dict(state_dict)
-
-
-def _forward(hook: str) -> Callable[..., None]:
-    def forward(self: _ForMember, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-        getattr(self._strategy, hook)(trainer, self._member, *args, **kwargs)
-
-    return forward
-
-
-for _hook in [name for name in vars(pl.Callback) if name.startswith("on_") or name in ("setup", "teardown")]:
-    setattr(_ForMember, _hook, _forward(_hook))
-
-
-# Hooks around a member's backward pass and its step, of which a pack has one for all.
-_NOT_IN_A_PACK = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
-
-
-def why_alone(strategies: Sequence[LossStrategy]) -> str | None:
-    """Why a run with these methods cannot be a member of a pack, or None where it can."""
-    for strategy in strategies:
-        if strategy.pretrain_epochs:
-            return f"{type(strategy).__name__} has a first stage of its own"
-        hooks = [hook for hook in _NOT_IN_A_PACK if getattr(type(strategy), hook) is not getattr(pl.Callback, hook)]
-        if hooks:
-            return f"{type(strategy).__name__} uses the hook {hooks[0]}"
-    return None
-
-
-def _random(student: nn.Module) -> str | None:
-    """Dropout draws from the one global stream, so that a member's draws would depend on the other members."""
-    # private: torch _DropoutNd
-    dropouts = (m for m in student.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
-    return "its student has dropout" if next(dropouts, None) is not None else None
-
-
-def _check(members: Sequence[DistillationModule], names: Sequence[str]) -> None:
-    if not members:
-        raise UserError("a pack needs at least one member")
-    if len(set(names)) != len(names) or len(names) != len(members):
-        raise UserError(f"the members of a pack need different names, one each, got {list(names)}")
-    for name, member in zip(names, members, strict=True):
-        if reason := why_alone(member.strategies) or _random(member.student):
-            raise UserError(f"{name} cannot be packed, for {reason}: run it alone")
-        for what in ("num_classes", "image_size"):
-            first, own = members[0].hparams[what], member.hparams[what]
-            if first != own:
-                raise UserError(f"the members of a pack share their data: {what} is {first} and, of {name}, {own}")
-    taught = [member for member in members if member.teacher is not None]
-    teachers = {
-        (member.teacher_name, id(member.teacher) if member._teacher_ready else member.hparams["teacher_weights"])
-        for member in taught
-    }
-    if len(teachers) > 1:
-        found = ", ".join(f"{member.teacher_name} ({member.hparams['teacher_weights']})" for member in taught)
-        raise UserError(f"the members of a pack share one teacher, got {found}")

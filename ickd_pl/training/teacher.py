@@ -5,81 +5,94 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
-from ickd_pl.data.batch import as_batch
 from ickd_pl.errors import UserError
-from ickd_pl.training.metrics import accuracies
+from ickd_pl.training.evaluation import accuracy
 from ickd_pl.weights import load_weights
 
 
 def check_floor_value(floor: float | None) -> None:
-    """Raise :class:`UserError` where the floor is no percentage; 0.7 for 70 percent would never refuse anything."""
+    """Raise :class:`UserError` where the minimum is no percentage; 0.7 for 70 percent would never refuse anything."""
     if floor is not None and not (floor == 0 or 1 < floor <= 100):
         raise UserError(f"teacher_floor: expected percent above 1 and up to 100, such as 70, got {floor}")
 
 
-def read_teacher(net: nn.Module, name: str, path: str | None) -> None:
-    """Read a named teacher's weights.
-
-    Raises:
-        UserError: no file was named, or it is missing, damaged or of another network; the message has the command that
-            makes one.
-    """
-    if path is None:
-        raise UserError(f"teacher {name} has no weights: {_how_to_get(name)}")
-    if not Path(path).exists():
-        raise UserError(f"teacher {name}: weights file {path} does not exist: {_how_to_get(name)}")
-    load_weights(net, path, name)
-
-
-def _how_to_get(name: str) -> str:
-    return (
-        f"for CIFAR-100 get it with `teachers fetch {name}` where `teachers list` has it; else "
-        f"train it with `fit --config configs/base.yaml --model.student {name}` on the same data and give its "
-        f"checkpoints/last.ckpt as --model.teacher_weights (in Python: teacher=load_teacher({name!r}, FILE))"
-    )
-
-
-def check_floor(module: Any, floor: float) -> None:
-    """Measure the teacher once, on the images that every epoch is evaluated on, before the first step.
+class TeacherWeights:
+    """Where a teacher's weights are, and whether the network has them.
 
     Args:
-        module: a :class:`ickd_pl.DistillationModule` in its trainer's ``fit``, with the evaluation's loader set up.
-        floor: top-1 accuracy in percent.
+        name: the teacher's, for messages.
+        path: file of the weights.
+        ready: the network was handed over trained; nothing is read.
+    """
+
+    def __init__(self, name: str | None, path: str | None, ready: bool) -> None:
+        self.name, self.path, self.ready = name, path, ready
+
+    def read_into(self, net: nn.Module) -> None:
+        """Read the weights, unless the network has them.
+
+        Raises:
+            UserError: no file was named, or it is missing, damaged or of another network; the message has the command
+                that makes one.
+        """
+        if self.ready:
+            return
+        if self.path is None:
+            raise UserError(f"teacher {self.name} has no weights: {self._how_to_get()}")
+        if not Path(self.path).exists():
+            raise UserError(f"teacher {self.name}: weights file {self.path} does not exist: {self._how_to_get()}")
+        load_weights(net, self.path, str(self.name))
+        self.ready = True
+
+    def skip(self) -> None:
+        """Leave the teacher untrained: a measurement of speed needs no weights."""
+        self.ready = True
+
+    def _how_to_get(self) -> str:
+        return (
+            f"for CIFAR-100 get it with `teachers fetch {self.name}` where `teachers list` has it; else "
+            f"train it with `fit --config configs/base.yaml --model.student {self.name}` on the same data and give its "
+            f"checkpoints/last.ckpt as --model.teacher_weights (in Python: teacher=load_teacher({self.name!r}, FILE))"
+        )
+
+
+def check_accuracy(net: nn.Module, name: str, minimum: float, trainer: pl.Trainer) -> None:
+    """Measure a teacher on the images that every epoch is evaluated on.
+
+    Args:
+        net: the teacher.
+        name: the teacher's.
+        minimum: top-1 accuracy in percent.
+        trainer: in its ``fit``, before the first step.
 
     Raises:
-        UserError: the teacher is below the floor, or there are no images to measure it on.
+        UserError: the teacher is below the minimum, or there are no images to measure it on.
     """
-    trainer, name = module.trainer, module.teacher_name
-    evaluation = trainer.fit_loop.epoch_loop.val_loop
-    # private: lightning evaluation_loop._data_source
-    if trainer.val_dataloaders is None and evaluation._data_source.is_defined():
-        # Lightning sets them up here only where the first epoch is evaluated.
-        trainer.validating = True
-        evaluation.setup_data()
-        trainer.training = True
-    loader = trainer.val_dataloaders
-    if not hasattr(loader, "__iter__") or isinstance(loader, dict | list | tuple):
+    found = accuracy(net, _evaluation_loader(trainer, name), trainer)
+    split = getattr(trainer.datamodule, "eval_split", "val")  # type: ignore[attr-defined]
+    if found < minimum:
         raise UserError(
-            f"teacher_floor: there are no images to measure the teacher {name} on: give one evaluation loader "
-            "(val_dataloaders), leave the trainer's limits on validation alone, or leave the floor out"
-        )
-    metric = accuracies(module.num_classes)["acc1"].to(module.device)
-    precision = trainer.precision_plugin
-    with torch.no_grad(), precision.forward_context():
-        for raw in loader:
-            batch = as_batch(precision.convert_input(trainer.strategy.batch_to_device(raw, dataloader_idx=0)))
-            keep = batch.index >= 0
-            metric.update(module.teacher(batch.image)[keep].float(), batch.label[keep])
-    # torchmetrics sums over the ranks.
-    found = 100 * float(metric.compute())
-    split = getattr(trainer.datamodule, "eval_split", "val")
-    if found < floor:
-        raise UserError(
-            f"teacher {name} reaches {found:.2f} percent on the {split} images, below model.teacher_floor {floor:g}: "
+            f"teacher {name} reaches {found:.2f} percent on the {split} images, below model.teacher_floor {minimum:g}: "
             "is it trained, on these data and with their normalisation? Give better weights, or lower the floor"
         )
-    rank_zero_info(f"teacher {name}: {found:.2f} percent on the {split} images (floor {floor:g})")
+    rank_zero_info(f"teacher {name}: {found:.2f} percent on the {split} images (floor {minimum:g})")
+
+
+def _evaluation_loader(trainer: pl.Trainer, name: str) -> Any:
+    """What every epoch is evaluated on. Lightning has it before the first step only where it evaluates epoch 1."""
+    loader: Any = trainer.val_dataloaders
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    shows = data is not None and type(data).val_dataloader is not pl.LightningDataModule.val_dataloader
+    if loader is None and shows and trainer.limit_val_batches != 0:
+        loader = data.val_dataloader()
+    if not hasattr(loader, "__iter__") or isinstance(loader, dict | list | tuple):
+        raise UserError(
+            f"teacher_floor: there are no images to measure the teacher {name} on: give a data module with one "
+            "evaluation loader, or one loader (val_dataloaders) and evaluate the first epoch; leave the trainer's "
+            "limits on validation alone; or leave the floor out"
+        )
+    return loader

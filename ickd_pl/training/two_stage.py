@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -36,7 +37,7 @@ class Staged(Protocol):
 
 
 class Stages:
-    """Knows whether the current epoch belongs to the first stage, and puts the module into the state it needs.
+    """Knows to which stage the current epoch belongs, and puts the module into the state that it needs.
 
     ``max_epochs`` counts main epochs. First-stage epochs come before them and have negative numbers in the order of
     the data, so that two-stage and one-stage runs see the same batches in their main epochs.
@@ -44,6 +45,10 @@ class Stages:
     Args:
         strategies: the module's methods.
         student: the student's name, on which a method's first learning rate may depend.
+
+    Attributes:
+        epochs: length of the first stage; 0 without one.
+        epoch: the current main epoch, from 1; 0 and below in the first stage, None outside a fit.
 
     Raises:
         UserError: two methods want first stages of different lengths.
@@ -59,14 +64,28 @@ class Stages:
         self.strategies = strategies
         self.student = student
         self.epochs = max(lengths, default=0)
-        self.first = False
+        self.epoch: int | None = None
         self._extended: pl.Trainer | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether the current epoch belongs to the first stage."""
+        return self.epoch is not None and self.epoch < 1
 
     def lr(self, recipe: float) -> float:
         """Constant learning rate of the first stage; the recipe's where the method names none."""
         named = [s.first_stage_lr(self.student) for s in self.strategies if s.pretrain_epochs]
         own = [lr for lr in named if lr is not None]
         return own[0] if own else recipe
+
+    def lr_factor(self, lr: float, milestones: Sequence[int]) -> Callable[[int], float]:
+        """The schedule: from the epoch of the fit, from 0, to the learning rate as a multiple of ``lr``."""
+
+        def factor(epoch: int) -> float:
+            main = epoch - self.epochs
+            return self.lr(lr) / lr if main < 0 else float(0.1 ** bisect_right(milestones, main))
+
+        return factor  # a plain function: of other callables the scheduler keeps the attributes in checkpoints
 
     def extend(self, trainer: pl.Trainer) -> None:
         """Add the first stage to ``max_epochs``; parts of the student idle in it, which DDP must be told."""
@@ -75,22 +94,47 @@ class Stages:
         self._extended = trainer
         # private: lightning fit_loop.max_epochs
         if trainer.fit_loop.max_epochs not in (None, -1):
-            trainer.fit_loop.max_epochs += self.epochs
+            trainer.fit_loop.max_epochs += self.epochs  # private: lightning fit_loop.max_epochs
         if isinstance(trainer.strategy, DDPStrategy):
-            # private: lightning strategy._ddp_kwargs
-            trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+            trainer.strategy._ddp_kwargs["find_unused_parameters"] = True  # private: lightning strategy._ddp_kwargs
 
-    def offset_loader(self, trainer: pl.Trainer) -> None:
+    def _offset_loader(self, trainer: pl.Trainer) -> None:
         """Let the order of the data count main epochs from 0."""
         loader: Any = trainer.train_dataloader
         if hasattr(loader, "epoch_offset"):
             loader.epoch_offset = -self.epochs
 
-    def enter(self, module: Staged) -> None:
+    def resume(self, epoch: int) -> None:
+        """Take up the stage of a checkpoint.
+
+        Args:
+            epoch: that the checkpoint was written in, from 0, as Lightning counts.
+        """
+        self.epoch = epoch - self.epochs + 1
+
+    def start(self, module: Staged) -> None:
+        """Begin or continue a fit. One that left the first stage with its last batch begins the main stage."""
+        self._offset_loader(module.trainer)
+        was_first = self.first
+        self._enter(module)  # Lightning leaves out on_train_epoch_start where it continues within an epoch
+        if was_first and not self.first:
+            self._restart_optimizer(module)
+
+    def start_epoch(self, module: Staged) -> None:
+        """Begin an epoch; with the first main epoch the optimizer starts anew."""
+        self._enter(module)
+        if self.epochs and self.epoch == 1:
+            self._restart_optimizer(module)
+
+    def leave(self) -> None:
+        """The fit has ended."""
+        self.epoch = None
+
+    def _enter(self, module: Staged) -> None:
         """Freeze and thaw for the epoch that begins or is continued."""
+        self.epoch = module.current_epoch - self.epochs + 1
         if not self.epochs:
             return
-        self.first = module.current_epoch < self.epochs
         for parameter in module.trainable():
             parameter.requires_grad_(not self.first)
         module.train()
@@ -104,12 +148,10 @@ class Stages:
             elif not self.first:
                 _set(strategy.frozen_in_main(adapter), trains=False)
 
-    def restart_optimizer(self, module: Staged) -> None:
-        """At the beginning of the first main epoch the optimizer starts anew."""
-        if self.epochs and module.current_epoch == self.epochs:
-            for optimizer in module.trainer.optimizers:
-                optimizer.state.clear()
-                optimizer.zero_grad(set_to_none=True)
+    def _restart_optimizer(self, module: Staged) -> None:
+        for optimizer in module.trainer.optimizers:
+            optimizer.state.clear()
+            optimizer.zero_grad(set_to_none=True)
 
 
 def _set(modules: Sequence[nn.Module], trains: bool) -> None:

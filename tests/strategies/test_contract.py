@@ -111,7 +111,7 @@ def test_loss_is_a_finite_scalar_and_its_gradients_arrive(name: str, weights: Pa
     built = module(name, weights)
     reached: set[str] = set()
     for first_stage in (True, False) if built.stages.epochs else (False,):
-        built.stages.first = first_stage
+        built.stages.epoch = 0 if first_stage else None
         built.zero_grad()
         total, terms, _ = built.losses(batch())
         assert total.shape == () and total.isfinite() and total.dtype == torch.float32
@@ -137,7 +137,7 @@ def test_term_is_alive(name: str, weights: Path) -> None:
     alive = [student_gradient(module(name, weights))]
     if silenced.stages.epochs:  # FSP and AB teach the student in the first stage only
         first = module(name, weights)
-        first.stages.first = True
+        first.stages.epoch = 0
         alive.append(student_gradient(first))
     assert any(gradient.shape == plain.shape and not torch.equal(gradient, plain) for gradient in alive)
 
@@ -204,7 +204,6 @@ def test_fit_checkpoint_load_and_resume(name: str, weights: Path, tmp_path: Path
 
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "straight.ckpt", weights_only=True)
     straight.cpu().eval(), loaded.eval()
-    loaded.stages.first = straight.stages.first
     assert torch.equal(straight.losses(batch())[0], loaded.losses(batch())[0])
 
     # Stopped after the first epoch (of each kind) and continued: the same weights and momentum.

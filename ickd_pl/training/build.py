@@ -1,0 +1,94 @@
+"""The parts of a module: its frozen teacher, what the methods train, its optimizer; and that they fit the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ickd_pl.data.batch import DataInfo
+from ickd_pl.errors import UserError
+from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.build import make_network
+from ickd_pl.models.features import FeatureShapes
+from ickd_pl.models.hooked import HookedNet, LayerMap
+from ickd_pl.seeding import seeded
+from ickd_pl.strategies import LossStrategy
+
+
+class Trained(Protocol):
+    """What :func:`optimizer_of` asks of a :class:`ickd_pl.DistillationModule`."""
+
+    def parameter_group(self) -> dict[str, Any]: ...
+
+    def lr_factor(self) -> Callable[[int], float]: ...
+
+
+def make_teacher(
+    teacher: str | nn.Module | None, num_classes: int, layers: LayerMap | None, strategies: Sequence[LossStrategy]
+) -> FeatureNet | HookedNet | None:
+    """The frozen teacher; None without methods, which is when nobody looks at it.
+
+    Raises:
+        UserError: there are methods and no teacher.
+    """
+    if not strategies:
+        return None
+    if teacher is None:
+        names = ", ".join(type(s).__name__ for s in strategies)
+        raise UserError(f"{names} needs a teacher and none was given: set model.teacher and model.teacher_weights")
+    return make_network(teacher, num_classes, layers, "teacher").eval().requires_grad_(False)
+
+
+def make_adapters(
+    methods: Mapping[str, LossStrategy],
+    student: nn.Module,
+    student_shapes: FeatureShapes,
+    teacher_shapes: FeatureShapes | None,
+    data: DataInfo,
+    seed: int,
+) -> nn.ModuleDict:
+    """What the methods train, by their keys; those that train nothing are left out.
+
+    Args:
+        methods: by key, in the order of the run.
+        student: whose parts a first stage may train.
+        student_shapes: of the student's features.
+        teacher_shapes: likewise; None where there are no methods.
+        data: what the methods may know of the data.
+        seed: each part's start is a function of it, the method and its position.
+
+    Raises:
+        IncompatiblePair: a method cannot work on this pair of networks.
+    """
+    adapters = nn.ModuleDict()
+    if teacher_shapes is None:
+        return adapters
+    for position, (key, method) in enumerate(methods.items()):
+        method.check(student_shapes, teacher_shapes)
+        with seeded(seed, "adapter", method.name(), position):
+            adapter = method.build(student_shapes, teacher_shapes, data)
+        if adapter is not None:
+            adapters[key] = adapter
+        if method.pretrain_epochs:
+            method.pretrain_modules(student, adapter)  # raises now what it would raise in the fit
+    return adapters
+
+
+def optimizer_of(modules: Sequence[Trained]) -> dict[str, Any]:
+    """One SGD over all modules, a parameter group and a schedule for each; in the form that Lightning takes."""
+    optimizer = torch.optim.SGD([module.parameter_group() for module in modules])
+    factors = [module.lr_factor() for module in modules]
+    return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factors)}
+
+
+def check_data(data: Any, num_classes: int, networks: Iterable[tuple[str, str]]) -> None:
+    """Raise :class:`UserError` where a data module (or None) has another number of classes than the networks."""
+    classes = getattr(data, "num_classes", num_classes)
+    if classes != num_classes:
+        names = ", ".join(f"{role} {name}" for role, name in networks)
+        raise UserError(
+            f"the data have {classes} classes, the networks {num_classes} ({names}): set num_classes to {classes}"
+        )

@@ -1,0 +1,49 @@
+"""What a trained network says of images: the one loop that measures teachers and writes a benchmark's predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ickd_pl.data.batch import as_batch
+from ickd_pl.errors import UserError
+
+
+@torch.no_grad()
+def predicted_classes(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer) -> tuple[Tensor, Tensor]:
+    """Predicted and true classes of a loader's images, each (N,) int64 on the CPU; under DDP of this rank's share.
+
+    Args:
+        net: from normalised images (B, 3, H, W) to logits (B, K), in eval mode. It is moved to the trainer's device and
+            precision.
+        loader: yields what :func:`ickd_pl.data.batch.as_batch` takes; padding (index -1) is left out.
+        trainer: its device and precision are used. It may be in the middle of its ``fit``, or new.
+    """
+    precision, strategy = trainer.precision_plugin, trainer.strategy
+    net = precision.convert_module(net.to(strategy.root_device))
+    predicted, labels = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
+    with precision.forward_context():
+        for raw in loader:
+            batch = as_batch(precision.convert_input(strategy.batch_to_device(raw)))
+            real = batch.index >= 0
+            predicted.append(net(batch.image)[real].float().argmax(1).cpu())
+            labels.append(batch.label[real].cpu())
+    return torch.cat(predicted), torch.cat(labels)
+
+
+def accuracy(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer) -> float:
+    """Top-1 accuracy in percent over the images of all ranks; arguments as for :func:`predicted_classes`.
+
+    Raises:
+        UserError: there are no images.
+    """
+    predicted, labels = predicted_classes(net, loader, trainer)
+    own = torch.tensor([int((predicted == labels).sum()), len(labels)], device=trainer.strategy.root_device)
+    hits, count = map(int, torch.as_tensor(trainer.strategy.reduce(own, reduce_op="sum")))
+    if not count:
+        raise UserError("there are no images to measure a network on")
+    return 100 * hits / count

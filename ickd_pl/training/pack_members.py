@@ -1,0 +1,85 @@
+"""Who can be a member of a pack, and a member's methods as the pack's callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import nn
+
+from ickd_pl.errors import UserError
+from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.module import DistillationModule
+
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+# Hooks around a member's backward pass and its step, of which a pack has one for all.
+_NOT_IN_A_PACK = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+
+
+def why_alone(strategies: Sequence[LossStrategy]) -> str | None:
+    """Why a run with these methods cannot be a member of a pack, or None where it can."""
+    for strategy in strategies:
+        if strategy.pretrain_epochs:
+            return f"{type(strategy).__name__} has a first stage of its own"
+        hooks = [hook for hook in _NOT_IN_A_PACK if getattr(type(strategy), hook) is not getattr(pl.Callback, hook)]
+        if hooks:
+            return f"{type(strategy).__name__} uses the hook {hooks[0]}"
+    return None
+
+
+def _random(student: nn.Module) -> str | None:
+    """Dropout draws from the one global stream, so that a member's draws would depend on the other members."""
+    drops = any(isinstance(m, _DROPOUT) and m.p > 0 for m in student.modules())
+    return "its student has dropout" if drops else None
+
+
+def check_members(members: Sequence[DistillationModule], names: Sequence[str]) -> None:
+    """Raise :class:`UserError` where modules cannot be the members of one pack."""
+    if not members:
+        raise UserError("a pack needs at least one member")
+    if len(set(names)) != len(names) or len(names) != len(members):
+        raise UserError(f"the members of a pack need different names, one each, got {list(names)}")
+    for name, member in zip(names, members, strict=True):
+        if reason := why_alone(member.strategies) or _random(member.student):
+            raise UserError(f"{name} cannot be packed, for {reason}: run it alone")
+        for what in ("num_classes", "image_size"):
+            first, own = members[0].hparams[what], member.hparams[what]
+            if first != own:
+                raise UserError(f"the members of a pack share their data: {what} is {first} and, of {name}, {own}")
+    taught = [member for member in members if member.teacher is not None]
+    teachers = {
+        (member.teacher_name, id(member.teacher) if member.teacher_weights.ready else member.teacher_weights.path)
+        for member in taught
+    }
+    if len(teachers) > 1:
+        found = ", ".join(f"{member.teacher_name} ({member.hparams['teacher_weights']})" for member in taught)
+        raise UserError(f"the members of a pack share one teacher, got {found}")
+
+
+class ForMember(pl.Callback):
+    """A member's method as a callback of the pack: its hooks get the member in place of the pack."""
+
+    def __init__(self, strategy: pl.Callback, member: DistillationModule, position: int) -> None:
+        self._strategy, self._member, self._position = strategy, member, position
+
+    @property
+    def state_key(self) -> str:
+        return f"{self._position}:{self._strategy.state_key}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._strategy.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._strategy.load_state_dict(state_dict)
+
+
+def _forward(hook: str) -> Callable[..., None]:
+    def forward(self: ForMember, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        getattr(self._strategy, hook)(trainer, self._member, *args, **kwargs)
+
+    return forward
+
+
+for _hook in [name for name in vars(pl.Callback) if name.startswith("on_") or name in ("setup", "teardown")]:
+    setattr(ForMember, _hook, _forward(_hook))

@@ -1,0 +1,98 @@
+"""A student in a trainer: how it is evaluated, what it predicts, and how it comes out of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from ickd_pl.data.batch import as_batch
+from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.hooked import HookedNet
+from ickd_pl.training.checkpoint import load_module
+from ickd_pl.training.metrics import Accuracies
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class StudentModule(pl.LightningModule):
+    """What :class:`~ickd_pl.DistillationModule` does without its teacher, methods and optimizer.
+
+    Attributes:
+        student: from normalised images (B, 3, H, W) to logits (B, K).
+        metrics: of the evaluation that is going on.
+        best_acc1: top-1 accuracy in percent of the best epoch so far.
+    """
+
+    student: FeatureNet | HookedNet
+    metrics: Accuracies
+    best_acc1: float
+
+    @property
+    def in_first_stage(self) -> bool:
+        """Whether the student is only prepared, so that its accuracy is no result."""
+        return False
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of the student, (B, K), for normalised images (B, 3, H, W)."""
+        logits: Tensor = self.student(image)
+        return logits
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        batch = as_batch(batch)
+        self.metrics.count(self(batch.image), batch)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Class probabilities, (B, K)."""
+        logits: Tensor = self(as_batch(batch).image)
+        return logits.float().softmax(dim=1)
+
+    def validation_values(self) -> dict[str, float]:
+        """The accuracies of the evaluation that ends, in percent, by the names under which they are logged.
+
+        None after Lightning's trial of a few batches. ``fit`` adds the best epoch's.
+        """
+        values = self.metrics.percentages()
+        if self.trainer.sanity_checking:
+            return {}
+        split = getattr(self.trainer.datamodule, "eval_split", "val")  # type: ignore[attr-defined]
+        found = {f"{split}/{name}": value for name, value in values.items()}
+        if self.trainer.state.fn == "fit" and not self.in_first_stage:
+            self.best_acc1 = max(self.best_acc1, values["acc1"])
+            found[f"{split}/acc1_best"] = self.best_acc1
+        return found
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_values(self.validation_values())
+
+    def on_test_epoch_end(self) -> None:
+        self.log_values({f"test/{name}": value for name, value in self.metrics.percentages().items()})
+
+    def log_values(self, values: dict[str, float]) -> None:
+        """Log values that are the same on every rank already; sync_dist only keeps Lightning from warning."""
+        for name, value in values.items():
+            shown = name.startswith(("val/", "test/")) and not name.endswith("_best")
+            self.log(name, value, prog_bar=shown, sync_dist=True)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, *, strict: bool = True, **given: Any
+    ) -> Self:
+        """A module with the settings and weights of a checkpoint. Nothing in the file is run, imported or fetched.
+
+        Args:
+            checkpoint_path: of the file.
+            map_location: device that the module is put on; None: the CPU.
+            strict: every key of the weights must agree.
+            given: arguments that replace the file's. A network of your own is none of them: give it again, as
+                ``student=NET, student_layers=LAYERS``. ``weights_only`` is accepted and always true.
+
+        Raises:
+            UserError: the file is missing, damaged, of another network, or asks for more than a file may.
+        """
+        return load_module(cls, checkpoint_path, map_location, strict, given)

@@ -1,0 +1,62 @@
+"""Tiny packs and the solo runs of their members, on Digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import nn
+
+from ickd_pl import Digits, DistillationModule, get_model
+from ickd_pl.runs import EpochRecord, RunFolder
+from ickd_pl.runs.pack_folder import PackRecord
+from ickd_pl.strategies.base import discover
+from ickd_pl.training.pack import Pack
+from tests.runs.helpers import assert_equal, load, rows_of
+
+
+def data() -> Digits:
+    return Digits(train_size=72, batch_size=32)  # an uneven last batch
+
+
+def teacher() -> nn.Module:
+    return get_model("resnet14", 10).eval().requires_grad_(False)
+
+
+def member(names: list[str], taught: nn.Module, seed: int = 0, **settings: Any) -> DistillationModule:
+    strategies = [discover()[name]() for name in names]
+    return DistillationModule(
+        "resnet8", taught if names else None, strategies=strategies, num_classes=10, num_samples=72, seed=seed,
+        **{"milestones": [1], **settings},
+    )  # fmt: skip
+
+
+def trainer(record: pl.Callback, epochs: int = 2, **settings: Any) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=epochs, logger=False, callbacks=[record], enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, accelerator="cpu", use_distributed_sampler=False, **settings,
+    )  # fmt: skip
+
+
+def solo(root: Path, name: str, module: DistillationModule, **settings: Any) -> None:
+    trainer(EpochRecord(RunFolder(root / name), {}), **settings).fit(module, data())
+
+
+def packed(root: Path, modules: dict[str, DistillationModule], **settings: Any) -> Pack:
+    pack = Pack(list(modules.values()), list(modules))
+    folders = [RunFolder(root / name) for name in modules]
+    trainer(PackRecord(root / "pack.ckpt", folders, [{} for _ in folders]), **settings).fit(pack, data())
+    return pack
+
+
+def assert_solo(one: Path, other: Path) -> None:
+    """Two checkpoints agree in all but the seconds, the counters of Lightning's loops, and a name that is None."""
+    a, b = load(one / "checkpoints" / "last.ckpt"), load(other / "checkpoints" / "last.ckpt")
+    for content in (a, b):
+        for row in content["callbacks"]["EpochRecord"]["rows"]:
+            row.pop("seconds")
+        del content["loops"]
+        assert content.pop("hparams_name", None) is None
+    assert_equal(a, b, one.name)
+    assert rows_of(one) == rows_of(other)
