@@ -21,11 +21,11 @@ MINUS = chr(0x2212)  # as wide as the plus
 
 @dataclass(frozen=True)
 class Line:
-    """A method's curve, its colour and dashes."""
+    """A method's curve, with its colour and dashes."""
 
     name: str
     points: Mapping[int, float]
-    number: int  # among all lines of the page: one method has one colour everywhere
+    number: int  # index among all lines of the page: a method has the same colour everywhere
 
     @property
     def style(self) -> Markup:
@@ -45,7 +45,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def line_chart(lines: Sequence[Line], title: str, first_epoch: int = 1) -> Markup:
-    """Accuracy in percent over epochs from ``first_epoch`` on; empty text where no line has a point there."""
+    """Accuracy in percent over epochs from ``first_epoch`` on; an empty string if no line has a point there."""
     shown = [(line, sorted((e, v) for e, v in line.points.items() if e >= first_epoch)) for line in lines]
     points = [p for _, ps in shown for p in ps]
     if not points:
@@ -87,7 +87,7 @@ def line_chart(lines: Sequence[Line], title: str, first_epoch: int = 1) -> Marku
 
 @dataclass(frozen=True)
 class Bar:
-    """A difference with an interval; ``strong`` where it may be claimed."""
+    """A difference with an interval; ``strong`` if it is significant."""
 
     name: str
     middle: float
@@ -98,7 +98,7 @@ class Bar:
 
 
 def interval_chart(bars: Sequence[Bar], title: str) -> Markup:
-    """Differences in percentage points, one a row, around a line at zero."""
+    """Differences in percentage points, one per row, around a line at zero."""
     if not bars:
         return Markup("")
     values = [v for b in bars for v in (b.middle, b.low, b.high) if v is not None]

@@ -1,4 +1,4 @@
-"""Tables as rows of cells, from columns that are described once; and how figures are written."""
+"""Tables as rows of cells, built from columns that are described once, and the format of figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text, and what markdown, LaTeX or the page can show besides."""
+    """A cell's text, and what a format may show beside it."""
 
     text: str
     beneath: tuple[tuple[str, str], ...] = ()  # optional second lines: (kind, text)
@@ -24,7 +24,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A column of a table: all that is to be said of it in any format.
+    """A column of a table, for all formats.
 
     Attributes:
         title: its heading.
@@ -48,7 +48,7 @@ class Column(Generic[Row]):
 
 
 class Markup(NamedTuple):
-    """How a format marks up a text."""
+    """The markup of a format."""
 
     escape: Callable[[str], str]
     bold: str
@@ -67,11 +67,11 @@ class Table:
 
     header: list[str]
     rows: list[list[Cell]]
-    text: list[bool]  # by column: aligned to the left
+    text: list[bool]  # per column: aligned to the left
 
     @classmethod
     def of(cls, columns: Sequence[Column[Row]], rows: Iterable[Row]) -> Table:
-        """A row of cells for each of the rows."""
+        """A table with one row of cells per item."""
         text = [column.text or number == 0 for number, column in enumerate(columns)]
         return cls([c.title for c in columns], [[c.cell(row) for c in columns] for row in rows], text)
 
@@ -86,7 +86,7 @@ count = "{:,.0f}".format
 
 
 def mean_text(mean: Mean) -> str:
-    """``71.32 ± 0.12``, the sample standard deviation over seeds; one seed has none."""
+    """``71.32 ± 0.12``: mean and sample standard deviation over seeds; one seed has no deviation."""
     return two(mean.mean) if mean.sd is None else f"{mean.mean:.2f} ± {mean.sd:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""What a reader must know before the figures, and how they were made."""
+"""The report's notes: what limits its figures, and how they were computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ickd_pl.benchmark.report.tables import STATES
 
 
 def facts(summary: Summary) -> list[tuple[str, str]]:
-    """The benchmark in a line."""
+    """Data, epochs, seeds, precision, number of runs and time, as (name, value)."""
     r = summary.results
     precisions = dict.fromkeys(c.precision for c in r.done if c.precision)
     states = Counter(run.state for run in r.runs if run.planned)
@@ -24,17 +24,17 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("seeds", ", ".join(map(str, r.seeds)) or "none"),
         ("precision", ", ".join(precisions) or "unknown"),
         ("runs done", f"{states['done']} of {total}"),
-        ("time", f"{hours:.2f} hours in all" if hours >= 0.1 else f"{hours * 60:.1f} minutes in all"),
+        ("time", f"{hours:.2f} hours in total" if hours >= 0.1 else f"{hours * 60:.1f} minutes in total"),
     ]
 
 
 def notes(summary: Summary) -> list[str]:
-    """What limits the figures; each a sentence or two."""
+    """What limits the figures, one or two sentences each."""
     r = summary.results
     return [
         *_completeness(summary),
         *_seeds(summary),
-        *([f"Not set against published figures: {summary.not_compared}."] if summary.not_compared else []),
+        *([f"Not compared with published figures: {summary.not_compared}."] if summary.not_compared else []),
         *([_validation()] if r.split == "val" else []),
         *_code(summary),
         *_differing(summary),
@@ -49,12 +49,17 @@ def _completeness(summary: Summary) -> list[str]:
     out = []
     if others := {state: count for state, count in states.items() if state != "done"}:
         parts = [f"{count} {state}" for state, count in others.items()]
-        out.append(f"Incomplete: {states['done']} runs are done, {', '.join(parts)}. All are listed below.")
-    for state, text in (("failed", "failed"), ("refused", f"are not possible ({STATES['refused']} in the tables)")):
+        out.append(f"Incomplete: {states['done']} runs are done, {', '.join(parts)}. All runs are listed below.")
+    for state, text in (
+        ("failed", "failed"),
+        ("refused", f"cannot work on their pair ({STATES['refused']} in the tables)"),
+    ):
         for reason, count in Counter(r.reason for r in runs if r.state == state and r.planned).items():
-            out.append(f"Runs that {text}: {count}, in no mean. {reason or 'No reason was recorded'}.")
+            out.append(f"Runs that {text}: {count}, excluded from all means. {reason or 'No reason was recorded'}.")
     if extra := [run for run in runs if not run.planned]:
-        out.append(f"Results that benchmark.yaml does not ask for: {len(extra)}, listed with the runs, in no mean.")
+        out.append(
+            f"Results not requested by benchmark.yaml: {len(extra)}, listed with the runs, excluded from all means."
+        )
     return out
 
 
@@ -64,13 +69,13 @@ def _seeds(summary: Summary) -> list[str]:
         return []
     which = "These comparisons have" if len(few) == len(summary.comparisons) else f"{len(few)} comparisons have"
     return [
-        f"{which} fewer than {FEWEST_SEEDS} seeds: no significance is claimed for them. An interval over images alone "
-        "says nothing of training again."
+        f"{which} fewer than {FEWEST_SEEDS} seeds: no significance is claimed for them. An interval over test images "
+        "alone does not cover the variation between trainings."
     ]
 
 
 def _validation() -> str:
-    return "Accuracies are those of a validation split, not of the test images."
+    return "Accuracies are measured on a validation split, not on the test images."
 
 
 def _code(summary: Summary) -> list[str]:
@@ -79,18 +84,18 @@ def _code(summary: Summary) -> list[str]:
         return []
     names = ", ".join(r.name for r in accepted[:6])
     more = f" and {len(accepted) - 6} more" if len(accepted) > 6 else ""
-    return [f"MIXED CODE: runs made by other code and accepted all the same: {len(accepted)} ({names}{more})."]
+    return [f"MIXED CODE: {len(accepted)} runs of different code, accepted by --accept-code ({names}{more})."]
 
 
 def _differing(summary: Summary) -> list[str]:
-    """What is not the same in all runs; each may move a figure."""
+    """Versions, devices and hashes that differ between runs; each may affect a figure."""
     planned = [r for r in summary.results.runs if r.planned]
     found = {t.name: set(t.values) for t in summary.results.traits(planned)}
-    # A teacher may well see other images than the students.
+    # A teacher may be trained on different images than the students.
     students = summary.results.traits(r for r in planned if r.pair is not None)
     found["data"] = next(set(t.values) for t in students if t.name == "data")
     several = [f"{name} ({len(found[name])})" for name in sorted(found) if len(found[name]) > 1]
-    return [f"Not the same in all runs: {', '.join(several)}; see versions and hashes."] if several else []
+    return [f"Not identical in all runs: {', '.join(several)}; see versions and hashes."] if several else []
 
 
 def _chosen(runs: list[Run]) -> list[str]:
@@ -103,7 +108,7 @@ def _chosen(runs: list[Run]) -> list[str]:
             each = "; ".join(f"{_arguments(c.get('arguments'))}: {c.get('val_acc1')}" for c in tried)
             out.append(
                 f"{row_name(run.method)} on {run.pair}, seed_{run.seed}: {_arguments(choice.get('arguments'))} was "
-                f"chosen on a validation split, never on test{' (' + each + ')' if each else ''}."
+                f"selected on a validation split, not on test images{' (' + each + ')' if each else ''}."
             )
     return out
 
@@ -113,32 +118,33 @@ def _arguments(values: object) -> str:
 
 
 def methods_text(summary: Summary) -> list[str]:
-    """How the figures were made, a paragraph each."""
+    """How the figures were computed, one string per paragraph."""
     count = len(summary.comparisons)
     family = (
-        f" This report makes {count} comparisons and corrects nothing for their number: about one in twenty would "
-        "exclude zero by chance where there is no difference at all."
+        f" This report makes {count} comparisons without correction for multiple testing: where there is no "
+        "difference, about one interval in twenty excludes zero by chance."
         if count > 1
         else ""
     )
     return [
-        "Accuracy is top-1 in percent after the last epoch: mean and, after ±, the sample standard deviation (n - 1) "
-        "over seeds. One seed has none. The best epoch is for information only: it is chosen on the split it is "
-        "measured on, which adds to it.",
-        "A difference to KD or Vanilla is the mean, over the seeds that both have, of the difference on the same "
-        "images. Three intervals of 95 % stand beside it. Images: the trained networks are kept and the test images "
-        f"drawn again with replacement, {DRAWS:,} times, one draw for both methods and all seeds; it covers the choice "
-        "of test images and not training again. Seeds (t): Student's t over the differences per seed; it covers "
-        "training again and not the choice of images. Images and seeds: the squares of both half-widths added; it is "
-        "never shorter than that over seeds.",
-        f"A difference is claimed (above, below) where the interval over images and seeds excludes zero, with at least "
-        f"{FEWEST_SEEDS} seeds; so is the lead of the best method of a pair over the second. With few seeds this "
-        "interval is wide: no claim does not mean no difference." + family,
-        "Published figures are ICKD's table (its baselines are RepDistiller's), else RepDistiller's README, else the "
-        "CRD paper's for CRD+KD, as report.csv says for each. They are last-epoch accuracies; † marks ICKD's own two "
-        "rows, whose epoch and number of runs are not stated. They come without a deviation, so that nothing is "
-        f"claimed of a difference to them. Only runs on CIFAR-100's test images after {EPOCHS} epochs are compared.",
-        "Hours are of the wall clock, a packed run's being its share of the pack's: packed and solo hours are not to "
-        "be compared with each other, nor hours of different devices. Images per second are training images. No run "
-        "is dropped: those that failed, were refused, did not finish or are missing are listed as such.",
+        "Accuracy is top-1 in percent after the last epoch: the mean over seeds, and after ± the sample standard "
+        "deviation (n - 1), which needs at least two seeds. The best epoch is for information only: it is selected on "
+        "the split it is measured on, which biases it upwards.",
+        "A difference to KD or Vanilla is the mean over the seeds that both methods have, on the same test images. It "
+        "has three 95 % intervals. Images: a bootstrap over the test images with the trained networks fixed "
+        f"({DRAWS:,} draws, each shared by both methods and all seeds); it covers the choice of test images, not the "
+        "variation between trainings. Seeds (t): Student's t over the differences per seed; it covers the variation "
+        "between trainings, not the choice of images. Images and seeds: both half-widths added in quadrature; it is "
+        "never shorter than the interval over seeds.",
+        f"A difference is claimed (above, below) if the interval over images and seeds excludes zero and there are at "
+        f"least {FEWEST_SEEDS} seeds; the same rule applies to the lead of a pair's best method over the second. With "
+        "few seeds this interval is wide: no claim does not mean no difference." + family,
+        "Published figures come from ICKD's table (its baselines are RepDistiller's), else from RepDistiller's README, "
+        "else, for CRD+KD, from the CRD paper; report.csv names the source of each. They are last-epoch accuracies; † "
+        "marks ICKD's own two rows, for which the epoch and the number of runs are not stated. They are published "
+        "without a standard deviation, so no difference to them is claimed. Only runs evaluated on CIFAR-100's test "
+        f"images after {EPOCHS} epochs are compared.",
+        "Hours are wall-clock time; for a packed run, its share of the pack's time. Do not compare the hours of packed "
+        "and separate runs, or of different devices. Images per second are training images. No run is dropped: "
+        "failed, refused, unfinished and missing runs are listed as such.",
     ]

@@ -1,4 +1,4 @@
-"""What lies in a results folder: every planned cell and what became of it."""
+"""The content of a results folder: every planned cell and its state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ickd_pl.benchmark.records import CellResult, benchmark_file, damaged, read_
 
 @dataclass(frozen=True)
 class Run:
-    """A cell of the table, whether something lies there or not.
+    """A cell of the table, whether it has files or not.
 
     ``state`` is that of its result (done, failed, refused), else ``unfinished`` (a run began) or ``missing``.
     ``planned`` is False for a result that benchmark.yaml does not ask for: shown, but in no mean.
@@ -28,7 +28,7 @@ class Run:
     teacher: str
     student: str | None
     method: str | None
-    seed: int | None  # None: a teacher that is not there, in any seed
+    seed: int | None  # None: a missing teacher, whatever its seed
     state: str
     reason: str
     result: CellResult | None
@@ -41,12 +41,12 @@ class Run:
 
     @property
     def done(self) -> CellResult | None:
-        """The result of a run that ended well."""
+        """The result of a run that is done; else None."""
         return self.result if self.state == "done" else None
 
 
 class Trait(NamedTuple):
-    """Something that runs should have in common: how a sentence and how a table calls it, and each run's value."""
+    """A property that runs should share: its name in a sentence and in a table, and the value of each run."""
 
     name: str
     title: str
@@ -64,7 +64,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Results:
-    """A benchmark and what was done of it."""
+    """A benchmark and the state of its cells."""
 
     folder: Path
     name: str
@@ -75,7 +75,7 @@ class Results:
     runs: list[Run]
 
     def of(self, pair: str, method: str) -> list[Run]:
-        """The planned runs of a student's cell, one a seed."""
+        """The planned runs of a method on a pair, one per seed."""
         return [r for r in self.runs if r.planned and r.pair == pair and r.method == method]
 
     def teachers(self, network: str) -> list[Run]:
@@ -87,7 +87,7 @@ class Results:
         return [r.done for r in self.runs if r.done is not None]
 
     def setting(self, *keys: str) -> Any:
-        """A setting of benchmark.yaml, None where it is not there."""
+        """A setting of benchmark.yaml; None if it is not set."""
         value: Any = self.settings
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -95,13 +95,13 @@ class Results:
 
     @property
     def epochs(self) -> int | None:
-        """As the benchmark asks for."""
+        """Epochs that the benchmark asks for."""
         value = self.setting("trainer", "max_epochs")
         return value if isinstance(value, int) else None
 
     @property
     def data(self) -> str:
-        """The data set's name: as the cells say, else its class in small letters."""
+        """The data set's name: from the results, else its class in lower case."""
         named = [c.data for c in self.done if c.data]
         return named[0] if named else str(self.setting("data", "class_path") or "").lower()
 
@@ -110,7 +110,7 @@ class Results:
         return next((c.split for c in self.done if c.split), "test")
 
     def traits(self, runs: Iterable[Run]) -> list[Trait]:
-        """What the runs that have a result were made with."""
+        """Versions, devices and hashes of the runs that have a result."""
         found = [(r, r.result) for r in runs if r.result is not None]
         versions = dict.fromkeys(name for _, c in found for name in c.versions)
         taught = [(r.teacher, c.teacher_hash) for r, c in found if r.pair is not None and c.teacher_hash]
@@ -152,7 +152,7 @@ def read_results(folder: Path) -> Results:
 
 
 def predictions(run: Run) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]] | None:
-    """Which test images a finished run got right (N,), and the labels (N,); None where the file is missing.
+    """Which test images a finished run classified correctly (N,), and the labels (N,); None if the file is missing.
 
     Raises:
         UserError: the file is damaged, or is of another number of images than the result.
@@ -172,14 +172,14 @@ def predictions(run: Run) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]] | No
 
 
 def _places(folder: Path) -> Iterator[Path]:
-    """Folders with a result, at the depth of cells: what a cell keeps further down is its own affair."""
+    """Folders with a result, at the depth of cells only."""
     for path in sorted(folder.glob("cells/*/*/seed_*/result.json")):
         if re.fullmatch(r"seed_\d+", path.parent.name):
             yield path.parent
 
 
 def _pair(name: str, found: dict[Path, CellResult], folder: Path) -> Pair:
-    """The two networks of a pair: of its configuration, else of a result, else unknown."""
+    """The two networks of a pair: from its configuration, else from a result, else unknown."""
     from ickd_pl.runs.configs import config_root
 
     path = config_root() / "pairs" / f"{name}.yaml"

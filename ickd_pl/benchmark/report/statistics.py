@@ -37,7 +37,7 @@ _T975 = (
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds and the sample standard deviation (n - 1), which one seed does not have."""
+    """A mean over seeds and its sample standard deviation (n - 1), which needs two seeds."""
 
     mean: float
     sd: float | None
@@ -46,7 +46,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Interval:
-    """Bounds of 95 %, in percentage points."""
+    """Bounds of a 95 % interval, in percentage points."""
 
     low: float
     high: float
@@ -58,7 +58,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against another on one pair; percentage points, positive where the first is better."""
+    """One method against another on one pair, in percentage points; positive if the first is better."""
 
     difference: float
     per_seed: tuple[float, ...]
@@ -68,14 +68,14 @@ class Comparison:
 
     @property
     def claim(self) -> int:
-        """1 or -1 where the difference may be claimed, else 0."""
+        """1 or -1 if the difference is significant, else 0."""
         if self.both is None or not self.both.excludes_zero:
             return 0
         return 1 if self.difference > 0 else -1
 
 
 def mean_of(values: Iterable[float | None]) -> Mean | None:
-    """The mean of the values that are known; None where none is."""
+    """The mean of the values that are not None; None if there are none."""
     array = np.array([value for value in values if value is not None], dtype=np.float64)
     if not len(array):
         return None
@@ -126,7 +126,7 @@ def compare(
 def bootstrap(
     correct: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_], key: str = "", draws: int = DRAWS
 ) -> tuple[Interval, float]:
-    """Draw the test images again and again: the interval of the mean difference, and its standard error.
+    """Bootstrap over the test images: the interval of the mean difference, and its standard error.
 
     An image's difference, summed over S seeds, is one of 2S + 1 whole numbers. To draw N images with replacement is
     therefore to draw how often each of these numbers occurs: a multinomial draw, the same distribution at a fraction

@@ -1,4 +1,4 @@
-"""The figures of a report: one entry a row and column, no text."""
+"""The figures of a report: one entry per method and pair, without text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFERENCES = ("kd", "vanilla")
 
 @dataclass(frozen=True)
 class Entry:
-    """A row and a column of the table: a method on a pair, over its seeds. ``method`` None is the teacher."""
+    """One method on one pair, over its seeds. ``method`` None is the teacher."""
 
     pair: Pair
     method: str | None
@@ -32,8 +32,8 @@ class Entry:
     best: Mean | None
     published: Published | None
     to_published: float | None
-    against: dict[str, Comparison]  # by reference; without those that cannot be made
-    curve: dict[int, float]  # epoch: accuracy, mean over the seeds that are done
+    against: dict[str, Comparison]  # by reference method; missing where no comparison is possible
+    curve: dict[int, float]  # epoch: accuracy, mean over the finished seeds
 
     @property
     def done(self) -> list[CellResult]:
@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many runs are in which state."""
+        """Number of runs in each state."""
         return dict(Counter(r.state for r in self.runs))
 
     @property
@@ -63,9 +63,9 @@ class Summary:
 
     results: Results
     entries: dict[tuple[str, str | None], Entry]  # by pair's name and method
-    best: dict[str, str]  # pair: the method whose lead over the runner-up may be claimed
-    not_compared: str | None  # why the published figures are not set against these
-    oddities: list[str]  # of the predictions
+    best: dict[str, str]  # pair: the best method, if its lead over the second is significant
+    not_compared: str | None  # why the published figures cannot be compared with these
+    oddities: list[str]  # problems of the stored predictions
 
     @property
     def rows(self) -> list[str | None]:
@@ -80,7 +80,7 @@ class Summary:
 
 
 def summarise(results: Results) -> Summary:
-    """Compute every figure of the report; ten thousand images, five seeds, the whole table: a few seconds."""
+    """Compute every figure of the report. The whole table with five seeds and 10,000 images takes a few seconds."""
     why = why_not_compared(results)
     reader = _Predictions()
     entries: dict[tuple[str, str | None], Entry] = {}
@@ -103,20 +103,20 @@ def summarise(results: Results) -> Summary:
 
 
 def why_not_compared(results: Results) -> str | None:
-    """Why the published figures say nothing about these, or None where they do."""
+    """Why the published figures cannot be compared with these results; None if they can."""
     if results.data != DATA:
-        return f"the published figures are of {DATA}, these are of {results.data or 'unknown data'}"
+        return f"the published figures are for {DATA}, these for {results.data or 'unknown data'}"
     if any(c.split != "test" for c in results.done):
-        return "the published figures are of the test images, these of a validation split"
+        return "the published figures are for the test images, these for a validation split"
     parts = [results.setting("data", "init_args", key) for key in ("train_size", "val_size")]
     if any(parts) or results.setting("trainer", "limit_train_batches") not in (None, 1.0):
-        return "the published figures are of students trained on all 50,000 training images, these on a part of them"
+        return "the published students were trained on all 50,000 training images, these on a part of them"
     if any(c.num_test != NUM_TEST for c in results.done):
-        return f"the published figures are of {NUM_TEST:,} test images, these of {results.done[0].num_test}"
+        return f"the published figures are for {NUM_TEST:,} test images, these for {results.done[0].num_test}"
     students = (c.epochs for c in results.done if c.cell.kind == "student")
     fewest = min((epochs for epochs in students if epochs is not None), default=results.epochs or 0)
     if fewest < EPOCHS:
-        return f"the published figures are after {EPOCHS} epochs, these after {fewest}"
+        return f"the published students were trained for {EPOCHS} epochs, these for {fewest}"
     return None
 
 
@@ -131,7 +131,7 @@ def _entry(results: Results, pair: Pair, method: str | None, against: dict[str, 
 
 
 class _Predictions:
-    """Reads each run's predictions once per pair, and notes what is odd about them."""
+    """Reads the predictions of each run once per pair, and collects problems with them."""
 
     def __init__(self) -> None:
         self._correct: dict[Path, npt.NDArray[np.bool_] | None] = {}
@@ -139,7 +139,7 @@ class _Predictions:
         self.oddities: list[str] = []
 
     def correct(self, runs: Sequence[Run]) -> npt.NDArray[np.bool_] | None:
-        """Which test images each run got right (S, N); None where that is not known of all of them."""
+        """Which test images each run classified correctly, (S, N); None unless known for all runs."""
         rows = []
         for run in runs:
             if run.folder not in self._correct:
@@ -154,23 +154,25 @@ class _Predictions:
     def _checked(self, run: Run) -> npt.NDArray[np.bool_] | None:
         read = predictions(run)
         if read is None:
-            self.oddities.append(f"{run.name} has no predictions.npz: no interval over images, and no claim, with it")
+            self.oddities.append(
+                f"{run.name} has no predictions.npz: its comparisons have no interval over images and no claim"
+            )
             return None
         correct, label = read
         labels = self._labels.setdefault(len(label), label)
         if not np.array_equal(labels, label):
-            self.oddities.append(f"{run.name} was tested on other images, or in another order: no interval with it")
+            self.oddities.append(
+                f"{run.name} was tested on different images or in a different order: its comparisons have no interval"
+            )
             return None
         accuracy, told = 100 * float(correct.mean()), _accuracy(run)
         if abs(accuracy - told) > 0.006:
-            self.oddities.append(
-                f"{run.name}: its predictions are {accuracy:.2f} % right, its result.json says {told:.2f}"
-            )
+            self.oddities.append(f"{run.name}: its predictions give {accuracy:.2f} %, its result.json {told:.2f} %")
         return correct
 
 
 def _accuracy(run: Run) -> float:
-    """A finished run has one."""
+    """Accuracy of a finished run."""
     if run.done is None or run.done.acc1_last is None:
         raise ValueError(f"{run.name} is not done")
     return run.done.acc1_last
@@ -179,16 +181,16 @@ def _accuracy(run: Run) -> float:
 def _compare(
     reader: _Predictions, pair: Pair, method: str, runs: list[Run], reference: str, others: list[Run]
 ) -> Comparison | None:
-    """Compare two methods over the seeds that both finished."""
+    """Compare two methods over the seeds that both have finished."""
     partner = {r.seed: r for r in others if r.done}
-    ours = [r for r in runs if r.done and r.seed in partner]
-    theirs = [partner[r.seed] for r in ours]
-    per_seed = [_accuracy(a) - _accuracy(b) for a, b in zip(ours, theirs, strict=True)]
-    return compare(per_seed, reader.correct(ours), reader.correct(theirs), f"{pair.name}/{method}/{reference}")
+    own = [r for r in runs if r.done and r.seed in partner]
+    reference_runs = [partner[r.seed] for r in own]
+    per_seed = [_accuracy(a) - _accuracy(b) for a, b in zip(own, reference_runs, strict=True)]
+    return compare(per_seed, reader.correct(own), reader.correct(reference_runs), f"{pair.name}/{method}/{reference}")
 
 
 def _leader(reader: _Predictions, pair: Pair, entries: dict[str, Entry]) -> str | None:
-    """The method with the highest mean, where its lead over the runner-up may be claimed."""
+    """The method with the highest mean, if its lead over the second is significant."""
     means = {m: e.last.mean for m, e in entries.items() if e.last}
     ranked = sorted(means, key=lambda m: -means[m])
     if len(ranked) < 2:
@@ -199,14 +201,14 @@ def _leader(reader: _Predictions, pair: Pair, entries: dict[str, Entry]) -> str 
 
 
 def mean_curve(folders: list[Path]) -> dict[int, float]:
-    """Accuracy by epoch, mean over runs, for the epochs in which all of them were evaluated."""
+    """Mean accuracy over runs, for the epochs in which all runs were evaluated."""
     curves = [curve for folder in folders if (curve := _curve(folder / "metrics.csv"))]
     common = set.intersection(*(set(c) for c in curves)) if curves else set()
     return {epoch: float(np.mean([c[epoch] for c in curves])) for epoch in sorted(common)}
 
 
 def _curve(path: Path) -> dict[int, float]:
-    """Main epochs count from 1; a first stage's, which end at 0, are left out, as is a line that cannot be read."""
+    """Accuracy by main epoch (from 1), without first-stage epochs (up to 0) and lines that cannot be read."""
     out: dict[int, float] = {}
     if not path.is_file():
         return out

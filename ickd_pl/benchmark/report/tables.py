@@ -1,4 +1,4 @@
-"""The tables that markdown, LaTeX and the page all show."""
+"""The tables shown in Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from ickd_pl.benchmark.report.results import Pair, Run
 from ickd_pl.benchmark.report.statistics import Comparison
 from ickd_pl.benchmark.report.summary import REFERENCES, Entry, Summary
 
-# How the state of a run that is not done is shown in a table of means.
+# Text for a run that is not done, in a table of means.
 STATES = {"missing": "missing", "unfinished": "unfinished", "failed": "failed", "refused": "n/a"}
 CLAIMS = {1: "above", -1: "below", 0: "none"}
 
 
 def pair_name(pair: Pair) -> str:
-    """``ResNet56 / ResNet20``: teacher, then student."""
+    """Teacher and student, such as ``ResNet56 / ResNet20``."""
     return f"{network_name(pair.teacher)} / {network_name(pair.student)}"
 
 
 def published_text(entry: Entry) -> str | None:
-    """The published figure; a dagger where its epoch is not stated."""
+    """The published figure, with a dagger if its epoch is not stated."""
     if entry.published is None:
         return None
     return f"{entry.published.top1:.2f}{'†' if entry.published.epoch == 'unstated' else ''}"
 
 
 def compared_text(entry: Entry) -> str | None:
-    """The published figure and, in brackets, the difference to it where that is known."""
+    """The published figure, with the difference to it in brackets if there is one."""
     difference = "" if entry.to_published is None else f" ({signed(entry.to_published)})"
     return None if entry.published is None else f"{published_text(entry)}{difference}"
 
 
 def state_text(entry: Entry) -> str:
-    """Why there is no mean: ``missing``, or ``1 failed, 2 missing``."""
+    """Why there is no mean, such as ``missing`` or ``1 failed, 2 missing``."""
     states = entry.states
     if len(states) == 1:
         return STATES.get(next(iter(states)), NOTHING)
@@ -59,7 +59,7 @@ def state_text(entry: Entry) -> str:
 
 
 def matrix(summary: Summary, take: Callable[[Entry], Any]) -> Table:
-    """Rows and columns of the published table: methods x pairs, the teachers first."""
+    """Methods x pairs, as in the published table, with the teachers first."""
 
     def column(pair: Pair) -> Column[str | None]:
         return Column(pair_name(pair), lambda method: take(summary.entry(pair, method)))
@@ -68,7 +68,7 @@ def matrix(summary: Summary, take: Callable[[Entry], Any]) -> Table:
 
 
 def accuracy_table(summary: Summary) -> Table:
-    """The last epoch's accuracy; beneath it the best epoch's and the published figure."""
+    """Accuracy after the last epoch, with the best epoch and the published figure beneath."""
 
     def cell(entry: Entry) -> Cell:
         best = f"best {mean_text(entry.best)}" if entry.best else None
@@ -89,7 +89,7 @@ def best_table(summary: Summary) -> Table:
 
 
 def published_table(summary: Summary) -> Table | None:
-    """Published figures and the differences to them; None where there is none to show."""
+    """Published figures and the differences to them; None if there are none."""
     return matrix(summary, compared_text) if any(e.published for e in summary.entries.values()) else None
 
 

@@ -1,4 +1,4 @@
-"""report.html: one file without anything from outside, with charts, for light and dark screens and narrow ones."""
+"""report.html: one self-contained file with charts, for light, dark and narrow screens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ickd_pl.benchmark.report.tables import (
 
 
 def html(summary: Summary) -> str:
-    """The page. Every name is escaped by the template engine; the charts escape their own."""
+    """The page. The template engine escapes all names; the charts escape theirs."""
     environment = Environment(
         loader=PackageLoader("ickd_pl.benchmark.report.write", ""),
         autoescape=True,
@@ -53,7 +53,7 @@ def html(summary: Summary) -> str:
 
 
 def _minus(text: str) -> str:
-    """A true minus sign before a figure, as wide as the plus."""
+    """Replace the hyphen before a figure by a minus sign, which is as wide as a plus."""
     return text.replace("-", MINUS) if re.fullmatch(r"[-+.,\d\[\] ]*\d[\] ]*", text) else text
 
 

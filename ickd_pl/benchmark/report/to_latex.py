@@ -71,8 +71,8 @@ def latex(summary: Summary) -> str:
     tables = [
         _table(accuracy_table(summary), f"{name}: top-1 accuracy (\\%) after the last epoch, mean $\\pm$ standard "
                f"deviation over seeds. {arrows}", "last"),
-        _table(best_table(summary), f"{name}: best epoch, for information: chosen on the split it is measured on.",
-               "best"),
+        _table(best_table(summary), f"{name}: best epoch, for information only: selected on the split it is measured "
+               "on.", "best"),
     ]  # fmt: skip
     if (table := published_table(summary)) is not None:
         caption = "published accuracies and, in brackets, the difference to them. $\\dagger$: epoch not stated."

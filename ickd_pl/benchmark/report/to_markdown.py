@@ -23,12 +23,16 @@ LEGEND = "↑ and ↓: above and below KD, claimed; bold: the best of its column
 
 
 def markdown(summary: Summary) -> str:
-    """The whole report, readable as it is in a terminal."""
+    """The whole report; readable in a terminal."""
     parts = [f"# {_md(summary.results.name)}: results", ", ".join(f"{k}: {_md(v)}" for k, v in facts(summary))]
     if remarks := notes(summary):
         parts += ["**Before reading the figures**", "\n".join(f"- {_md(text)}" for text in remarks)]
     parts += ["## Accuracy after the last epoch", md_table(accuracy_table(summary)), f"{LEGEND}."]
-    parts += ["## Best epoch", "For information: chosen on the split it is measured on.", md_table(best_table(summary))]
+    parts += [
+        "## Best epoch",
+        "For information only: selected on the split it is measured on.",
+        md_table(best_table(summary)),
+    ]
     if (table := published_table(summary)) is not None:
         parts += ["## Published figures, and the difference to them", md_table(table)]
         parts += ["†: the epoch is not stated. In brackets: mean of the last epoch minus the published figure."]
@@ -41,7 +45,7 @@ def markdown(summary: Summary) -> str:
     parts += ["## Every run", md_table(runs_table(summary))]
     if (table := environment_table(summary)) is not None:
         parts += ["## Versions and hashes", md_table(table)]
-    parts += ["## How the figures were made", *methods_text(summary)]
+    parts += ["## How the figures were computed", *methods_text(summary)]
     parts += [
         "`report.csv` has one row a run, done or not, and no means; `report.tex` has the tables above; `report.html` "
         "is this report with its charts."
@@ -50,11 +54,11 @@ def markdown(summary: Summary) -> str:
 
 
 def md_table(table: Table) -> str:
-    """A table whose columns are aligned in the source as well."""
+    """A Markdown table, with columns aligned in the source."""
     lines = table.written(_MARKUP)
     widths = [max(3, *(len(line[k]) for line in lines)) for k in range(len(table.header))]
     if table.text[-1]:
-        widths[-1] = 3  # nothing stands to the right of it: a long reason needs no padding above and below
+        widths[-1] = 3  # the last column needs no padding
     columns = list(zip(widths, table.text, strict=True))
     rule = ["-" * w if text else "-" * (w - 1) + ":" for w, text in columns]
     row = " | ".join(f"{{:{'<' if text else '>'}{w}}}" for w, text in columns)
@@ -62,7 +66,7 @@ def md_table(table: Table) -> str:
 
 
 def _md(text: str) -> str:
-    """Nothing in a name may end a cell or become markup; underscores inside a word are safe."""
+    """Escape what would end a cell or become markup; underscores within a word are safe."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`|*]|\](?=[(\[])|^[#>+-](?=\s))", r"\\\1", text)
 

@@ -16,18 +16,18 @@ from ickd_pl.files import write_text
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write the four files of the report into a results folder, each in one step.
+    """Write the four files of the report into a results folder, each atomically.
 
-    They follow from the folder's files alone: the same results give the same bytes.
+    They depend only on the files in the folder: the same results give the same bytes.
 
     Args:
-        folder: with benchmark.yaml and cells/.
+        folder: results folder with benchmark.yaml and cells/.
 
     Returns:
         The files.
 
     Raises:
-        UserError: the folder is no benchmark's, a result is damaged, or the folder cannot be written.
+        UserError: the folder is not a results folder, a result is damaged, or the folder cannot be written.
     """
     summary = summarise(read_results(folder))
     texts = {"md": markdown(summary), "csv": csv_text(summary), "tex": latex(summary), "html": html(summary)}
@@ -38,7 +38,7 @@ def write_report(folder: Path) -> list[Path]:
 
 
 def summary_table(folder: Path) -> str:
-    """The benchmark in a few lines of text: facts, the table of last-epoch accuracies, what limits it.
+    """Facts, the table of last-epoch accuracies and the notes, as text.
 
     Raises:
         UserError: as :func:`write_report`.

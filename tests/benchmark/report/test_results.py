@@ -152,9 +152,9 @@ def test_a_line_of_a_curve_that_cannot_be_read_is_left_out(tmp_path: Path, line:
 @pytest.mark.parametrize(
     ("data", "changes", "why"),
     [
-        ("digits", {}, "of cifar100, these are of digits"),
-        ("cifar100", {"epochs": 12}, "after 240 epochs, these after 12"),
-        ("cifar100", {"num_test": 100}, "of 10,000 test images, these of 100"),
+        ("digits", {}, "for cifar100, these for digits"),
+        ("cifar100", {"epochs": 12}, "for 240 epochs, these for 12"),
+        ("cifar100", {"num_test": 100}, "for 10,000 test images, these for 100"),
         ("cifar100", {"split": "val"}, "validation split"),
         ("cifar100", {}, None),
     ],
@@ -219,6 +219,6 @@ def test_predictions_that_contradict_their_result_are_told(tmp_path: Path) -> No
     label = np.zeros(100, np.int16)
     np.savez(place / "predictions.npz", predicted=label, label=label)
     summary = summarise(read_results(tmp_path))
-    assert any("70.00 % right, its result.json says 90.00" in text for text in summary.oddities)
-    assert any("at/seed_0 was tested on other images" in text for text in summary.oddities)
+    assert any("70.00 %, its result.json 90.00 %" in text for text in summary.oddities)
+    assert any("at/seed_0 was tested on different images" in text for text in summary.oddities)
     assert summary.entries[PAIR, "at"].against["kd"].images is None

@@ -257,8 +257,8 @@ def test_other_code_versions_and_machines_are_marked(tmp_path: Path) -> None:
     )
     files = report(tmp_path)
     page = check_all(files)
-    assert "MIXED CODE: runs made by other code and accepted all the same: 1 (resnet20_resnet8/kd/seed_1)" in page.text
-    assert "Not the same in all runs: code (2), device (2), version of ickd_pl (2)" in page.text
+    assert "MIXED CODE: 1 runs of different code, accepted by --accept-code (resnet20_resnet8/kd/seed_1)" in page.text
+    assert "Not identical in all runs: code (2), device (2), version of ickd_pl (2)" in page.text
     assert "beefbeefbeef" in files["md"] and "other code, accepted" in files["md"]
     assert [r["accepted_code"] for r in csv.DictReader(files["csv"].splitlines())] == ["", "False", "True"]
 
@@ -269,7 +269,8 @@ def test_a_choice_on_the_validation_split_is_told(tmp_path: Path) -> None:
     cell(tmp_path, PAIR, "kd", 0, RIGHT, chosen_on_validation={"arguments": {"weight": 2.5}, "candidates": tried})
     files = report(tmp_path)
     assert (
-        "weight=2.5 was chosen on a validation split, never on test (weight=1.0: 66.1; weight=2.5: 67.2)" in files["md"]
+        "weight=2.5 was selected on a validation split, not on test images (weight=1.0: 66.1; weight=2.5: 67.2)"
+        in files["md"]
     )
 
 
