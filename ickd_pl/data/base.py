@@ -94,6 +94,10 @@ class TensorDataModule(pl.LightningDataModule, ABC):
             self._constants = list(self.known_constants[0]), list(self.known_constants[1])
         self._class_names: list[str] | None = None
 
+    def __str__(self) -> str:
+        # Lightning's own reads the data and fails on loaders that are not torch's.
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.hparams.items())})"
+
     @property
     def num_train(self) -> int:
         """Images really trained on; known before anything is read."""

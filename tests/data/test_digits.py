@@ -54,3 +54,9 @@ def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"pip install 'ickd-pl\[demo\]'"):
         Digits().setup()
+
+
+def test_as_text() -> None:
+    assert str(Digits(val_size=37, seed=1)) == (
+        "Digits(batch_size=64, eval_batch_size=500, val_size=37, train_size=None, seed=1)"
+    )
