@@ -20,7 +20,7 @@ def data() -> Digits:
     return Digits(train_size=72, batch_size=32)  # an uneven last batch
 
 
-def teacher() -> nn.Module:
+def make_teacher() -> nn.Module:
     return get_model("resnet14", 10).eval().requires_grad_(False)
 
 

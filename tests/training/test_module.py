@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ickd_pl import Batch, Digits, DistillationModule, LayerMap, LossStrategy, UserError, get_model, load_student
 from ickd_pl.runs import configs
+from ickd_pl.seeding import seeded
 from ickd_pl.strategies import AB, CRD, FSP, FT, ICKD, KD, from_spec  # type: ignore[attr-defined]
 from ickd_pl.training.two_stage import Stages
 
@@ -26,7 +27,8 @@ def batch(size: int = 6) -> Batch:
 def trainer(tmp_path: Path, **kwargs: Any) -> pl.Trainer:
     return pl.Trainer(
         accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **{"max_epochs": 1, **kwargs},
+        enable_progress_bar=False, enable_model_summary=False,
+        **{"max_epochs": 1, "num_sanity_val_steps": 0, **kwargs},
     )  # fmt: skip
 
 
@@ -313,6 +315,43 @@ def test_continues_after_a_step(strategy: LossStrategy, step: int, tmp_path: Pat
         assert run.global_step == 3 * (2 + strategy.pretrain_epochs)
         runs.append(torch.cat([p.detach().flatten() for p in module.student.parameters()]))
     assert torch.equal(runs[0], runs[1])
+
+
+def test_continues_after_a_fit_that_ended_with_the_first_stage(tmp_path: Path) -> None:
+    """The main stage then starts without the first one's momentum, as in one fit."""
+    runs = []
+    for stops in (False, True):
+        with seeded("teacher"):
+            teacher = get_model("resnet8", 10)
+        settings: dict[str, Any] = {"strategies": [FSP(pretrain_epochs=1)], "num_classes": 10}
+        module, file = DistillationModule("resnet8", teacher, **settings), None
+        if stops:
+            first = trainer(tmp_path, limit_val_batches=0, max_epochs=2, callbacks=[StopAfterAnEpoch()])
+            first.fit(module, Digits(train_size=40, batch_size=16))
+            assert first.global_step == 3
+            file = tmp_path / "first.ckpt"
+            first.save_checkpoint(file, weights_only=False)
+            module = DistillationModule("resnet8", teacher, **settings)
+        run = trainer(tmp_path, limit_val_batches=0, max_epochs=2)
+        run.fit(module, Digits(train_size=40, batch_size=16), ckpt_path=file)
+        assert run.global_step == 9
+        runs.append(torch.cat([p.detach().flatten() for p in module.student.parameters()]))
+    assert torch.equal(runs[0], runs[1])
+
+
+class StopAfterAnEpoch(pl.Callback):
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = True
+
+
+def test_lightnings_trial_of_a_few_batches_counts_in_no_accuracy(tmp_path: Path) -> None:
+    found = []
+    for steps in (0, 2):
+        module = DistillationModule("resnet8", num_classes=10)
+        run = trainer(tmp_path, num_sanity_val_steps=steps, limit_train_batches=10)
+        run.fit(module, Digits(batch_size=16))
+        found.append((float(run.callback_metrics["test/acc1"]), module.best_acc1))
+    assert found[0] == found[1]
 
 
 class SaveAt(pl.Callback):

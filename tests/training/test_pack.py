@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ickd_pl import Batch, DistillationModule, Features, LossStrategy, UserError
+from ickd_pl import Batch, DistillationModule, Features, LossStrategy, UserError, load_student
+from ickd_pl.benchmark.cells import Job, train_pack
+from ickd_pl.benchmark.plan import Cell
 from ickd_pl.runs import RunFolder
 from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies.base import discover
 from ickd_pl.training.pack import Pack
-from tests.runs.helpers import load, rows_of
-from tests.training.packs import assert_solo, data, member, packed, solo, teacher, trainer
+from tests.runs.helpers import QUIET, Run, cli, fit_words, load, rows_of, student_words
+from tests.training.packs import assert_solo, data, make_teacher, member, packed, solo, trainer
 
 # Every method that needs no first stage, Vanilla, and a sum of two.
 ONE_STAGE = [[name] for name, cls in sorted(discover().items()) if not cls().pretrain_epochs]
@@ -38,7 +41,7 @@ class Bomb(LossStrategy):
 
 
 def test_every_member_is_its_solo_run() -> None:
-    taught = teacher()
+    taught = make_teacher()
     before = {key: value.clone() for key, value in taught.state_dict().items()}
     packed(Path("pack"), {name: member(names, taught) for name, names in MEMBERS.items()}, epochs=1)
     for name, names in MEMBERS.items():
@@ -54,9 +57,30 @@ def test_every_member_is_its_solo_run() -> None:
     assert not [key for key in kept if key.split(".")[2] == "teacher"]
 
 
+def test_a_finished_member_serves_as_its_solo_run_does(teacher: Run) -> None:
+    """It is tested, exported and loaded, and ``fit`` on its folder has nothing left to do."""
+    jobs = []
+    for method in ("kd", "at"):
+        words = fit_words(Path("out"), student_words(teacher, method))
+        cell = Cell("student", "resnet8", 0, "resnet20_resnet8", "resnet20", method)
+        jobs.append(Job(cell, words, Path("out/digits/resnet20_resnet8") / method / "seed_0"))
+    assert [outcome.status for outcome in train_pack(jobs, Path("pack.ckpt"))] == ["done", "done"]
+    for job in jobs:
+        last = job.place / "checkpoints" / "last.ckpt"
+        assert "finished before" in cli(*job.words).out
+        tested = cli("test", "--ckpt_path", last, *QUIET)
+        exported = cli("export", "--ckpt_path", last, "--format", "safetensors")
+        assert (tested.status, exported.status) == (0, 0), tested.err + exported.err
+        acc1 = float(rows_of(job.place)[-1]["test/acc1"])
+        assert float(re.search(r"test/acc1\D+([\d.]+)", tested.out)[1]) == pytest.approx(acc1, abs=1e-3)  # type: ignore[index]
+        image = torch.randn(2, 3, 32, 32)
+        module = DistillationModule.load_from_checkpoint(last).eval()
+        assert torch.equal(module(image), load_student(last)(image))
+
+
 def test_bfloat16() -> None:
     """Losses in full precision have their gradients in full precision too, also within a pack's step."""
-    taught = teacher()
+    taught = make_teacher()
     settings: dict[str, Any] = {"precision": "bf16-mixed", "epochs": 1}
     packed(Path("pack"), {name: member(names, taught) for name, names in MEMBERS.items()}, **settings)
     for name, names in MEMBERS.items():
@@ -65,7 +89,7 @@ def test_bfloat16() -> None:
 
 
 def test_a_packs_checkpoint_continues_it() -> None:
-    taught = teacher()
+    taught = make_teacher()
 
     def modules() -> dict[str, DistillationModule]:
         return {name: member(MEMBERS[name], taught) for name in ("vanilla", "kd", "crd")}
@@ -87,7 +111,7 @@ def test_a_packs_checkpoint_continues_it() -> None:
 
 
 def test_a_member_that_fails_is_named_and_the_others_go_on() -> None:
-    taught = teacher()
+    taught = make_teacher()
     bomb = DistillationModule("resnet8", taught, strategies=[Bomb()], num_classes=10, milestones=[1])
     with pytest.warns(UserWarning, match="bomb is stopped, the others go on: .*loss/bomb"):
         pack = packed(Path("pack"), {"kd": member(["kd"], taught), "bomb": bomb, "sp": member(["sp"], taught)})
@@ -100,14 +124,14 @@ def test_a_member_that_fails_is_named_and_the_others_go_on() -> None:
 
 
 def test_every_member_failing_ends_the_run() -> None:
-    bomb = DistillationModule("resnet8", teacher(), strategies=[Bomb()], num_classes=10)
+    bomb = DistillationModule("resnet8", make_teacher(), strategies=[Bomb()], num_classes=10)
     with pytest.raises(UserError, match="every member of the pack is stopped"), pytest.warns(UserWarning):
         packed(Path("pack"), {"bomb": bomb})
 
 
 @pytest.mark.parametrize(("algorithm", "value"), [("norm", 0.1), ("value", 0.01)])
 def test_clipping_is_per_member(algorithm: str, value: float) -> None:
-    taught = teacher()
+    taught = make_teacher()
     clip: dict[str, Any] = {"gradient_clip_val": value, "gradient_clip_algorithm": algorithm}
     pack = Pack([member(["kd"], taught), member([], taught)], **clip)
     folders = [RunFolder(Path("pack") / name) for name in pack.names]
@@ -125,7 +149,7 @@ class Hooked(Bomb):
 
 
 def test_what_cannot_be_packed() -> None:
-    taught = teacher()
+    taught = make_teacher()
     fsp = DistillationModule("resnet8", taught, strategies=[discover()["fsp"]()], num_classes=10)
     with pytest.raises(UserError, match="fsp cannot be packed, for FSP has a first stage"):
         Pack([fsp])
@@ -141,7 +165,7 @@ def test_what_cannot_be_packed() -> None:
     with pytest.raises(UserError, match="different names"):
         Pack([member(["kd"], taught), member(["kd"], taught)])
     with pytest.raises(UserError, match="share one teacher"):
-        Pack([member(["kd"], taught), member(["sp"], teacher())])
+        Pack([member(["kd"], taught), member(["sp"], make_teacher())])
     other = DistillationModule("resnet8", num_classes=4)
     with pytest.raises(UserError, match="share their data: num_classes is 10"):
         Pack([member(["kd"], taught), other])

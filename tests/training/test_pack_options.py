@@ -14,7 +14,7 @@ from ickd_pl import DistillationModule, LayerMap, UserError, get_model
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies import KD, SP  # type: ignore[attr-defined]
 from ickd_pl.training.pack import Pack
-from tests.training.packs import assert_solo, packed, solo, teacher
+from tests.training.packs import assert_solo, make_teacher, packed, solo
 
 SIGNATURE = inspect.signature(DistillationModule).parameters
 LAYERS = LayerMap(stem="conv1", stages=("conv1", "bn1"), final="bn1", pooled="fc:in")
@@ -72,7 +72,7 @@ def test_the_tables_have_values_other_than_the_defaults(name: str) -> None:
 
 
 def test_members_that_differ_in_one_argument_are_their_solo_runs() -> None:
-    taught = teacher()
+    taught = make_teacher()
     packed(Path("pack"), {"plain": module(taught), **{name: module(taught, **own()) for name, own in EQUAL.items()}})
     start = Path("solo")
     solo(start, "plain", module(taught))
@@ -84,6 +84,6 @@ def test_members_that_differ_in_one_argument_are_their_solo_runs() -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_members_that_cannot_differ_are_refused(name: str) -> None:
-    taught, (own, says) = teacher(), REFUSED[name]
+    taught, (own, says) = make_teacher(), REFUSED[name]
     with pytest.raises(UserError, match=says):
         Pack([module(taught), module(taught, **own())], ["plain", "other"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ickd_pl import DistillationModule, UserError, get_model
 from ickd_pl.strategies import KD
-from tests.runs.helpers import Run, assert_same_run, cli, finished_run, fit_words, load, student_words
+from tests.runs.helpers import Run, assert_same_run, cli, finished_run, fit_words, load, student_words, subprocess_cli
 
 
 def test_below_the_floor_nothing_is_trained(teacher: Run) -> None:
@@ -43,6 +44,15 @@ def test_at_the_floor_the_run_is_the_run_without_one(teacher: Run) -> None:
     with_floor = finished_run(Path("with"), where, student_words(teacher, "kd", floor), epochs=1)
     without = finished_run(Path("without"), where, student_words(teacher, "kd"), epochs=1)
     assert_same_run(with_floor.path, without.path)
+
+
+@pytest.mark.ddp
+def test_ranks_measure_their_shares_and_agree(teacher: Run) -> None:
+    reached = float(teacher.rows[-1]["test/acc1"])
+    two = ["--model.teacher_floor=99.9", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    outcome = subprocess_cli(*fit_words(Path("out"), student_words(teacher, "kd", *two)))
+    assert outcome.status == 2, outcome.err
+    assert set(re.findall(r"reaches ([\d.]+) percent", outcome.err)) == {f"{reached:.2f}"}
 
 
 @pytest.mark.parametrize("floor", [0.7, -1.0, 101.0, float("nan")])
