@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,22 +17,16 @@ import torch
 from torch import nn
 
 from ickd_pl.benchmark.plan import Cell
+from ickd_pl.data.batch import as_batch
 from ickd_pl.errors import IncompatiblePair, NonFiniteLoss, UserError
 from ickd_pl.files import replacing
 from ickd_pl.runs import EpochRecord, RunFolder
 from ickd_pl.runs.configs import check_trainer, find_configs
 from ickd_pl.runs.fit import IckdCLI, user_error
 from ickd_pl.runs.pack_folder import PackRecord, previous_of, write_members
-from ickd_pl.runs.parser import OneLineParser, one_line, option_names
+from ickd_pl.runs.parser import RaisingParser
 from ickd_pl.training.pack import Pack
 from ickd_pl.weights import read_file
-
-
-class RaisingParser(OneLineParser):
-    """A parser that leaves it to the benchmark to print the mistake, once and with the cell's name."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(one_line(message, option_names(self)))
 
 
 class CellCLI(IckdCLI):
@@ -236,8 +230,9 @@ class _Classes(pl.LightningModule):
         self.net = net
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keep = batch.index >= 0
-        return self.net(batch.image)[keep].float().argmax(1).cpu(), batch.label[keep].cpu()
+        image, label, index = as_batch(batch)
+        keep = index >= 0
+        return self.net(image)[keep].float().argmax(1).cpu(), label[keep].cpu()
 
 
 def predict(net: nn.Module, data: Any, place: Path, settings: dict[str, Any]) -> tuple[Any, Any, pl.Trainer]:

@@ -14,13 +14,13 @@ import pytorch_lightning as pl
 import torch
 
 from ickd_pl.benchmark.cells import CellCLI, Job, build, quietly, train_pack
-from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
+from ickd_pl.benchmark.plan import Benchmark, Cell, Group, shard_of
 from ickd_pl.benchmark.records import read_result
 from ickd_pl.benchmark.schema import combinations
 from ickd_pl.benchmark.teachers import Teachers
 from ickd_pl.errors import UserError
 from ickd_pl.runs import RunFolder
-from ickd_pl.runs.data_options import data_module
+from ickd_pl.runs.data_options import data_name
 
 # A timing's epochs and steps. What comes first is slower, for memory is allocated and kernels are compiled: the last
 # epoch counts.
@@ -142,16 +142,12 @@ def _size(benchmark: Benchmark, group: Group) -> tuple[int, int]:
 
     cell = group.cells[0]
     recipe = recipe_of(benchmark, cell)
-    data = data_module(merge(benchmark.settings["data"], _teacher_data(benchmark, cell)))
+    data = benchmark.data(cell.kind)
     strategies = recipe["model"].get("strategies") or []
     first = max(
         (from_spec(s if isinstance(s, dict) else {"class_path": s}).pretrain_epochs for s in strategies), default=0
     )
     return int(recipe["trainer"]["max_epochs"]) + first, math.ceil(data.num_train / data.batch_size)
-
-
-def _teacher_data(benchmark: Benchmark, cell: Cell) -> dict[str, Any]:
-    return dict(benchmark.settings["teachers"]["data"]) if cell.kind == "teacher" else {}
 
 
 def _time(benchmark: Benchmark, group: Group) -> Timing | str:
@@ -222,8 +218,7 @@ def _command(benchmark: Benchmark, cell: Cell, folder: Path | None) -> str:
 
 
 def _data_name(benchmark: Benchmark) -> str:
-    data = data_module(benchmark.settings["data"])
-    return getattr(data, "name", None) or type(data).__name__.lower()
+    return data_name(benchmark.data("student"))
 
 
 def _teacher_seed(benchmark: Benchmark) -> int:

@@ -15,14 +15,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ickd_pl.benchmark.cells import remove
-from ickd_pl.benchmark.fingerprint import Identity, code_hash, data_hash
+from ickd_pl.benchmark.fingerprint import Identity, code_hash, data_hash, method_hash
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, without_places
 from ickd_pl.benchmark.records import read_result, write_begun
 from ickd_pl.benchmark.teachers import Teachers
+from ickd_pl.data import TensorDataModule
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 from ickd_pl.runs.configs import find_configs
-from ickd_pl.runs.data_options import data_module
+from ickd_pl.strategies import from_spec
 
 Say = Callable[[str], None]
 
@@ -95,29 +96,34 @@ class ResultsFolder:
         """See :func:`recipe_of`."""
         return recipe_of(self.benchmark, cell)
 
-    def data(self, cell: Cell) -> Any:
-        """The data module of a cell."""
-        settings = self.benchmark.settings
-        own = settings["teachers"]["data"] if cell.kind == "teacher" else {}
-        return data_module(merge(settings["data"], own))
-
     def data_hash(self, cell: Cell) -> str:
-        """The hash of the data that a cell sees."""
+        """The hash of the data that a cell sees.
+
+        Raises:
+            UserError: a data module of the user's own yields other images every time.
+        """
         if cell.kind not in self._hashes:
-            data = self.data(cell)
-            data.prepare_data()
-            self._hashes[cell.kind] = data_hash(data)
+            data = self.benchmark.data(cell.kind)
+            found = self._hashes[cell.kind] = data_hash(data)
+            # What comes in any order, or with draws of its own, would be refused as other data at the next start.
+            if not isinstance(data, TensorDataModule) and data_hash(self.benchmark.data(cell.kind)) != found:
+                raise UserError(
+                    f"data module {type(data).__name__} yields other batches each time, under a fixed seed too, and a "
+                    "benchmark compares runs on the same data: draw by torch's, numpy's or Python's global random "
+                    "numbers, or by a generator with a fixed seed"
+                )
         return self._hashes[cell.kind]
 
-    @property
-    def code(self) -> str:
-        """The hash of the code that trains."""
-        return code_hash()
+    def code(self, cell: Cell) -> tuple[str, str]:
+        """The hashes of the code that trains a cell: what all cells share, and its own methods."""
+        specs = self.benchmark.strategies(cell.method) if cell.method else []
+        return code_hash(), method_hash(*(type(from_spec(spec)) for spec in specs))
 
     def identity(self, cell: Cell) -> Identity:
         """What a cell depends on now."""
         teacher = self.teachers.hash_of(cell.teacher) if cell.teacher else None
-        return Identity(self.code, self.data_hash(cell), teacher)
+        shared, methods = self.code(cell)
+        return Identity(shared, self.data_hash(cell), teacher, methods)
 
     def begin(self, cell: Cell, place: Path) -> None:
         """Note in a folder what the run in it depends on."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from ickd_pl.benchmark.schema import KEYS, check_teachers, checked, combinations
+from ickd_pl.benchmark.schema import KEYS, check_data, check_teachers, checked, combinations
 from ickd_pl.errors import UserError, near
 from ickd_pl.runs.configs import config_root, find_config
+from ickd_pl.runs.data_options import data_module
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,17 @@ class Benchmark:
         if any("pretrain_epochs" in strategy.get("init_args", {}) for strategy in strategies):
             model["strategies"] = strategies
         return merge(common, {"model": model})
+
+    def data(self, kind: str) -> Any:
+        """The data module that cells of a kind, "teacher" or "student", see.
+
+        Raises:
+            UserError: what it does not accept, or what a class of the user's own lacks.
+        """
+        own = self.settings["teachers"]["data"] if kind == "teacher" else {}
+        data = data_module(merge(self.settings["data"], own))
+        check_data(data)
+        return data
 
     def strategies(self, method: str) -> list[dict[str, Any]]:
         """A method's strategies, as its file has them; a first stage lasts an eighth of the main epochs (30 of 240)."""

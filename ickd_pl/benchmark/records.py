@@ -17,6 +17,8 @@ from ickd_pl.benchmark.fingerprint import Identity
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 
+FORM = 2
+"""Of identity.json and result.json. 1, which says nothing of itself: the code of a cell's methods has no hash."""
 _NEEDED = ("status", "reason", "code_hash", "data_hash", "teacher_hash", "recipe")
 
 
@@ -53,15 +55,17 @@ class Begun(NamedTuple):
     Attributes:
         identities: what it depended on, newest last; several where ``--accept-code`` let it go on with other code.
         recipe: its settings.
+        form: of the file.
     """
 
     identities: list[Identity]
     recipe: dict[str, Any]
+    form: int = FORM
 
     @property
-    def codes(self) -> set[str]:
-        """The hashes of the code that has trained it."""
-        return {identity.code_hash for identity in self.identities}
+    def codes(self) -> set[tuple[str, str | None]]:
+        """The hashes of the code that has trained it: the shared code's, and its methods'."""
+        return {identity.code for identity in self.identities}
 
 
 def read_begun(place: Path) -> Begun | None:
@@ -74,7 +78,8 @@ def read_begun(place: Path) -> Begun | None:
     if content is None:
         return None
     try:
-        return Begun([Identity(*identity) for identity in content["identities"]], dict(content["recipe"]))
+        identities = [Identity(*identity) for identity in content["identities"]]
+        return Begun(identities, dict(content["recipe"]), int(content.get("form", 1)))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(place / "identity.json", place, f"{type(error).__name__}: {error}") from error
 
@@ -83,7 +88,7 @@ def write_begun(place: Path, identity: Identity, recipe: dict[str, Any]) -> Begu
     """Note what a run depends on before it trains. It stays when the run is done."""
     kept = read_begun(place)
     identities = [*(i for i in (kept.identities if kept else []) if i != identity), identity]
-    content = {"identities": [list(i) for i in identities], "recipe": recipe}
+    content = {"form": FORM, "identities": [list(i) for i in identities], "recipe": recipe}
     write_text(place / "identity.json", json.dumps(content, indent=1) + "\n")
     return Begun(identities, recipe)
 
@@ -104,7 +109,7 @@ def read_result(place: Path) -> dict[str, Any] | None:
 
 def write_result(place: Path, result: dict[str, Any]) -> None:
     """Write result.json in one step."""
-    write_text(place / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_text(place / "result.json", json.dumps({"form": FORM, **result}, indent=1, allow_nan=False) + "\n")
 
 
 def _read(path: Path, place: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from ickd_pl.benchmark.fingerprint import Identity, versions, where
 from ickd_pl.benchmark.folder import ResultsFolder
 from ickd_pl.benchmark.plan import Cell
 from ickd_pl.errors import UserError
+from ickd_pl.runs.data_options import data_name
 from ickd_pl.runs.run_folder import RunFolder, differing, flat
 from ickd_pl.weights import load_student
 
@@ -59,22 +60,27 @@ def make_result(
         "recipe": recipe,
         **identity._asdict(),
     }
-    data = folder.data(cell)
+    data = folder.benchmark.data(cell.kind)
     data.prepare_data()
-    result["data"] = getattr(data, "name", type(data).__name__.lower())
+    result["data"] = data_name(data)
     if outcome.status != "done":
         return result
     settings = recipe.get("trainer", {})
     if given is not None:
         return {**result, **folder.teachers.measured(cell, given, data, place, settings), "weights": str(given)}
     net = load_student(RunFolder(place).last)
-    _, labels, trainer = predict(net, data, place, settings)
+    predicted, labels, trainer = predict(net, data, place, settings)
     result |= {"num_test": len(labels), "parameters": sum(p.numel() for p in net.parameters()), **where(trainer)}
     if outcome.cli is not None:
         result["config"] = outcome.cli.settings
     if cell.kind == "teacher":
         result["teacher_hash"] = folder.teachers.file_hash(cell.network)
-    return {**result, **_from_metrics(RunFolder(place).metrics, int(data.num_train))}
+    result |= _from_metrics(RunFolder(place).metrics, int(data.num_train))
+    if result["split"] == "val":
+        # A data module of the user's own evaluates its epochs on a validation split: the table is of the test images.
+        result |= dict.fromkeys(("acc1_best", "best_epoch", "acc5_last"))
+        result |= {"split": "test", "acc1_last": 100 * float((predicted == labels).mean())}
+    return result
 
 
 def _from_metrics(path: Path, num_train: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ickd_pl.benchmark.choose import choose
 from ickd_pl.benchmark.fingerprint import Identity
 from ickd_pl.benchmark.folder import ResultsFolder, Say
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, same_settings, shard_of
-from ickd_pl.benchmark.records import benchmark_file, read_begun, read_result, write_result
+from ickd_pl.benchmark.records import FORM, Begun, benchmark_file, read_begun, read_result, write_result
 from ickd_pl.benchmark.result import differences, make_result
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
@@ -68,7 +68,6 @@ class Runner:
         """
         self._try_settings()
         self._claim()
-        self._check_all(settings_too=True)
         groups = shard_of(self.benchmark.groups, self.shard)
         left = Left([], [])
         for number, group in enumerate(groups, 1):
@@ -100,11 +99,16 @@ class Runner:
                 try:
                     place = Path(scratch) / str(cell)
                     build(Job(cell, self.benchmark.words(cell, None, Path(scratch), {}), place))
+                    self.folder.data_hash(cell)
                 except UserError as error:
                     raise UserError(f"benchmark {self.benchmark.settings['name']}, cell {cell}: {error}") from error
         if self.benchmark.settings["choices"]:
             size = {"init_args": {"val_size": self.benchmark.settings["val_size"]}}
-            data_module(merge(self.benchmark.settings["data"], size))
+            try:
+                data_module(merge(self.benchmark.settings["data"], size))
+            except UserError as error:
+                why = "choices are made on a validation split, so that the data module must take val_size"
+                raise UserError(f"benchmark {self.benchmark.settings['name']}: {why}; {error}") from error
 
     def _claim(self) -> None:
         """Write benchmark.yaml into the folder, or see that it holds this very benchmark."""
@@ -125,6 +129,7 @@ class Runner:
                     f"{self.folder.path} is not empty and holds no benchmark ({strangers[0]}, ...): "
                     "give --output a new folder"
                 )
+            self._check_all(settings_too=True)
             write_text(path, yaml.safe_dump(self.benchmark.settings, sort_keys=False))
 
     def _check_same(self, kept: dict[str, Any]) -> None:
@@ -156,30 +161,33 @@ class Runner:
             place = self.folder.place(cell)
             result = read_result(place)
             if result is not None and result["status"] != "refused":
-                identity = Identity(**{key: result[key] for key in Identity._fields})
-                recipe = result["recipe"] if settings_too else None
-                self._compare(cell, place, f"cell {cell}, done before,", identity, recipe)
+                values: dict[str, Any] = {key: result.get(key) for key in Identity._fields}
+                identity = Identity(**values)
+                done = Begun([identity], result["recipe"], result.get("form", 1))
+                self._compare(cell, place, f"cell {cell}, done before,", done, settings_too)
             elif result is None and (begun := read_begun(place)) is not None:
-                recipe = begun.recipe if settings_too else None
-                self._compare(cell, place, f"cell {cell}, half done,", begun.identities[-1], recipe)
+                self._compare(cell, place, f"cell {cell}, half done,", begun, settings_too)
             if result is None and cell.method in self.benchmark.settings["choices"]:
                 for path in sorted(self.folder.choices_of(cell).glob("*/identity.json")):
                     begun = read_begun(path.parent)
                     if begun is not None:
                         what = f"run {path.parent.name} of the choice for {cell}"
-                        self._compare(cell, self.folder.choices_of(cell), what, begun.identities[-1], None)
+                        self._compare(cell, self.folder.choices_of(cell), what, begun, False)
 
-    def _compare(self, cell: Cell, place: Path, what: str, kept: Identity, recipe: dict[str, Any] | None) -> None:
-        away = f"move {place} away to do it again, or give --output a new folder"
-        if recipe is not None and (found := differences(recipe, self.folder.recipe(cell))):
+    def _compare(self, cell: Cell, place: Path, what: str, begun: Begun, settings_too: bool) -> None:
+        away, kept = f"move {place} away to do it again, or give --output a new folder", begun.identities[-1]
+        mix = "give --accept-code to mix them, marked as such"
+        if begun.form > FORM or (begun.form < FORM and not self.accept_code):
+            raise UserError(f"{what} was begun by {_other_version(begun.form, self.folder.path, mix)}")
+        if settings_too and (found := differences(begun.recipe, self.folder.recipe(cell))):
             raise UserError(f"{what} had other settings (there -> now): {'; '.join(found)}; {away}")
-        if kept.code_hash != self.folder.code and not self.accept_code:
-            raise UserError(
-                f"{what} was trained by other code ({kept.code_hash[:12]}, now {self.folder.code[:12]}); {away}, or "
-                "give --accept-code to mix them, marked as such"
-            )
-        if kept.data_hash != (now := self.folder.data_hash(cell)):
-            raise UserError(f"{what} saw other data ({kept.data_hash[:12]}, now {now[:12]}); {away}")
+        for whose, old, now in zip(("", " of its method"), kept.code, self.folder.code(cell), strict=True):
+            if old != now and not self.accept_code:
+                raise UserError(
+                    f"{what} was trained by other code{whose} ({str(old)[:12]}, now {now[:12]}); {away}, or {mix}"
+                )
+        if kept.data_hash != (data := self.folder.data_hash(cell)):
+            raise UserError(f"{what} saw other data ({kept.data_hash[:12]}, now {data[:12]}); {away}")
         now_teacher = self.teachers.hash_of(str(cell.teacher or cell.network))
         if None not in (kept.teacher_hash, now_teacher) and kept.teacher_hash != now_teacher:
             name = cell.teacher or cell.network
@@ -234,18 +242,31 @@ class Runner:
     def _finish(self, cell: Cell, outcome: Outcome, choice: Any, given: Path | None = None) -> None:
         place = self.folder.place(cell)
         result = make_result(self.folder, cell, outcome, self.folder.identity(cell), self.folder.recipe(cell), given)
-        result["accepted_code"] = self._mixed(cell, result["code_hash"])
+        result["accepted_code"] = self._mixed(cell)
         result["chosen_on_validation"] = choice and {k: v for k, v in choice.items() if k != "overrides"}
         write_result(place, result)
         accuracy = "" if result["acc1_last"] is None else f" {result['acc1_last']:.2f} percent"
         self.say(f"  {cell}: {outcome.status}{accuracy}{'' if outcome.reason is None else ': ' + outcome.reason}")
 
-    def _mixed(self, cell: Cell, code: str) -> bool:
+    def _mixed(self, cell: Cell) -> bool:
         """Whether other code took part, in this cell, in the choice of its arguments, or in other cells."""
         places = [self.folder.place(cell), *sorted(self.folder.choices_of(cell).glob("*/"))]
-        codes = {code} | {c for place in places if (begun := read_begun(place)) for c in begun.codes}
-        others = (read_result(self.folder.place(other)) for other in self.benchmark.cells)
-        return len(codes | {other["code_hash"] for other in others if other is not None}) > 1
+        codes = {code for place in places if (begun := read_begun(place)) for code in begun.codes}
+        others = [(other, read_result(self.folder.place(other))) for other in self.benchmark.cells]
+        return bool(codes - {self.folder.code(cell)}) or any(
+            (result["code_hash"], result.get("method_hash")) != self.folder.code(other)
+            for other, result in others
+            if result is not None
+        )
+
+
+def _other_version(form: int, folder: Path, mix: str) -> str:
+    if form > FORM:
+        return f"a newer version of ickd_pl (form {form}, this one knows {FORM}): install that"
+    return (
+        f"an older version of ickd_pl, with other code (form {form}, now {FORM}): `bench status` and `bench report "
+        f"--output {folder}` still read it; to go on, install that version, give --output a new folder, or {mix}"
+    )
 
 
 def _is_own(name: str) -> bool:

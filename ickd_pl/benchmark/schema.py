@@ -6,6 +6,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+
 from ickd_pl.checks import plain_arguments, short
 from ickd_pl.errors import UserError, near
 from ickd_pl.runs.configs import config_root
@@ -241,6 +243,25 @@ def check_teachers(weights: dict[Any, Any], networks: list[str], where: str) -> 
             )
         if not isinstance(path, str):
             raise UserError(f"{where}, teachers, weights: {network} must be a file's path, got {path!r}")
+
+
+def check_data(data: Any) -> None:
+    """Check a data module of the user's own for what a benchmark needs.
+
+    Raises:
+        UserError: naming all that its class lacks.
+    """
+    cls = type(data)
+    lacking = [name for name in ("num_classes", "num_train", "batch_size") if not hasattr(data, name)]
+    for split in ("train", "val", "test"):
+        name = f"{split}_dataloader"
+        if getattr(cls, name) is getattr(pl.LightningDataModule, name):
+            lacking.append(name)
+    if lacking:
+        raise UserError(
+            f"data module {cls.__name__} lacks {', '.join(lacking)}: a benchmark needs num_classes, num_train (images "
+            "trained on) and batch_size as attributes, and loaders for train, val and test"
+        )
 
 
 def combinations(listed: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from ickd_pl.benchmark.records import read_result
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.runs import RunFolder
-from ickd_pl.runs.data_options import data_module
+from ickd_pl.runs.data_options import data_name
 from ickd_pl.seeding import seeded
 from ickd_pl.weights import load_weights
 
@@ -32,7 +32,7 @@ class Teachers:
     def __init__(
         self, benchmark: Benchmark, folder: Path, say: Callable[[str], None], checkpoints: Path = Path("checkpoints")
     ) -> None:
-        self.settings, self.data = benchmark.settings["teachers"], benchmark.settings["data"]
+        self.benchmark, self.settings = benchmark, benchmark.settings["teachers"]
         self.folder, self.say, self.checkpoints = folder, say, checkpoints
         self._hashes: dict[str, str] = {}
 
@@ -65,7 +65,7 @@ class Teachers:
         """
         path = self.weights(network)
         with seeded("benchmark"):
-            net = get_model(network, int(data_module(self.data).num_classes))
+            net = get_model(network, int(self.benchmark.data("student").num_classes))
         try:
             load_weights(net, path, network)
         except UserError as error:
@@ -123,7 +123,7 @@ class Teachers:
         load_weights(net, path, cell.network)
         predicted, labels, trainer = predict(net.eval(), data, place, settings)
         acc1 = 100 * float((predicted == labels).mean())
-        on_published_images = getattr(data, "name", None) == DATA and len(labels) == NUM_TEST
+        on_published_images = data_name(data) == DATA and len(labels) == NUM_TEST
         if on_published_images and cell.network not in self.settings["weights"]:
             self._verify(cell.network, path, acc1)
         return {

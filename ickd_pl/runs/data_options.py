@@ -17,8 +17,15 @@ def data_module(settings: dict[str, Any]) -> Any:
     Raises:
         UserError: what the data module does not accept.
     """
-    parser = _parser()
+    from ickd_pl.runs.parser import RaisingParser
+
+    parser = _parser(RaisingParser)
     return _built(parser, parser.parse_object({"data": settings}))
+
+
+def data_name(data: Any) -> str:
+    """What a data set is called, in folders and tables: its ``name``, or its class's in lower case."""
+    return getattr(data, "name", None) or type(data).__name__.lower()
 
 
 def data_from_words(words: Sequence[str]) -> Any:
@@ -27,15 +34,15 @@ def data_from_words(words: Sequence[str]) -> Any:
     Raises:
         UserError: what the data module does not accept.
     """
-    parser = _parser()
+    from ickd_pl.runs.parser import OneLineParser
+
+    parser = _parser(OneLineParser)
     parser.set_defaults({"data": "CIFAR100"})
     return _built(parser, parser.parse_args(list(words)))
 
 
-def _parser() -> Any:
-    from ickd_pl.runs.parser import OneLineParser
-
-    parser = OneLineParser()
+def _parser(cls: Any) -> Any:
+    parser = cls()
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
     return parser
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,54 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
-from ickd_pl.benchmark import fingerprint
 from ickd_pl.benchmark.plan import Benchmark, shard_of
 from ickd_pl.benchmark.schema import shipped
-from ickd_pl.runs.configs import config_root
+from tests.benchmark.helpers import quick, refused, results, run
 from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
-
-# The shipped quick.yaml, shortened: what is tested here does not depend on how long a cell trains.
-SHORT = {"trainer": {"max_epochs": 2}, "model": {"milestones": [1]}}
-
-
-def quick(name: str = "short.yaml", **changes: Any) -> str:
-    """A benchmark file made of the shipped quick.yaml."""
-    content = yaml.safe_load((config_root() / "benchmarks" / "quick.yaml").read_text())
-    content["data"]["init_args"]["train_size"] = 64
-    content["seeds"] = [0, 1]
-    content["trainer"].update(SHORT["trainer"])
-    content["model"].update(SHORT["model"])
-    content["teachers"]["trainer"] = {"max_epochs": 1}
-    content["teachers"]["model"] = {"milestones": []}
-    content["teachers"]["data"] = {"init_args": {"train_size": 128}}
-    content.update(changes)
-    Path(name).write_text(yaml.safe_dump(content))
-    return name
-
-
-def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every result without what depends on the machine and the moment."""
-    found = {}
-    for path in sorted(folder.glob("cells/*/*/*/result.json")):
-        content = json.loads(path.read_text())
-        for key in ("seconds", "images_per_second", "config"):
-            content.pop(key)
-        found[path.parent.relative_to(folder / "cells").as_posix()] = content
-    return found
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """quick.yaml, shortened, run without a break. To be read only."""
-    folder = tmp_path_factory.mktemp("bench")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        outcome = cli("bench", "run", "--config", quick(), "--output", folder / "out")
-    finally:
-        os.chdir(before)
-    assert outcome.status == 0, outcome.err
-    return folder / "out"
 
 
 def again(done: Path) -> Path:
@@ -71,10 +26,6 @@ def again(done: Path) -> Path:
     shutil.copytree(done, "out")
     quick()
     return Path("out")
-
-
-def run(*more: object) -> Any:
-    return cli("bench", "run", "--config", "short.yaml", "--output", "out", *more)
 
 
 def test_every_cell_has_its_result_and_a_solo_checkpoint(done: Path) -> None:
@@ -236,14 +187,6 @@ def test_status_of_a_half_done_benchmark(done: Path) -> None:
 # -- wrong input -----------------------------------------------------------------------------------------------------
 
 
-def refused(*words: object) -> str:
-    outcome = cli("bench", *words)
-    assert outcome.status == 2, outcome.out
-    message = outcome.err.strip().splitlines()[-1]
-    assert message.startswith("error: "), outcome.err
-    return message
-
-
 @pytest.mark.parametrize(
     ("change", "needles"),
     [
@@ -310,26 +253,6 @@ def test_results_of_other_code_are_not_mixed_in_silence(done: Path, monkeypatch:
     found = results(folder)
     assert found["resnet20_resnet8/kd/seed_0"]["accepted_code"] is True
     assert found["resnet20_resnet8/ickd/seed_0"]["accepted_code"] is False
-
-
-def test_the_code_hash_follows_the_code_that_trains(tmp_path: Path) -> None:
-    copy = tmp_path / "ickd_pl"
-    shutil.copytree(REPOSITORY / "ickd_pl", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    script = "from ickd_pl.benchmark.fingerprint import code_hash; print(code_hash())"
-
-    def hashed() -> str:
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    first = hashed()
-    assert first == fingerprint.code_hash()
-    (copy / "commands" / "export.py").write_text((copy / "commands" / "export.py").read_text() + "\n# a remark\n")
-    assert hashed() == first
-    (copy / "strategies" / "kd.py").write_text((copy / "strategies" / "kd.py").read_text() + "\n# a remark\n")
-    assert hashed() != first
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="this user may write everywhere")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ickd_pl.benchmark.plan import Benchmark
 from ickd_pl.benchmark.records import read_begun
@@ -22,7 +21,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs import EpochRecord
 from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies import SP
-from tests.benchmark.test_bench import quick, refused, results, run
+from tests.benchmark.helpers import quick, refused, results, run
 from tests.runs.helpers import REPOSITORY, assert_same_run, cli, rows_of, snapshot
 
 KD = Path("out/cells/resnet20_resnet8/kd/seed_0")
@@ -414,16 +413,3 @@ def test_no_checkpoint_is_left_in_a_folder_that_all_share(monkeypatch: pytest.Mo
     trainer: Any = CellCLI(words, Path("cell"), builds_only=True).trainer
     environment = trainer._accelerator_connector.cluster_environment
     assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue is False
-
-
-def test_the_hash_of_data_follows_their_constants() -> None:
-    from ickd_pl import Digits
-    from ickd_pl.benchmark.fingerprint import data_hash
-
-    data = Digits(train_size=64)
-    data.prepare_data()
-    before = data_hash(data)
-    mean, std = data.mean, data.std
-    data._constants = [value + 0.1 for value in mean], std
-    assert data_hash(data) != before
-    assert torch.is_tensor(data._part("train").image)

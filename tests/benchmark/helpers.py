@@ -1,0 +1,53 @@
+"""Benchmark files made of the shipped quick.yaml, shortened, and what ``bench`` says and leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ickd_pl.runs.configs import config_root
+from tests.runs.helpers import cli
+
+# The shipped quick.yaml, shortened: what is tested here does not depend on how long a cell trains.
+SHORT = {"trainer": {"max_epochs": 2}, "model": {"milestones": [1]}}
+
+
+def quick(name: str = "short.yaml", **changes: Any) -> str:
+    """A benchmark file made of the shipped quick.yaml."""
+    content = yaml.safe_load((config_root() / "benchmarks" / "quick.yaml").read_text())
+    content["data"]["init_args"]["train_size"] = 64
+    content["seeds"] = [0, 1]
+    content["trainer"].update(SHORT["trainer"])
+    content["model"].update(SHORT["model"])
+    content["teachers"]["trainer"] = {"max_epochs": 1}
+    content["teachers"]["model"] = {"milestones": []}
+    content["teachers"]["data"] = {"init_args": {"train_size": 128}}
+    content.update(changes)
+    Path(name).write_text(yaml.safe_dump(content))
+    return name
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every result without what depends on the machine and the moment."""
+    found = {}
+    for path in sorted(folder.glob("cells/*/*/*/result.json")):
+        content = json.loads(path.read_text())
+        for key in ("seconds", "images_per_second", "config"):
+            content.pop(key)
+        found[path.parent.relative_to(folder / "cells").as_posix()] = content
+    return found
+
+
+def run(*more: object) -> Any:
+    return cli("bench", "run", "--config", "short.yaml", "--output", "out", *more)
+
+
+def refused(*words: object) -> str:
+    outcome = cli("bench", *words)
+    assert outcome.status == 2, outcome.out
+    message = outcome.err.strip().splitlines()[-1]
+    assert message.startswith("error: "), outcome.err
+    return message
