@@ -120,14 +120,14 @@ def describe(
         if commands:
             yield from (f"    {_command(benchmark, cell, folder)}" for cell in group.cells)
     cells = sum(len(group.cells) for group in groups)
-    yield f"{benchmark.settings['name']}: {cells} cells in {len(groups)} runs, {steps:,} steps of a student"
+    yield f"{benchmark.settings.name}: {cells} cells in {len(groups)} runs, {steps:,} steps of a student"
     if timed:
         yield f"estimate on this machine: {_duration(total)} ({total:.0f} seconds), one run after another"
 
 
 def _candidates(benchmark: Benchmark, group: Group) -> int:
     """How many runs there are before a cell's own, to choose its arguments."""
-    listed = benchmark.settings["choices"].get(group.cells[0].method)
+    listed = benchmark.settings.choices.get(str(group.cells[0].method))
     return len(combinations(listed)) if listed else 0
 
 
@@ -137,11 +137,10 @@ def _done(group: Group, folder: Path | None) -> bool:
 
 def _size(benchmark: Benchmark, group: Group) -> tuple[int, int]:
     """Epochs (with a first stage's) and steps an epoch."""
-    from ickd_pl.benchmark.folder import recipe_of
     from ickd_pl.strategies import from_spec
 
     cell = group.cells[0]
-    recipe = recipe_of(benchmark, cell)
+    recipe = benchmark.recipe(cell)
     data = benchmark.data(cell.kind)
     strategies = recipe["model"].get("strategies") or []
     first = max(
@@ -207,11 +206,11 @@ def _run(jobs: list[Job], path: Path, watch: _Stopwatch) -> str:
 
 
 def _command(benchmark: Benchmark, cell: Cell, folder: Path | None) -> str:
-    root = folder or Path("outputs", "bench", str(benchmark.settings["name"]))
+    root = folder or Path("outputs", "bench", benchmark.settings.name)
     alone, weights = root / "alone", None
     if cell.teacher:
         weights = Teachers(benchmark, root, print).weights(cell.teacher)
-        if benchmark.settings["teachers"]["get"] == "train" and not weights.is_file():
+        if benchmark.settings.teachers.get == "train" and not weights.is_file():
             weights = RunFolder.of(alone, _data_name(benchmark), None, cell.teacher, [], _teacher_seed(benchmark)).last
     words = benchmark.words(cell, weights, root / "commands", {})
     return " ".join(["python cli.py", *words, "--trainer.default_root_dir", alone.as_posix()])
@@ -222,7 +221,7 @@ def _data_name(benchmark: Benchmark) -> str:
 
 
 def _teacher_seed(benchmark: Benchmark) -> int:
-    return int(benchmark.settings["teachers"]["seed"])
+    return benchmark.settings.teachers.seed
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,8 @@ from ickd_pl.benchmark.folder import ResultsFolder
 from ickd_pl.benchmark.plan import Cell
 from ickd_pl.errors import UserError
 from ickd_pl.runs.data_options import data_name
-from ickd_pl.runs.run_folder import RunFolder, differing, flat
+from ickd_pl.runs.run_folder import RunFolder
 from ickd_pl.weights import load_student
-
-
-def differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings that differ, as ``name: there -> now``; how a run is shown does not count."""
-    return differing(flat(there), flat(now))
 
 
 def make_result(
@@ -75,7 +69,7 @@ def make_result(
         result["config"] = outcome.cli.settings
     if cell.kind == "teacher":
         result["teacher_hash"] = folder.teachers.file_hash(cell.network)
-    result |= _from_metrics(RunFolder(place).metrics, int(data.num_train))
+    result |= _from_metrics(RunFolder(place), int(data.num_train))
     if result["split"] == "val":
         # A data module of the user's own evaluates its epochs on a validation split: the table is of the test images.
         result |= dict.fromkeys(("acc1_best", "best_epoch", "acc5_last"))
@@ -83,14 +77,15 @@ def make_result(
     return result
 
 
-def _from_metrics(path: Path, num_train: int) -> dict[str, Any]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+def _from_metrics(run: RunFolder, num_train: int) -> dict[str, Any]:
+    rows = run.rows()
     main = [row for row in rows if row["epoch"] >= 1]
     split = "val" if any("val/acc1" in row for row in main) else "test"
     evaluated = [row for row in main if f"{split}/acc1" in row]
     if not evaluated:
-        raise UserError(f"{path} has no evaluated epoch: leave trainer.check_val_every_n_epoch and its limits alone")
+        raise UserError(
+            f"{run.metrics} has no evaluated epoch: leave trainer.check_val_every_n_epoch and its limits alone"
+        )
     last, best = evaluated[-1], max(evaluated, key=lambda row: row[f"{split}/acc1"])
     seconds = sum(row["seconds"] for row in rows)
     return {

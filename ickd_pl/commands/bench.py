@@ -95,9 +95,9 @@ def _report(given: Any) -> int:
 
 
 def _benchmark(given: Any) -> Any:
+    from ickd_pl.benchmark.kept import check_kept
     from ickd_pl.benchmark.plan import Benchmark
     from ickd_pl.benchmark.records import benchmark_file
-    from ickd_pl.benchmark.schema import check_kept
 
     if given.config is not None:
         return Benchmark.read(given.config)

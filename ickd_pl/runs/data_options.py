@@ -23,11 +23,6 @@ def data_module(settings: dict[str, Any]) -> Any:
     return _built(parser, parser.parse_object({"data": settings}))
 
 
-def data_name(data: Any) -> str:
-    """What a data set is called, in folders and tables: its ``name``, or its class's in lower case."""
-    return getattr(data, "name", None) or type(data).__name__.lower()
-
-
 def data_from_words(words: Sequence[str]) -> Any:
     """Build a data module from words such as ``--data CIFAR100 --data.root data``; CIFAR-100 where none is named.
 
@@ -39,6 +34,11 @@ def data_from_words(words: Sequence[str]) -> Any:
     parser = _parser(OneLineParser)
     parser.set_defaults({"data": "CIFAR100"})
     return _built(parser, parser.parse_args(list(words)))
+
+
+def data_name(data: Any) -> str:
+    """A data set's name in folders and records: the data module's ``name``, else its class in lower case."""
+    return str(getattr(data, "name", None) or type(data).__name__.lower())
 
 
 def _parser(cls: Any) -> Any:

@@ -83,6 +83,16 @@ class RunFolder:
         """The checkpoint before the last one: what is left where that is damaged."""
         return self.path / "checkpoints" / "previous.ckpt"
 
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of ``metrics.csv``, one per epoch, without cells that are empty.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: a cell is no number.
+        """
+        with self.metrics.open(newline="", encoding="utf-8") as file:
+            return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+
     def decide(self, config: dict[str, Any]) -> Decision:
         """What ``fit`` has to do here. Changes nothing.
 

@@ -243,7 +243,7 @@ def teacher_alone(runner: Any, cell: Any) -> None:
     folder = runner.folder
     folder.begin(cell, folder.place(cell))
     outcome = train_alone(Job(cell, folder.words(cell), folder.place(cell)))
-    found = make_result(folder, cell, outcome, folder.identity(cell), folder.recipe(cell), None)
+    found = make_result(folder, cell, outcome, folder.identity(cell), folder.benchmark.recipe(cell), None)
     write_result(folder.place(cell), {**found, "accepted_code": False, "chosen_on_validation": None})
 
 
