@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,17 +22,10 @@ from ickd_pl.runs import EpochRecord, RunFolder
 from ickd_pl.runs.configs import check_trainer, find_configs
 from ickd_pl.runs.fit import IckdCLI, user_error
 from ickd_pl.runs.pack_folder import PackRecord, previous_of, write_members
-from ickd_pl.runs.parser import OneLineParser, one_line, option_names
+from ickd_pl.runs.parser import RaisingParser
 from ickd_pl.training.evaluation import predicted_classes
 from ickd_pl.training.pack import Pack
 from ickd_pl.weights import read_file
-
-
-class RaisingParser(OneLineParser):
-    """A parser that leaves it to the benchmark to print the mistake, once and with the cell's name."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(one_line(message, option_names(self)))
 
 
 class CellCLI(IckdCLI):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ def choose(folder: ResultsFolder, cell: Cell) -> dict[str, Any]:
         settings that put the choice into the ``fit``.
     """
     settings, method = folder.benchmark.settings, str(cell.method)
-    held_out = {"data": {"init_args": {"val_size": settings["val_size"]}}}
+    held_out = {"data": {"init_args": {"val_size": settings.val_size}}}
     candidates: list[dict[str, Any]] = []
-    for number, arguments in enumerate(combinations(settings["choices"][method])):
+    for number, arguments in enumerate(combinations(settings.choices[method])):
         place = folder.choices_of(cell) / str(number)
         overrides = {"model": {"strategies": folder.benchmark.chosen(method, arguments)}, **held_out}
         folder.begin(cell, place)
@@ -42,7 +41,7 @@ def choose(folder: ResultsFolder, cell: Cell) -> dict[str, Any]:
     return {
         "arguments": best["arguments"],
         "candidates": candidates,
-        "val_size": settings["val_size"],
+        "val_size": settings.val_size,
         "overrides": {"model": {"strategies": folder.benchmark.chosen(method, best["arguments"])}},
     }
 
@@ -55,8 +54,7 @@ def _accuracy(folder: ResultsFolder, cell: Cell, place: Path, overrides: dict[st
     outcome = train_alone(Job(cell, folder.benchmark.words(cell, weights, place, overrides), place))
     accuracy = 0.0
     if outcome.status == "done":
-        with RunFolder(place).metrics.open(newline="", encoding="utf-8") as file:
-            accuracy = float(list(csv.DictReader(file))[-1]["val/acc1"])
+        accuracy = RunFolder(place).rows()[-1]["val/acc1"]
     write_text(kept, json.dumps(accuracy))
     remove(place / "checkpoints")
     return accuracy

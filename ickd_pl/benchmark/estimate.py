@@ -14,13 +14,13 @@ import pytorch_lightning as pl
 import torch
 
 from ickd_pl.benchmark.cells import CellCLI, Job, build, quietly, train_pack
-from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
+from ickd_pl.benchmark.plan import Benchmark, Cell, Group, shard_of
 from ickd_pl.benchmark.records import read_result
 from ickd_pl.benchmark.schema import combinations
 from ickd_pl.benchmark.teachers import Teachers
 from ickd_pl.errors import UserError
 from ickd_pl.runs import RunFolder
-from ickd_pl.runs.data_options import data_module
+from ickd_pl.runs.data_options import data_name
 
 # A timing's epochs and steps. What comes first is slower, for memory is allocated and kernels are compiled: the last
 # epoch counts.
@@ -120,14 +120,14 @@ def describe(
         if commands:
             yield from (f"    {_command(benchmark, cell, folder)}" for cell in group.cells)
     cells = sum(len(group.cells) for group in groups)
-    yield f"{benchmark.settings['name']}: {cells} cells in {len(groups)} runs, {steps:,} steps of a student"
+    yield f"{benchmark.settings.name}: {cells} cells in {len(groups)} runs, {steps:,} steps of a student"
     if timed:
         yield f"estimate on this machine: {_duration(total)} ({total:.0f} seconds), one run after another"
 
 
 def _candidates(benchmark: Benchmark, group: Group) -> int:
     """How many runs there are before a cell's own, to choose its arguments."""
-    listed = benchmark.settings["choices"].get(group.cells[0].method)
+    listed = benchmark.settings.choices.get(str(group.cells[0].method))
     return len(combinations(listed)) if listed else 0
 
 
@@ -137,21 +137,16 @@ def _done(group: Group, folder: Path | None) -> bool:
 
 def _size(benchmark: Benchmark, group: Group) -> tuple[int, int]:
     """Epochs (with a first stage's) and steps an epoch."""
-    from ickd_pl.benchmark.folder import recipe_of
     from ickd_pl.strategies import from_spec
 
     cell = group.cells[0]
-    recipe = recipe_of(benchmark, cell)
-    data = data_module(merge(benchmark.settings["data"], _teacher_data(benchmark, cell)))
+    recipe = benchmark.recipe(cell)
+    data = benchmark.data(cell.kind)
     strategies = recipe["model"].get("strategies") or []
     first = max(
         (from_spec(s if isinstance(s, dict) else {"class_path": s}).pretrain_epochs for s in strategies), default=0
     )
     return int(recipe["trainer"]["max_epochs"]) + first, math.ceil(data.num_train / data.batch_size)
-
-
-def _teacher_data(benchmark: Benchmark, cell: Cell) -> dict[str, Any]:
-    return dict(benchmark.settings["teachers"]["data"]) if cell.kind == "teacher" else {}
 
 
 def _time(benchmark: Benchmark, group: Group) -> Timing | str:
@@ -211,23 +206,22 @@ def _run(jobs: list[Job], path: Path, watch: _Stopwatch) -> str:
 
 
 def _command(benchmark: Benchmark, cell: Cell, folder: Path | None) -> str:
-    root = folder or Path("outputs", "bench", str(benchmark.settings["name"]))
+    root = folder or Path("outputs", "bench", benchmark.settings.name)
     alone, weights = root / "alone", None
     if cell.teacher:
         weights = Teachers(benchmark, root, print).weights(cell.teacher)
-        if benchmark.settings["teachers"]["get"] == "train" and not weights.is_file():
+        if benchmark.settings.teachers.get == "train" and not weights.is_file():
             weights = RunFolder.of(alone, _data_name(benchmark), None, cell.teacher, [], _teacher_seed(benchmark)).last
     words = benchmark.words(cell, weights, root / "commands", {})
     return " ".join(["python cli.py", *words, "--trainer.default_root_dir", alone.as_posix()])
 
 
 def _data_name(benchmark: Benchmark) -> str:
-    data = data_module(benchmark.settings["data"])
-    return getattr(data, "name", None) or type(data).__name__.lower()
+    return data_name(benchmark.data("student"))
 
 
 def _teacher_seed(benchmark: Benchmark) -> int:
-    return int(benchmark.settings["teachers"]["seed"])
+    return benchmark.settings.teachers.seed
 
 
 def _duration(seconds: float) -> str:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import socket
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import yaml
-from filelock import FileLock, Timeout
-
-from ickd_pl.benchmark.cells import remove
-from ickd_pl.benchmark.fingerprint import Identity, code_hash, data_hash
-from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, without_places
+from ickd_pl.benchmark.fingerprint import Identity, code_hash, data_hash, method_hash
+from ickd_pl.benchmark.locks import locked
+from ickd_pl.benchmark.plan import Benchmark, Cell, Group
 from ickd_pl.benchmark.records import read_result, write_begun
 from ickd_pl.benchmark.teachers import Teachers
+from ickd_pl.data import TensorDataModule
 from ickd_pl.errors import UserError
-from ickd_pl.files import write_text
-from ickd_pl.runs.configs import find_configs
-from ickd_pl.runs.data_options import data_module
+from ickd_pl.strategies import from_spec
 
 Say = Callable[[str], None]
 
@@ -60,29 +52,13 @@ class ResultsFolder:
         names = ("result.json", "identity.json")
         return any(True for top in ("cells", "choices") for name in names for _ in self.path.glob(f"{top}/**/{name}"))
 
-    @contextmanager
-    def lock(self, group: Group, wait: bool) -> Iterator[bool]:
-        """The operating system's lock on a group: a process that is killed loses it by itself."""
-        place = self.path / group.path
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write into {place} ({error.strerror}): give --output another folder") from error
-        lock = FileLock(place / ".lock")
-        try:
-            lock.acquire(timeout=1)  # `bench status` looks for a moment
-        except Timeout:
-            if not wait:
-                yield False
-                return
-            self.say(f"{group}: another process is at it, waiting ({_holder(place)})")
-            lock.acquire()
-        try:
-            write_text(place / ".holder", f"process {os.getpid()} on {socket.gethostname()}\n")
-            yield True
-        finally:
-            remove(place / ".holder")
-            lock.release()
+    def lock(self, group: Group, wait: bool) -> AbstractContextManager[bool]:
+        """The lock on a group, see :func:`~ickd_pl.benchmark.locks.locked`."""
+
+        def tell(holder: str) -> None:
+            self.say(f"{group}: another process is at it, waiting ({holder})")
+
+        return locked(self.path / group.path, tell if wait else None)
 
     # -- what a cell is ------------------------------------------------------------------------------------------
 
@@ -91,57 +67,35 @@ class ResultsFolder:
         weights = self.teachers.weights(cell.teacher) if cell.teacher else None
         return self.benchmark.words(cell, weights, self.place(cell), overrides or {})
 
-    def recipe(self, cell: Cell) -> dict[str, Any]:
-        """See :func:`recipe_of`."""
-        return recipe_of(self.benchmark, cell)
-
-    def data(self, cell: Cell) -> Any:
-        """The data module of a cell."""
-        settings = self.benchmark.settings
-        own = settings["teachers"]["data"] if cell.kind == "teacher" else {}
-        return data_module(merge(settings["data"], own))
-
     def data_hash(self, cell: Cell) -> str:
-        """The hash of the data that a cell sees."""
+        """The hash of the data that a cell sees.
+
+        Raises:
+            UserError: a data module of the user's own yields other images every time.
+        """
         if cell.kind not in self._hashes:
-            data = self.data(cell)
-            data.prepare_data()
-            self._hashes[cell.kind] = data_hash(data)
+            data = self.benchmark.data(cell.kind)
+            found = self._hashes[cell.kind] = data_hash(data)
+            # What comes in any order, or with draws of its own, would be refused as other data at the next start.
+            if not isinstance(data, TensorDataModule) and data_hash(self.benchmark.data(cell.kind)) != found:
+                raise UserError(
+                    f"data module {type(data).__name__} yields other batches each time, under a fixed seed too, and a "
+                    "benchmark compares runs on the same data: draw by torch's, numpy's or Python's global random "
+                    "numbers, or by a generator with a fixed seed"
+                )
         return self._hashes[cell.kind]
 
-    @property
-    def code(self) -> str:
-        """The hash of the code that trains."""
-        return code_hash()
+    def code(self, cell: Cell) -> tuple[str, str]:
+        """The hashes of the code that trains a cell: what all cells share, and its own methods."""
+        specs = self.benchmark.strategies(cell.method) if cell.method else []
+        return code_hash(), method_hash(*(type(from_spec(spec)) for spec in specs))
 
     def identity(self, cell: Cell) -> Identity:
         """What a cell depends on now."""
         teacher = self.teachers.hash_of(cell.teacher) if cell.teacher else None
-        return Identity(self.code, self.data_hash(cell), teacher)
+        shared, methods = self.code(cell)
+        return Identity(shared, self.data_hash(cell), teacher, methods)
 
     def begin(self, cell: Cell, place: Path) -> None:
         """Note in a folder what the run in it depends on."""
-        write_begun(place, self.identity(cell), self.recipe(cell))
-
-
-def recipe_of(benchmark: Benchmark, cell: Cell) -> dict[str, Any]:
-    """The settings that make the cell, from all its files, without where things lie and how they are shown."""
-    with tempfile.TemporaryDirectory() as scratch:
-        words = find_configs(benchmark.words(cell, None, Path(scratch), {}))
-        recipe: dict[str, Any] = {}
-        for word, following in itertools.pairwise(words):
-            if word == "--config":
-                recipe = merge(recipe, yaml.safe_load(Path(following).read_text(encoding="utf-8")))
-    for key in ("teacher_weights", "teacher_floor"):
-        recipe.get("model", {}).pop(key, None)
-    recipe["data"] = without_places(recipe["data"])
-    recipe["seed_everything"] = cell.seed
-    choices = benchmark.settings["choices"].get(cell.method)
-    return {**recipe, **({"choices": choices, "val_size": benchmark.settings["val_size"]} if choices else {})}
-
-
-def _holder(place: Path) -> str:
-    try:
-        return (place / ".holder").read_text(encoding="utf-8").strip()
-    except OSError:
-        return "unknown"
+        write_begun(place, self.identity(cell), self.benchmark.recipe(cell))

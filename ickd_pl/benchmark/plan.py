@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from ickd_pl.benchmark.schema import KEYS, check_teachers, checked, combinations
+from ickd_pl.benchmark.schema import MAX_EPOCHS, Settings, check_data, check_teachers, combinations
 from ickd_pl.errors import UserError, near
 from ickd_pl.runs.configs import config_root, find_config
+from ickd_pl.runs.data_options import data_module
 
 
 @dataclass(frozen=True)
@@ -79,28 +80,24 @@ class Benchmark:
 
     Attributes:
         settings: the file's content with every key filled in.
+        pairs: the settings of each pair's module, by the pair's name.
     """
 
-    settings: dict[str, Any]
+    settings: Settings
     pairs: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Any, source: str | Path) -> Benchmark:
+    def of(cls, content: Any, source: str | Path) -> Benchmark:
         """Check and complete the content of a benchmark file.
 
         Raises:
             UserError: naming the file, the key, what was expected and what came.
         """
-        where = f"benchmark file {source}"
-        teachers = checked(settings, where)
-        defaults: dict[str, Any] = {
-            "name": Path(source).stem, "trainer": {}, "model": {}, "pack": True, "choices": {}, "val_size": 0,
-        }  # fmt: skip
-        whole = {**defaults, **settings, "teachers": teachers}
-        pairs = {name: _read(config_root() / "pairs" / f"{name}.yaml")["model"] for name in whole["pairs"]}
-        check_teachers(teachers["weights"], [str(pair["teacher"]) for pair in pairs.values()], where)
-        benchmark = cls({key: whole[key] for key in KEYS}, pairs)
-        for method, listed in whole["choices"].items():
+        settings, where = Settings.of(content, source), f"benchmark file {source}"
+        pairs = {name: _read(config_root() / "pairs" / f"{name}.yaml")["model"] for name in settings.pairs}
+        check_teachers(settings.teachers.weights, [str(pair["teacher"]) for pair in pairs.values()], where)
+        benchmark = cls(settings, pairs)
+        for method, listed in settings.choices.items():
             for arguments in combinations(listed):
                 benchmark.chosen(method, arguments, where)
         return benchmark
@@ -119,12 +116,12 @@ class Benchmark:
         """Every cell, teachers first, then pair by pair and seed by seed in the methods' order."""
         s = self.settings
         networks = list(dict.fromkeys(str(pair["teacher"]) for pair in self.pairs.values()))
-        teachers = [Cell("teacher", network, s["teachers"]["seed"]) for network in networks]
+        teachers = [Cell("teacher", network, s.teachers.seed) for network in networks]
         students = [
             Cell("student", str(self.pairs[pair]["student"]), seed, pair, str(self.pairs[pair]["teacher"]), method)
-            for pair in s["pairs"]
-            for seed in s["seeds"]
-            for method in s["methods"]
+            for pair in s.pairs
+            for seed in s.seeds
+            for method in s.methods
         ]
         return [*teachers, *students]
 
@@ -134,7 +131,7 @@ class Benchmark:
         groups: list[Group] = []
         packs: dict[tuple[str | None, int], list[Cell]] = {}
         for cell in self.cells:
-            if cell.kind == "student" and self.settings["pack"] and self._packable(str(cell.method)):
+            if cell.kind == "student" and self.settings.pack and self._packable(str(cell.method)):
                 key = (cell.pair, cell.seed)
                 if key not in packs:
                     packs[key] = []
@@ -151,7 +148,7 @@ class Benchmark:
         from ickd_pl.training.pack_members import why_alone
 
         alone = why_alone([from_spec(spec) for spec in self.strategies(method)])
-        return alone is None and method not in self.settings["choices"]
+        return alone is None and method not in self.settings.choices
 
     def chosen(self, method: str, arguments: dict[str, Any], where: str = "choices") -> list[dict[str, Any]]:
         """A method's strategies with ``{"Class.argument": value}`` put in.
@@ -193,18 +190,31 @@ class Benchmark:
         own = scratch / f"{str(cell).replace('/', '_')}.yaml"
         own.parent.mkdir(parents=True, exist_ok=True)
         own.write_text(yaml.safe_dump(merge(self._own(cell, teacher_weights), overrides), sort_keys=False))
-        files = ["configs/base.yaml"]
-        if cell.kind == "teacher":
-            shipped_recipe = config_root() / "teachers" / f"{cell.network}.yaml"
-            files += [f"configs/teachers/{cell.network}.yaml"] if shipped_recipe.is_file() else []
-        else:
-            files += [f"configs/pairs/{cell.pair}.yaml", f"configs/methods/{cell.method}.yaml"]
-        stacked = [word for file in [*files, str(own)] for word in ("--config", file)]
+        stacked = [word for file in [*self._files(cell), str(own)] for word in ("--config", file)]
         return ["fit", *stacked, "--seed_everything", str(cell.seed)]
 
+    def recipe(self, cell: Cell) -> dict[str, Any]:
+        """The settings that make the cell, from all its files, without where things lie and how they are shown."""
+        recipe: dict[str, Any] = {}
+        for settings in (*(_read(Path(find_config(file))) for file in self._files(cell)), self._own(cell, None)):
+            recipe = merge(recipe, settings)
+        for key in ("teacher_weights", "teacher_floor"):
+            recipe["model"].pop(key, None)
+        recipe["data"] = without_places(recipe["data"])
+        recipe["seed_everything"] = cell.seed
+        choices = self.settings.choices.get(str(cell.method))
+        return {**recipe, **({"choices": choices, "val_size": self.settings.val_size} if choices else {})}
+
+    def _files(self, cell: Cell) -> list[str]:
+        """The shipped files that make the cell, before the benchmark's own settings."""
+        if cell.kind == "student":
+            return ["configs/base.yaml", f"configs/pairs/{cell.pair}.yaml", f"configs/methods/{cell.method}.yaml"]
+        own = f"teachers/{cell.network}.yaml"
+        return ["configs/base.yaml", *([f"configs/{own}"] if (config_root() / own).is_file() else [])]
+
     def _own(self, cell: Cell, teacher_weights: Path | None) -> dict[str, Any]:
-        s, t = self.settings, self.settings["teachers"]
-        common = {"data": s["data"], "trainer": s["trainer"], "model": s["model"]}
+        s, t = self.settings, self.settings.teachers
+        common = {"data": s.data, "trainer": s.trainer, "model": s.model}
         if cell.kind == "teacher":
             teacher: dict[str, Any] = {
                 "student": cell.network,
@@ -212,36 +222,41 @@ class Benchmark:
                 "teacher_weights": None,
                 "strategies": [],
             }
-            own = {"data": t["data"], "trainer": t["trainer"], "model": {**t["model"], **teacher}}
+            own = {"data": t.data, "trainer": t.trainer, "model": {**t.model, **teacher}}
             return merge(common, own)
         weights = None if teacher_weights is None else str(teacher_weights)
-        model: dict[str, Any] = {"teacher_weights": weights, "teacher_floor": t["floor"]}
+        model: dict[str, Any] = {"teacher_weights": weights, "teacher_floor": t.floor}
         strategies = self.strategies(str(cell.method))
         if any("pretrain_epochs" in strategy.get("init_args", {}) for strategy in strategies):
             model["strategies"] = strategies
         return merge(common, {"model": model})
 
+    def data(self, kind: str) -> Any:
+        """The data module that cells of a kind, "teacher" or "student", see.
+
+        Raises:
+            UserError: what it does not accept, or what a class of the user's own lacks.
+        """
+        own = self.settings.teachers.data if kind == "teacher" else {}
+        data = data_module(merge(self.settings.data, own))
+        check_data(data)
+        return data
+
+    def max_epochs(self, kind: str) -> int:
+        """The main epochs of cells of a kind, "teacher" or "student"."""
+        own = self.settings.teachers.trainer if kind == "teacher" else {}
+        return int({"max_epochs": MAX_EPOCHS, **self.settings.trainer, **own}["max_epochs"])
+
     def strategies(self, method: str) -> list[dict[str, Any]]:
         """A method's strategies, as its file has them; a first stage lasts an eighth of the main epochs (30 of 240)."""
         from ickd_pl.strategies import from_spec
 
-        epochs = int(self.settings["trainer"].get("max_epochs", 240))
+        epochs = self.max_epochs("student")
         found = [_spec(s) for s in _read(config_root() / "methods" / f"{method}.yaml")["model"]["strategies"]]
         for spec in found:
             if from_spec(spec).pretrain_epochs:
                 spec["init_args"] = {**spec.get("init_args", {}), "pretrain_epochs": max(1, epochs // 8)}
         return found
-
-
-def same_settings(benchmark: dict[str, Any]) -> dict[str, Any]:
-    """A benchmark's settings without what may change while its results stay comparable.
-
-    Pairs, methods and seeds may grow. Where files lie and which teachers come how moves no figure: each result has
-    hashes of its data and of its teacher.
-    """
-    kept = {key: value for key, value in benchmark.items() if key not in ("pairs", "methods", "seeds")}
-    teachers = {k: v for k, v in kept.get("teachers", {}).items() if k not in ("get", "weights", "floor")}
-    return {**kept, "data": without_places(kept.get("data", {})), "teachers": teachers}
 
 
 def without_places(data: dict[str, Any]) -> dict[str, Any]:

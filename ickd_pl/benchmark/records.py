@@ -19,6 +19,8 @@ from ickd_pl.benchmark.fingerprint import Identity
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 
+FORM = 2
+"""Of identity.json and result.json. Files without one are of form 1: they have no hash of the methods' code."""
 # What a file may hold at most, so that its figures can be added up and its texts shown.
 LARGEST, LONGEST, DEEPEST = 1e18, 10_000, 40
 
@@ -54,19 +56,21 @@ class Begun:
     Attributes:
         identities: what it depended on, newest last; several where ``--accept-code`` let it go on with other code.
         recipe: its settings.
+        form: of the file.
     """
 
     identities: list[Identity]
     recipe: dict[str, Any]
+    form: int = 1
 
     def __post_init__(self) -> None:
         if not self.identities:
             raise ValueError("identities is empty")
 
     @property
-    def codes(self) -> set[str]:
-        """The hashes of the code that has trained it."""
-        return {identity.code_hash for identity in self.identities}
+    def codes(self) -> set[tuple[str, str | None]]:
+        """The hashes of the code that has trained it: the shared code's, and its methods'."""
+        return {identity.code for identity in self.identities}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,7 @@ class CellResult:
     A field that is added here is read, written and a column of report.csv.
     """
 
+    form: int = 1
     cell: CellKey
     status: Literal["done", "failed", "refused"]
     reason: str | None = None
@@ -118,6 +123,7 @@ class CellResult:
     code_hash: str
     data_hash: str
     teacher_hash: str | None = None
+    method_hash: str | None = None
     weights: str | None = None  # the file of a teacher that was not trained here
     accepted_code: bool = False
     chosen_on_validation: dict[str, Any] | None = None
@@ -153,7 +159,7 @@ def read_begun(folder: Path) -> Begun | None:
 def write_begun(folder: Path, identity: Identity, recipe: dict[str, Any]) -> Begun:
     """Note what a run depends on before it trains. It stays when the run is done."""
     kept = read_begun(folder)
-    begun = Begun([*(i for i in (kept.identities if kept else []) if i != identity), identity], recipe)
+    begun = Begun([*(i for i in (kept.identities if kept else []) if i != identity), identity], recipe, FORM)
     _write(folder / "identity.json", begun)
     return begun
 
@@ -211,9 +217,9 @@ def _parse(value: Any, kind: Any, name: str) -> Any:
         return None
     if is_dataclass(kind) and isinstance(value, dict):
         return _parse_fields(value, kind, "" if name == "the file" else f"{name}.")
-    if kind is Identity and isinstance(value, list) and len(value) == len(Identity._fields):
+    if kind is Identity and isinstance(value, list) and len(value) in (3, len(Identity._fields)):  # form 1 has three
         hints = get_type_hints(Identity)
-        return Identity(*(_parse(v, hints[f], f"{name}.{f}") for f, v in zip(Identity._fields, value, strict=True)))
+        return Identity(*(_parse(v, hints[f], f"{name}.{f}") for f, v in zip(Identity._fields, value, strict=False)))
     if kind is list and isinstance(value, list):
         return [_parse(v, inner[0], f"{name}[{i}]") for i, v in enumerate(value)]
     if kind is dict and isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,11 @@ from ickd_pl.benchmark.cells import Outcome, predict
 from ickd_pl.benchmark.fingerprint import Identity, versions, where
 from ickd_pl.benchmark.folder import ResultsFolder
 from ickd_pl.benchmark.plan import Cell
-from ickd_pl.benchmark.records import CellKey, CellResult
+from ickd_pl.benchmark.records import FORM, CellKey, CellResult
 from ickd_pl.errors import UserError
-from ickd_pl.runs.run_folder import RunFolder, differing, flat
+from ickd_pl.runs.data_options import data_name
+from ickd_pl.runs.run_folder import RunFolder
 from ickd_pl.weights import load_student
-
-
-def differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings that differ, as ``name: there -> now``; how a run is shown does not count."""
-    return differing(flat(there), flat(now))
 
 
 def make_result(
@@ -39,12 +34,13 @@ def make_result(
         recipe: its settings.
         given: the weights of a teacher that was not trained here.
     """
-    data = folder.data(cell)
+    data = folder.benchmark.data(cell.kind)
     data.prepare_data()
     known: dict[str, Any] = {"status": outcome.status, "reason": outcome.reason, **identity._asdict()}
     if outcome.status == "done":
         known |= _measured(folder, cell, outcome, data, recipe.get("trainer", {}), given)
     return CellResult(
+        form=FORM,
         cell=CellKey(
             kind="teacher" if cell.kind == "teacher" else "student",
             pair=cell.pair,
@@ -53,7 +49,7 @@ def make_result(
             method=cell.method,
             seed=cell.seed,
         ),
-        data=getattr(data, "name", None) or type(data).__name__.lower(),
+        data=data_name(data),
         packed_with=outcome.packed_with,
         versions=versions(),
         recipe=recipe,
@@ -69,27 +65,32 @@ def _measured(
     if given is not None:
         return {**folder.teachers.measured(cell, given, data, place, settings), "weights": str(given)}
     net = load_student(RunFolder(place).last)
-    _, labels, trainer = predict(net, data, place, settings)
+    predicted, labels, trainer = predict(net, data, place, settings)
     found = {
         "num_test": len(labels),
         "parameters": sum(p.numel() for p in net.parameters()),
         "config": outcome.cli.settings if outcome.cli is not None else None,
         **where(trainer),
-        **_from_metrics(RunFolder(place).metrics, int(data.num_train)),
+        **_from_metrics(RunFolder(place), int(data.num_train)),
     }
+    if found["split"] == "val":
+        # A user's own data module evaluates its epochs on a validation split; the table is of the test images.
+        found |= dict.fromkeys(("acc1_best", "best_epoch", "acc5_last"))
+        found |= {"split": "test", "acc1_last": 100 * float((predicted == labels).mean())}
     if cell.kind == "teacher":
         found["teacher_hash"] = folder.teachers.file_hash(cell.network)
     return found
 
 
-def _from_metrics(path: Path, num_train: int) -> dict[str, Any]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+def _from_metrics(run: RunFolder, num_train: int) -> dict[str, Any]:
+    rows = run.rows()
     main = [row for row in rows if row["epoch"] >= 1]
     split = "val" if any("val/acc1" in row for row in main) else "test"
     evaluated = [row for row in main if f"{split}/acc1" in row]
     if not evaluated:
-        raise UserError(f"{path} has no evaluated epoch: leave trainer.check_val_every_n_epoch and its limits alone")
+        raise UserError(
+            f"{run.metrics} has no evaluated epoch: leave trainer.check_val_every_n_epoch and its limits alone"
+        )
     last, best = evaluated[-1], max(evaluated, key=lambda row: row[f"{split}/acc1"])
     seconds = sum(row["seconds"] for row in rows)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ from filelock import FileLock
 
 from ickd_pl.benchmark.cells import Job, Outcome, build, members_of, quietly, remove, train_alone, train_pack
 from ickd_pl.benchmark.choose import choose
-from ickd_pl.benchmark.fingerprint import Identity
+from ickd_pl.benchmark.comparable import check_all, check_same_benchmark, mixed
 from ickd_pl.benchmark.folder import ResultsFolder, Say
-from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, same_settings, shard_of
-from ickd_pl.benchmark.records import benchmark_file, read_begun, read_result, write_result
-from ickd_pl.benchmark.result import differences, make_result
+from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
+from ickd_pl.benchmark.records import benchmark_file, write_result
+from ickd_pl.benchmark.result import make_result
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 from ickd_pl.runs.data_options import data_module
@@ -69,7 +69,6 @@ class Runner:
         """
         self._try_settings()
         self._claim()
-        self._check_all(settings_too=True)
         groups = shard_of(self.benchmark.groups, self.shard)
         left = Left([], [])
         for number, group in enumerate(groups, 1):
@@ -85,7 +84,7 @@ class Runner:
                     self.say(f"[{number}/{len(groups)}] {group}: another process is at it, left to that")
                     left.busy.append(str(group))
                 elif self.folder.pending(group):  # else done by another process meanwhile
-                    self._check_all()  # other processes may have begun since
+                    check_all(self.folder, self.accept_code)  # other processes may have begun since
                     self.say(f"[{number}/{len(groups)}] {group}")
                     with quietly():
                         self._do(group)
@@ -93,6 +92,8 @@ class Runner:
 
     def _try_settings(self) -> None:
         """Build a teacher and a student of the benchmark before the folder is touched: a mistake costs nothing yet."""
+        for cell in self.benchmark.cells:
+            self.folder.code(cell)  # now, for this process trains with the code as it is at its start
         kinds = {cell.kind: cell for cell in reversed(self.benchmark.cells)}
         if self.teachers.given(kinds["teacher"]):
             kinds.pop("teacher")
@@ -101,11 +102,16 @@ class Runner:
                 try:
                     place = Path(scratch) / str(cell)
                     build(Job(cell, self.benchmark.words(cell, None, Path(scratch), {}), place))
+                    self.folder.data_hash(cell)
                 except UserError as error:
-                    raise UserError(f"benchmark {self.benchmark.settings['name']}, cell {cell}: {error}") from error
-        if self.benchmark.settings["choices"]:
-            size = {"init_args": {"val_size": self.benchmark.settings["val_size"]}}
-            data_module(merge(self.benchmark.settings["data"], size))
+                    raise UserError(f"benchmark {self.benchmark.settings.name}, cell {cell}: {error}") from error
+        if self.benchmark.settings.choices:
+            size = {"init_args": {"val_size": self.benchmark.settings.val_size}}
+            try:
+                data_module(merge(self.benchmark.settings.data, size))
+            except UserError as error:
+                why = "choices are made on a validation split, so that the data module must take val_size"
+                raise UserError(f"benchmark {self.benchmark.settings.name}: {why}; {error}") from error
 
     def _claim(self) -> None:
         """Write benchmark.yaml into the folder, or see that it holds this very benchmark."""
@@ -120,70 +126,14 @@ class Runner:
             ) from error
         with FileLock(self.folder.path / ".benchmark.lock"):
             if path.is_file():
-                self._check_same(benchmark_file(self.folder.path))
+                check_same_benchmark(self.folder, benchmark_file(self.folder.path))
             elif strangers := sorted(p.name for p in self.folder.path.iterdir() if not _is_own(p.name)):
                 raise UserError(
                     f"{self.folder.path} is not empty and holds no benchmark ({strangers[0]}, ...): "
                     "give --output a new folder"
                 )
-            write_text(path, yaml.safe_dump(self.benchmark.settings, sort_keys=False))
-
-    def _check_same(self, kept: dict[str, Any]) -> None:
-        if not self.folder.begun():
-            return  # a file may be mended as long as nothing was trained by it
-        now = self.benchmark.settings
-        found = differences(same_settings(kept), same_settings(now))
-        found += [
-            f"{key}: {value} is left out"
-            for key in ("pairs", "methods", "seeds")
-            for value in kept.get(key, [])
-            if value not in now[key]
-        ]
-        if found:
-            raise UserError(
-                f"{self.folder.path} holds another benchmark; give --output another folder. "
-                f"What differs (there -> now): {'; '.join(found)}"
-            )
-
-    # -- what is there -------------------------------------------------------------------------------------------
-
-    def _check_all(self, settings_too: bool = False) -> None:
-        """Refuse to go on where anything, of whatever shard, would not be comparable with what comes now.
-
-        Args:
-            settings_too: compare the settings as well, which do not change while this process runs.
-        """
-        for cell in self.benchmark.cells:
-            place = self.folder.place(cell)
-            result = read_result(place)
-            if result is not None and result.status != "refused":
-                recipe = result.recipe if settings_too else None
-                self._compare(cell, place, f"cell {cell}, done before,", result.identity, recipe)
-            elif result is None and (begun := read_begun(place)) is not None:
-                recipe = begun.recipe if settings_too else None
-                self._compare(cell, place, f"cell {cell}, half done,", begun.identities[-1], recipe)
-            if result is None and cell.method in self.benchmark.settings["choices"]:
-                for path in sorted(self.folder.choices_of(cell).glob("*/identity.json")):
-                    begun = read_begun(path.parent)
-                    if begun is not None:
-                        what = f"run {path.parent.name} of the choice for {cell}"
-                        self._compare(cell, self.folder.choices_of(cell), what, begun.identities[-1], None)
-
-    def _compare(self, cell: Cell, place: Path, what: str, kept: Identity, recipe: dict[str, Any] | None) -> None:
-        away = f"move {place} away to do it again, or give --output a new folder"
-        if recipe is not None and (found := differences(recipe, self.folder.recipe(cell))):
-            raise UserError(f"{what} had other settings (there -> now): {'; '.join(found)}; {away}")
-        if kept.code_hash != self.folder.code and not self.accept_code:
-            raise UserError(
-                f"{what} was trained by other code ({kept.code_hash[:12]}, now {self.folder.code[:12]}); {away}, or "
-                "give --accept-code to mix them, marked as such"
-            )
-        if kept.data_hash != (now := self.folder.data_hash(cell)):
-            raise UserError(f"{what} saw other data ({kept.data_hash[:12]}, now {now[:12]}); {away}")
-        now_teacher = self.teachers.hash_of(str(cell.teacher or cell.network))
-        if None not in (kept.teacher_hash, now_teacher) and kept.teacher_hash != now_teacher:
-            name = cell.teacher or cell.network
-            raise UserError(f"{what} had another teacher: the weights of {name} have changed since; {away}")
+            check_all(self.folder, self.accept_code, settings_too=True)
+            write_text(path, yaml.safe_dump(asdict(self.benchmark.settings), sort_keys=False))
 
     # -- doing -------------------------------------------------------------------------------------------------------
 
@@ -194,7 +144,7 @@ class Runner:
             self._do_pack(group)
         else:
             cell = group.cells[0]
-            chosen = choose(self.folder, cell) if cell.method in self.benchmark.settings["choices"] else None
+            chosen = choose(self.folder, cell) if cell.method in self.benchmark.settings.choices else None
             overrides = chosen["overrides"] if chosen else None
             self.folder.begin(cell, self.folder.place(cell))
             outcome = train_alone(Job(cell, self.folder.words(cell, overrides), self.folder.place(cell)))
@@ -233,19 +183,12 @@ class Runner:
 
     def _finish(self, cell: Cell, outcome: Outcome, choice: Any, given: Path | None = None) -> None:
         place = self.folder.place(cell)
-        result = make_result(self.folder, cell, outcome, self.folder.identity(cell), self.folder.recipe(cell), given)
+        result = make_result(self.folder, cell, outcome, self.folder.identity(cell), self.benchmark.recipe(cell), given)
         chosen = choice and {k: v for k, v in choice.items() if k != "overrides"}
-        result = replace(result, accepted_code=self._mixed(cell, result.code_hash), chosen_on_validation=chosen)
+        result = replace(result, accepted_code=mixed(self.folder, cell), chosen_on_validation=chosen)
         write_result(place, result)
         accuracy = "" if result.acc1_last is None else f" {result.acc1_last:.2f} percent"
         self.say(f"  {cell}: {outcome.status}{accuracy}{'' if outcome.reason is None else ': ' + outcome.reason}")
-
-    def _mixed(self, cell: Cell, code: str) -> bool:
-        """Whether other code took part, in this cell, in the choice of its arguments, or in other cells."""
-        places = [self.folder.place(cell), *sorted(self.folder.choices_of(cell).glob("*/"))]
-        codes = {code} | {c for place in places if (begun := read_begun(place)) for c in begun.codes}
-        others = (read_result(self.folder.place(other)) for other in self.benchmark.cells)
-        return len(codes | {other.code_hash for other in others if other is not None}) > 1
 
 
 def _is_own(name: str) -> bool:

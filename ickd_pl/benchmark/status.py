@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+from ickd_pl.benchmark.locks import holder
 from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.benchmark.records import benchmark_file, read_result
 from ickd_pl.runs import RunFolder
@@ -23,27 +24,25 @@ def status(folder: Path) -> str:
     benchmark = Benchmark.of(benchmark_file(folder), folder / "benchmark.yaml")
     lines, counts = [], Counter[str]()
     for group in benchmark.groups:
-        holder = _holder(folder / group.path)
+        at_work = holder(folder / group.path)
         for cell in group.cells:
-            state, text = _state(folder, cell, holder, benchmark)
+            state, text = _state(folder, cell, at_work, benchmark)
             counts[state] += 1
             lines.append(f"{state:9} {cell}{text}")
     total = sum(counts.values())
     summary = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    return "\n".join([*lines, "", f"{benchmark.settings['name']}: {total} cells: {summary}"])
+    return "\n".join([*lines, "", f"{benchmark.settings.name}: {total} cells: {summary}"])
 
 
-def _state(folder: Path, cell: Cell, holder: str, benchmark: Benchmark) -> tuple[str, str]:
+def _state(folder: Path, cell: Cell, at_work: str, benchmark: Benchmark) -> tuple[str, str]:
     place = folder / "cells" / cell.path
     result = read_result(place)
     if result is not None:
         reason = f": {result.reason}" if result.reason else ""
         return result.status, ("" if result.acc1_last is None else f" {result.acc1_last:.2f}") + reason
-    own = benchmark.settings["teachers"]["trainer"] if cell.kind == "teacher" else {}
-    epochs = own.get("max_epochs", benchmark.settings["trainer"].get("max_epochs", 240))
-    done = _epochs(RunFolder(place).metrics)
-    if holder:
-        return "running", f" epoch {done} of {epochs} ({holder})"
+    epochs, done = benchmark.max_epochs(cell.kind), _epochs(RunFolder(place).metrics)
+    if at_work:
+        return "running", f" epoch {done} of {epochs} ({at_work})"
     return ("half done", f" epoch {done} of {epochs}") if done else ("to do", "")
 
 
@@ -60,21 +59,3 @@ def _is_main(epoch: str | None) -> bool:
         return float(epoch or "") >= 1
     except ValueError:
         return False
-
-
-def _holder(place: Path) -> str:
-    """Who holds the lock of a run, empty where nobody does; a killed process holds none."""
-    from filelock import FileLock, Timeout
-
-    if not (place / ".lock").exists():
-        return ""
-    try:
-        with FileLock(place / ".lock", timeout=0):
-            return ""
-    except OSError as error:  # Timeout is one; a folder that may only be read holds no lock of ours to try
-        if not isinstance(error, Timeout):
-            return ""
-        try:
-            return (place / ".holder").read_text(encoding="utf-8").strip() or "another process"
-        except OSError:
-            return "another process"

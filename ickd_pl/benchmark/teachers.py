@@ -14,7 +14,7 @@ from ickd_pl.benchmark.records import read_result
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.runs import RunFolder
-from ickd_pl.runs.data_options import data_module
+from ickd_pl.runs.data_options import data_name
 from ickd_pl.seeding import seeded
 from ickd_pl.weights import load_weights
 
@@ -32,16 +32,16 @@ class Teachers:
     def __init__(
         self, benchmark: Benchmark, folder: Path, say: Callable[[str], None], checkpoints: Path = Path("checkpoints")
     ) -> None:
-        self.settings, self.data = benchmark.settings["teachers"], benchmark.settings["data"]
+        self.benchmark, self.settings = benchmark, benchmark.settings.teachers
         self.folder, self.say, self.checkpoints = folder, say, checkpoints
         self._hashes: dict[str, str] = {}
 
     def weights(self, network: str) -> Path:
         """The file of a teacher: given, trained here, or where fetched ones lie. It need not be there yet."""
-        if network in self.settings["weights"]:
-            return Path(self.settings["weights"][network])
+        if network in self.settings.weights:
+            return Path(self.settings.weights[network])
         trained = RunFolder(self._place(network)).last
-        if self.settings["get"] == "train" or trained.is_file():
+        if self.settings.get == "train" or trained.is_file():
             return trained
         return self._fetched(network)
 
@@ -65,7 +65,7 @@ class Teachers:
         """
         path = self.weights(network)
         with seeded("benchmark"):
-            net = get_model(network, int(data_module(self.data).num_classes))
+            net = get_model(network, int(self.benchmark.data("student").num_classes))
         try:
             load_weights(net, path, network)
         except UserError as error:
@@ -85,7 +85,7 @@ class Teachers:
 
     def given(self, cell: Cell) -> bool:
         """Whether a teacher comes as a file, so that nothing is trained."""
-        return cell.network in self.settings["weights"] or self.settings["get"] == "fetch"
+        return cell.network in self.settings.weights or self.settings.get == "fetch"
 
     def get(self, cell: Cell) -> Path | None:
         """The file of a teacher that need not be trained; None where it has to be.
@@ -93,12 +93,12 @@ class Teachers:
         Raises:
             UserError: a given file is not there, or no source has it and it may not be trained.
         """
-        if cell.network in self.settings["weights"]:
-            path = Path(self.settings["weights"][cell.network])
+        if cell.network in self.settings.weights:
+            path = Path(self.settings.weights[cell.network])
             if not path.is_file():
                 raise UserError(f"teachers, weights: {path} for {cell.network} does not exist")
             return path
-        if self.settings["get"] == "train":
+        if self.settings.get == "train":
             return None
         from ickd_pl.teachers.fetch import fetch
         from ickd_pl.teachers.manifest import manifest_of
@@ -106,7 +106,7 @@ class Teachers:
         try:
             fetch([cell.network], self.checkpoints, manifest_of(self.checkpoints), say=self.say)
         except UserError as error:
-            if self.settings["get"] == "fetch":
+            if self.settings.get == "fetch":
                 raise UserError(f"{error}; or set teachers.get to fetch_or_train") from error
             self.say(f"  {cell.network} cannot be fetched ({error}): it is trained")
             return None
@@ -123,8 +123,8 @@ class Teachers:
         load_weights(net, path, cell.network)
         predicted, labels, trainer = predict(net, data, place, settings)
         acc1 = 100 * float((predicted == labels).mean())
-        on_published_images = getattr(data, "name", None) == DATA and len(labels) == NUM_TEST
-        if on_published_images and cell.network not in self.settings["weights"]:
+        on_published_images = data_name(data) == DATA and len(labels) == NUM_TEST
+        if on_published_images and cell.network not in self.settings.weights:
             self._verify(cell.network, path, acc1)
         return {
             "split": "test",
@@ -155,7 +155,7 @@ class Teachers:
             self.say(f"  {error}")
 
     def _place(self, network: str) -> Path:
-        return self.folder / "cells" / Cell("teacher", network, self.settings["seed"]).path
+        return self.folder / "cells" / Cell("teacher", network, self.settings.seed).path
 
     def _fetched(self, network: str) -> Path:
         return self.checkpoints / f"{network}_vanilla" / "ckpt_epoch_240.pth"

@@ -96,9 +96,9 @@ def _report(options: Any) -> int:
 
 
 def _benchmark(options: Any) -> Any:
+    from ickd_pl.benchmark.kept import check_kept
     from ickd_pl.benchmark.plan import Benchmark
     from ickd_pl.benchmark.records import benchmark_file
-    from ickd_pl.benchmark.schema import check_kept
 
     if options.config is not None:
         return Benchmark.read(options.config)

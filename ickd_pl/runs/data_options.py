@@ -17,7 +17,9 @@ def data_module(settings: dict[str, Any]) -> Any:
     Raises:
         UserError: what the data module does not accept.
     """
-    parser = _parser()
+    from ickd_pl.runs.parser import RaisingParser
+
+    parser = _parser(RaisingParser)
     return _built(parser, parser.parse_object({"data": settings}))
 
 
@@ -27,7 +29,9 @@ def data_from_words(words: Sequence[str]) -> Any:
     Raises:
         UserError: what the data module does not accept.
     """
-    parser = _parser()
+    from ickd_pl.runs.parser import OneLineParser
+
+    parser = _parser(OneLineParser)
     parser.set_defaults({"data": "CIFAR100"})
     return _built(parser, parser.parse_args(list(words)))
 
@@ -37,10 +41,8 @@ def data_name(data: Any) -> str:
     return str(getattr(data, "name", None) or type(data).__name__.lower())
 
 
-def _parser() -> Any:
-    from ickd_pl.runs.parser import OneLineParser
-
-    parser = OneLineParser()
+def _parser(cls: Any) -> Any:
+    parser = cls()
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
     return parser
 

@@ -30,6 +30,13 @@ class OneLineParser(LightningArgumentParser):
         sys.exit(2)
 
 
+class RaisingParser(OneLineParser):
+    """A parser whose caller prints the mistake, once and with what it is a part of."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(one_line(message, option_names(self)))
+
+
 class CommandParser(argparse.ArgumentParser):
     """``argparse`` that raises :class:`UserError` instead of printing its usage."""
 

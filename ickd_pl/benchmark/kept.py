@@ -1,0 +1,70 @@
+"""What the benchmark.yaml of a results folder may say: a file in a folder may be a stranger's, and names no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ickd_pl.checks import plain_arguments, short
+from ickd_pl.errors import UserError
+from ickd_pl.runs.stored_settings import known_data
+from ickd_pl.training.module import DistillationModule
+
+# What the benchmark.yaml of a results folder may set of the trainer: key, and the texts that it may have.
+_KEPT_TRAINER: dict[str, tuple[str, ...]] = {
+    "accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "strategy": ("auto", "ddp"),
+    "precision": ("16-mixed", "bf16-mixed", "32-true", "64-true", "bf16-true", "16-true", "16", "bf16", "32", "64"),
+    "gradient_clip_algorithm": ("norm", "value"),
+    "devices": ("auto", "1"),
+    "deterministic": ("warn",),
+}
+
+
+def check_kept(settings: dict[str, Any], path: Path) -> str:
+    """Hold a results folder's benchmark.yaml, from which ``bench run`` goes on alone, to what a file may say.
+
+    Args:
+        settings: its content.
+        path: of the file.
+
+    Returns:
+        A line on the paths and downloads that it decides.
+
+    Raises:
+        UserError: it names a class that is not ours, or a setting that could be one.
+    """
+    instead = f"give --config FILE, the benchmark's own file, with --output {path.parent}"
+    blocks = {"": settings, "teachers.": dict(_items(settings.get("teachers"), f"{path}: teachers", instead))}
+    shown: list[str] = []
+    cls: type | None = None
+    for prefix, block in blocks.items():
+        data = dict(_items(block.get("data"), f"{path}: {prefix}data", instead))
+        if "class_path" in data or cls is None:
+            named = data.get("class_path")
+            cls = next((c for p, c in known_data().items() if named in (p, c.__name__)), None)
+            if cls is None:
+                raise UserError(
+                    f"{path}: {prefix}data.class_path is {short(named)}, which is not one of ickd_pl's: {instead}"
+                )
+            shown.append(f"data {cls.__name__}")
+        arguments = plain_arguments(cls, data.get("init_args") or {}, f"{path}: {prefix}data.init_args", instead)
+        shown += [f"{k} {short(v)}" for k, v in arguments.items() if isinstance(v, str) or k == "download"]
+        plain_arguments(DistillationModule, block.get("model") or {}, f"{path}: {prefix}model", instead)
+        for name, value in _items(block.get("trainer"), f"{path}: {prefix}trainer", instead):
+            known = value is None or type(value) in (bool, int, float)
+            if not known and not (type(value) is str and value in _KEPT_TRAINER.get(name, ())):
+                raise UserError(
+                    f"{path}: {prefix}trainer.{name} is {short(value)}, which a file may not set: {instead}"
+                )
+    teachers = blocks["teachers."]
+    shown += [f"teachers {short(teachers['get'])}"] if teachers.get("get") else []
+    weights = _items(teachers.get("weights"), f"{path}: teachers.weights", instead)
+    shown += [f"teacher {short(name)} from {short(value)}" for name, value in weights]
+    return f"settings of {path}: {', '.join(shown)}"
+
+
+def _items(block: Any, where: str, instead: str) -> list[tuple[Any, Any]]:
+    if block is not None and not isinstance(block, dict):
+        raise UserError(f"{where} is {short(block)}: expected settings by name; {instead}")
+    return list((block or {}).items())
