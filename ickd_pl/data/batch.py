@@ -50,9 +50,7 @@ class DataInfo:
     Attributes:
         num_classes: K.
         num_samples: images really trained on; None when not known yet.
-        train_labels: (num_samples,) int64; None when not known yet.
     """
 
     num_classes: int
     num_samples: int | None = None
-    train_labels: Tensor | None = None

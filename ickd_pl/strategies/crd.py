@@ -228,16 +228,12 @@ class CRD(LossStrategy):
         self.mode: Mode = mode
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
-        count = data.num_samples if data.train_labels is None else len(data.train_labels)
-        if count is None:
+        if data.num_samples is None:
             raise UserError(
                 "CRD keeps a memory of every training image and must know how many there are: set num_samples "
                 "(model.num_samples; on the command line it comes from the data)"
             )
-        memory = ContrastMemory(student.pooled[0], teacher.pooled[0], count, data.num_classes, self)
-        if data.train_labels is not None:
-            memory.table.fill(data.train_labels)
-        return memory
+        return ContrastMemory(student.pooled[0], teacher.pooled[0], data.num_samples, data.num_classes, self)
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         memory = expect(self, adapter, ContrastMemory)

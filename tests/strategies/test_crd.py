@@ -24,8 +24,10 @@ LABELS = torch.arange(60) % 3  # 20 images of each of three classes
 def memory(seed: int = 0, labels: Tensor | None = LABELS, **settings: Any) -> ContrastMemory:
     strategy = CRD(**{"dim": 4, "negatives": 30, **settings})
     with seeded(seed):
-        built = strategy.build(shapes(width=5), shapes(width=7), DataInfo(3, 60, labels))
+        built = strategy.build(shapes(width=5), shapes(width=7), DataInfo(3, 60))
     assert isinstance(built, ContrastMemory)
+    if labels is not None:
+        built.table.fill(labels)
     return built
 
 
@@ -186,7 +188,8 @@ def test_loss_equals_numpy() -> None:
     features = full_features(1, (4, 2, 2), width=6), full_features(2, (3, 2, 2), width=5)
     labels, index = torch.arange(12) % 3, torch.tensor([7, 0, 5, 3])
     with seeded(0):
-        adapter = strategy.build(shapes(width=6), shapes(width=5), DataInfo(3, 12, labels)).double()
+        adapter = strategy.build(shapes(width=6), shapes(width=5), DataInfo(3, 12)).double()
+    adapter.table.fill(labels)
     batch = Batch(torch.zeros(4, 3, 1, 1), labels[index], index)
     values = arrays(adapter)
     banks = [values["student_memory"], values["teacher_memory"]]
