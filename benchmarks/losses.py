@@ -30,6 +30,7 @@ from common import CLASSES, wait_for
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies import discover
+from ickd_pl.strategies.crd import ContrastMemory
 
 IMAGES = 50_000
 
@@ -230,7 +231,9 @@ def measure(name: str, form: str, batch_size: int, device: str, repeats: int) ->
     batch = Batch(torch.zeros(batch_size, 3, 1, 1, device=device), labels.to(device)[index], index)
     strategy = discover()[name]()
     shapes = [FeatureShapes.of(f"net {i}", f) for i, f in enumerate((s, t))]
-    adapter = strategy.build(shapes[0], shapes[1], DataInfo(CLASSES, IMAGES, labels))
+    adapter = strategy.build(shapes[0], shapes[1], DataInfo(CLASSES, IMAGES))
+    if isinstance(adapter, ContrastMemory):
+        adapter.table.fill(labels)
     if adapter is not None:
         adapter.to(device)
     ours = strategy.pretrain_loss if name in {"fsp", "ab"} else strategy.loss
