@@ -246,7 +246,7 @@ def test_a_run_that_stopped_early_is_finished() -> None:
     before = rows_of(path)
     assert 0 < len(before) < 5
     again = cli(*words)
-    assert again.status == 0 and "finished before" in again.out
+    assert again.status == 0 and "already finished" in again.out
     assert rows_of(path) == before
 
 

@@ -163,7 +163,7 @@ def test_a_damaged_last_checkpoint(student: Run, finished: Run, how: str) -> Non
     assert warnings[0].endswith(f"; continuing from {previous_of(finished)} (epoch 2)")
     assert_same_run(finished.path, student.path)
     assert load(previous_of(finished))["epoch"] == 1, "the damaged file took the place of the good one"
-    assert "finished before" in cli(*fit_words(finished.root, finished.words, epochs=3)).out
+    assert "already finished" in cli(*fit_words(finished.root, finished.words, epochs=3)).out
 
 
 def test_a_run_that_goes_on_from_the_one_before_is_not_finished(finished: Run) -> None:

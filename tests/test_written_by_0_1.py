@@ -92,7 +92,7 @@ def test_a_finished_run_is_finished() -> None:
     before = (run_folder("finished") / "checkpoints" / "last.ckpt").read_bytes()
     done = cli(*json.loads(Path("finished/words.json").read_text()))
     assert done.status == 0, done.err
-    assert done.out.startswith("finished before: ")
+    assert done.out.startswith("already finished: ")
     assert (run_folder("finished") / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_an_own_network() -> None:
     assert Digits.load_from_checkpoint(path).train_size == 200
     outcome = cli("test", "--ckpt_path", path, *QUIET)
     assert outcome.status == 2
-    assert "trained in Python with a network of its own" in outcome.err
+    assert "trained in Python with a custom network" in outcome.err
 
 
 def test_a_results_folder_is_read_and_not_continued() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ickd_pl.data.batch import as_batch
 from ickd_pl.errors import UserError
 from ickd_pl.runs.data_options import data_from_args
-from ickd_pl.runs.stored_settings import Given, data_settings
+from ickd_pl.runs.stored_settings import DataArguments, data_settings
 from ickd_pl.weights.checkpoint import RunCheckpoint
 
 BATCH = 100
@@ -21,13 +21,13 @@ RECALIBRATION_IMAGES = 1000
 
 
 def data_of(
-    args: Sequence[str], given: Given, known: dict[str, type], run: RunCheckpoint, num_classes: int
+    args: Sequence[str], given: DataArguments, known: dict[str, type], run: RunCheckpoint, num_classes: int
 ) -> tuple[Any, str]:
     """A data module whose data are ready: the checkpoint's, changed by the user's arguments, or another of the user's.
 
     Args:
         args: options of the data, such as ``--data Digits``.
-        given: what they say; see :func:`ickd_pl.runs.stored_settings.given_data`.
+        given: what they say; see :func:`ickd_pl.runs.stored_settings.data_arguments`.
         known: classes that the checkpoint may name; see :func:`ickd_pl.runs.stored_settings.known_data`.
         run: the checkpoint.
         num_classes: of its student.

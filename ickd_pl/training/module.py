@@ -157,7 +157,7 @@ class DistillationModule(StudentModule):
             teacher: the teacher's features of the batch if already computed; None computes them.
 
         Returns:
-            The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits (B, K).
+            The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits.
         """
         student: Features = self.student.features(batch.image, preact=self.needs_preact)
         first_stage = self.stages.first

@@ -119,7 +119,7 @@ def test_a_checkpoint_without_the_constants_of_its_data(student: Run) -> None:
     last = copied(student, "last.ckpt", Digits=None)
     done = cli("export", "--ckpt_path", last, "--format", "safetensors")
     assert done.status == 0, done.err
-    assert "note: last.ckpt does not say how its images were normalised" in done.out
+    assert "note: last.ckpt lacks the normalisation of its images" in done.out
     config = read_config("student.safetensors")
     assert (config.network, config.mean, config.std, config.class_names) == ("resnet8", None, None, None)
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_without_the_constants_of_its_data(student: Run) -> None:
         (["--ckpt_path", "good.ckpt", "--format", "onnx", "--output", "folder.onnx"], "folder.onnx is a folder"),
         (["--ckpt_path", "good.ckpt", "--format", "repdistiller", "--output", "text/x.pth"], "cannot write text/x.pth"),
         (["--ckpt_path", "e.safetensors", "--format", "safetensors", "--output", "e.safetensors", "--overwrite"],
-         "e.safetensors is the file that is exported"),
+         "e.safetensors is the file to export"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_leave_nothing(student: Run, words: list[str], needle: str) -> None:
@@ -191,5 +191,5 @@ def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     done = cli("export", "--ckpt_path", student.last, "--format", "onnx", "--output", "s.onnx")
     assert done.status == 0, done.err
-    assert "note: not read back, since onnxruntime is not installed" in done.out
+    assert "note: not verified, because onnxruntime is missing" in done.out
     onnx.checker.check_model("s.onnx")

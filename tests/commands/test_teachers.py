@@ -65,7 +65,7 @@ def test_the_list_tells_what_is_here() -> None:
     done = cli("teachers", "list", "--checkpoints", "t")
     table = rows(done.out)
     assert table["resnet8"][1:] == ["70.50", "70.45", "verified", "yes, SHA-256 as recorded", "1 2"]
-    assert table["resnet14"][2:] == ["-", "recorded", "ANOTHER FILE than recorded", "1 2"]
+    assert table["resnet14"][2:] == ["-", "recorded", "SHA-256 DIFFERS from the recorded", "1 2"]
     assert table["resnet20"][2:] == ["-", "unverified", "yes, SHA-256 not recorded", "1 2"]
     assert table["resnet32"][2:] == ["-", "unverified", "no", "1 2"]
     assert "  1  http://a/<file>\n  2  http://b/c.tar (archive)\n" in done.out

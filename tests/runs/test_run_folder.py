@@ -78,7 +78,7 @@ def test_another_configuration_is_refused_and_nothing_changes(student: Run, more
     assert outcome.status == 2
     assert outcome.err.startswith("error: ")
     assert needle in outcome.err
-    assert "->" not in outcome.err.replace(needle, "").replace("(there -> now)", "")
+    assert "->" not in outcome.err.replace(needle, "").replace("(stored -> new)", "")
     assert snapshot(student.path) == before
 
 

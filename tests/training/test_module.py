@@ -206,7 +206,7 @@ def test_wrong_arguments(wrong: dict[str, Any], says: str) -> None:
 def test_class_counts_must_agree(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 100 classes, the data 10"):
         DistillationModule("resnet8", get_model("resnet8", 100), strategies=[KD()], num_classes=10)
-    with pytest.raises(UserError, match="the data have 10 classes, the networks 100"):
+    with pytest.raises(UserError, match="num_classes mismatch: data 10, networks 100"):
         trainer(tmp_path).fit(DistillationModule("resnet8", num_classes=100), Digits(train_size=20))
 
 

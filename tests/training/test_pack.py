@@ -89,7 +89,7 @@ def test_a_packs_checkpoint_continues_it() -> None:
 def test_a_member_that_fails_is_named_and_the_others_go_on() -> None:
     taught = teacher()
     bomb = DistillationModule("resnet8", taught, strategies=[Bomb()], num_classes=10, milestones=[1])
-    with pytest.warns(UserWarning, match="bomb is stopped, the others go on: .*loss/bomb"):
+    with pytest.warns(UserWarning, match="bomb is stopped, the others continue: .*loss/bomb"):
         pack = packed(Path("pack"), {"kd": member(["kd"], taught), "bomb": bomb, "sp": member(["sp"], taught)})
     assert list(pack.stopped) == ["bomb"]
     for name in ("kd", "sp"):
@@ -127,7 +127,7 @@ class Hooked(Bomb):
 def test_what_cannot_be_packed() -> None:
     taught = teacher()
     fsp = DistillationModule("resnet8", taught, strategies=[discover()["fsp"]()], num_classes=10)
-    with pytest.raises(UserError, match="fsp cannot be packed, for FSP has a first stage"):
+    with pytest.raises(UserError, match="fsp cannot be packed, because FSP has a first stage"):
         Pack([fsp])
     hooked = DistillationModule("resnet8", taught, strategies=[Hooked()], num_classes=10)
     with pytest.raises(UserError, match="for Hooked uses the hook on_after_backward: run it alone"):

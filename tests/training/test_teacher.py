@@ -47,7 +47,7 @@ def test_at_the_floor_the_run_is_the_run_without_one(teacher: Run) -> None:
 
 @pytest.mark.parametrize("floor", [0.7, -1.0, 101.0, float("nan")])
 def test_a_floor_is_a_percentage(floor: float) -> None:
-    with pytest.raises(UserError, match="teacher_floor: expected percent"):
+    with pytest.raises(UserError, match="teacher_floor: expected a percentage"):
         DistillationModule("resnet8", num_classes=10, teacher_floor=floor)
 
 
