@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ickd_pl.correlations.figure import Comparison
 
 SUMMARY = "draw the correlations of a student's channels and logits beside its teacher's, before and after distillation"
-_MORE = """Upper row: inter-channel correlation as in ICKD's loss (Gram matrix of the feature map before the pooling, rows
-of unit length), averaged over test images; the checkpoint's ICKD adapter, if any, is applied to the student.
+_MORE = """Upper row: inter-channel correlation as in ICKD's loss (Gram matrix of the map before the pooling, with
+rows of unit length), averaged over test images; the checkpoint's ICKD adapter, if any, is applied to the student.
 Lower row: correlation of the class logits over the same images. "Before" is the student's initial weights, recreated
 from the run's seed, or the student of --before. Options of the data may follow, such as --data ImageFolder
 --data.root DIR; others are taken from the checkpoint. Needs matplotlib: pip install 'ickd-pl[demo]'."""

@@ -52,9 +52,7 @@ def run(args: Sequence[str]) -> int:
     net = load_student(source)
     done = write_student(net, path, options.format, config, _result(source), options.overwrite)
     if config.mean is None or config.std is None or config.class_names is None:
-        print(
-            f"note: {source} lacks the normalisation of its images, or its class names: they are null in {path}"
-        )
+        print(f"note: {source} lacks the normalisation of its images, or its class names: they are null in {path}")
     if not done.verified:
         print("note: not verified, because onnxruntime is missing: run pip install 'ickd-pl[export]' to verify it")
     usage = FORMATS[options.format].usage.format(path=path, **config.as_dict())

@@ -225,9 +225,7 @@ def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
     manifest = manifest_path(options)
     known = read_manifest(manifest).get(options.name)
     if options.file is None and known is None:
-        raise UserError(
-            f"teachers verify: {options.name} is not in {manifest}: set its weights file with --file FILE"
-        )
+        raise UserError(f"teachers verify: {options.name} is not in {manifest}: set its weights file with --file FILE")
     if options.tolerance < 0:
         raise UserError(f"--tolerance: expected 0 or more points, got {options.tolerance:g}")
     path = options.file if options.file is not None else known.path(options.checkpoints) if known else Path()

@@ -214,7 +214,9 @@ class Pack(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("ickd_pl_pack")
         if stored is None or stored["names"] != self.names:
-            raise UserError(f"the checkpoint is of another pack: expected {self.names}, got {(stored or {}).get('names')}")
+            raise UserError(
+                f"the checkpoint is of another pack: expected {self.names}, got {(stored or {}).get('names')}"
+            )
         self.stopped = dict(stored["stopped"])
         # Older packs stored their first member twice, with the teacher.
         state = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_first.")}

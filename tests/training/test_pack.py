@@ -1,4 +1,4 @@
-"""A pack's members are their solo runs, bit for bit; a member that fails leaves the others alone."""
+"""A pack's members are their solo runs, bit for bit; a member that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_member_is_its_solo_run() -> None:
 
 
 def test_bfloat16() -> None:
-    """Losses in full precision have their gradients in full precision too, also within a pack's step."""
+    """Gradients of losses in full precision are in full precision, also in a pack's step."""
     taught = teacher()
     settings: dict[str, Any] = {"precision": "bf16-mixed", "epochs": 1}
     packed(Path("pack"), {name: member(names, taught) for name, names in MEMBERS.items()}, **settings)
@@ -64,7 +64,7 @@ def test_bfloat16() -> None:
         assert_solo(Path("pack") / name, Path("solo") / name)
 
 
-def test_a_packs_checkpoint_continues_it() -> None:
+def test_a_pack_resumes_from_its_checkpoint() -> None:
     taught = teacher()
 
     def modules() -> dict[str, DistillationModule]:
@@ -74,7 +74,7 @@ def test_a_packs_checkpoint_continues_it() -> None:
     packed(Path("half"), modules(), epochs=2)
     pack = Pack(list(modules().values()), list(modules()))
     folders = [RunFolder(Path("half") / name) for name in modules()]
-    # Packs once kept their first member with a teacher twice, with the teacher.
+    # Older packs stored their first member twice, with the teacher.
     content = load(Path("half/pack.ckpt"))
     state = content["state_dict"]
     state |= {key.replace("members.1.", "_first."): v for key, v in state.items() if key.startswith("members.1.")}
@@ -86,7 +86,7 @@ def test_a_packs_checkpoint_continues_it() -> None:
         assert_solo(Path("whole") / name, Path("half") / name)
 
 
-def test_a_member_that_fails_is_named_and_the_others_go_on() -> None:
+def test_a_failing_member_is_reported_and_the_others_continue() -> None:
     taught = teacher()
     bomb = DistillationModule("resnet8", taught, strategies=[Bomb()], num_classes=10, milestones=[1])
     with pytest.warns(UserWarning, match="bomb is stopped, the others continue: .*loss/bomb"):
@@ -99,7 +99,7 @@ def test_a_member_that_fails_is_named_and_the_others_go_on() -> None:
     assert not (Path("pack/bomb") / "finished").exists()
 
 
-def test_every_member_failing_ends_the_run() -> None:
+def test_the_run_ends_if_every_member_fails() -> None:
     bomb = DistillationModule("resnet8", teacher(), strategies=[Bomb()], num_classes=10)
     with pytest.raises(UserError, match="every member of the pack is stopped"), pytest.warns(UserWarning):
         packed(Path("pack"), {"bomb": bomb})
@@ -118,7 +118,7 @@ def test_clipping_is_per_member(algorithm: str, value: float) -> None:
 
 
 class Hooked(Bomb):
-    """Uses a hook of which a pack has one for all members."""
+    """Uses a hook that a pack runs once for all members."""
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         pass
