@@ -18,7 +18,7 @@ from ickd_pl.seeding import seeded
 from ickd_pl.strategies import LossStrategy
 
 
-class Trained(Protocol):
+class TrainableModule(Protocol):
     """What :func:`optimizer_of` needs of a :class:`ickd_pl.DistillationModule`."""
 
     def parameter_group(self) -> dict[str, Any]: ...
@@ -77,7 +77,7 @@ def make_adapters(
     return adapters
 
 
-def optimizer_of(modules: Sequence[Trained]) -> dict[str, Any]:
+def optimizer_of(modules: Sequence[TrainableModule]) -> dict[str, Any]:
     """One SGD for all modules, with a parameter group and a schedule per module, in the form Lightning expects."""
     optimizer = torch.optim.SGD([module.parameter_group() for module in modules])
     factors = [module.lr_factor() for module in modules]

@@ -19,7 +19,7 @@ from ickd_pl.weights.checkpoint import checkpoint_of
 from ickd_pl.weights.read import read_file
 
 
-class Kept(Protocol):
+class CheckpointedModule(Protocol):
     """What this file needs of a :class:`ickd_pl.DistillationModule`."""
 
     best_acc1: float
@@ -75,7 +75,7 @@ def is_fitting(module: pl.LightningModule) -> bool:
         return False
 
 
-def leave_teacher_out(module: Kept, checkpoint: dict[str, Any], data: Any) -> None:
+def remove_teacher(module: CheckpointedModule, checkpoint: dict[str, Any], data: Any) -> None:
     """Remove the teacher from a checkpoint to be saved, and add the version and the data module's arguments.
 
     Args:
@@ -92,7 +92,7 @@ def leave_teacher_out(module: Kept, checkpoint: dict[str, Any], data: Any) -> No
         checkpoint["ickd_pl"]["data"] = {"class_path": path, "init_args": dict(data.hparams)}
 
 
-def put_back(module: Kept, checkpoint: dict[str, Any], evaluating: bool) -> None:
+def complete_checkpoint(module: CheckpointedModule, checkpoint: dict[str, Any], evaluating: bool) -> None:
     """Complete a loaded checkpoint, so that ``strict`` loading still covers everything else.
 
     Args:

@@ -20,7 +20,7 @@ from ickd_pl.models.hooked import LayerMap
 from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import check_lists, unique_names
 from ickd_pl.training.build import check_data, make_adapters, make_teacher, optimizer_of
-from ickd_pl.training.checkpoint import is_fitting, leave_teacher_out, plain_settings, put_back
+from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
 from ickd_pl.training.metrics import Accuracies, TrainSums
 from ickd_pl.training.student import StudentModule
 from ickd_pl.training.teacher import TeacherWeights, check_accuracy, check_floor_value
@@ -289,10 +289,10 @@ class DistillationModule(StudentModule):
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        leave_teacher_out(self, checkpoint, getattr(self.trainer, "datamodule", None))
+        remove_teacher(self, checkpoint, getattr(self.trainer, "datamodule", None))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         fits = is_fitting(self)
-        put_back(self, checkpoint, evaluating=not fits)
+        complete_checkpoint(self, checkpoint, evaluating=not fits)
         if fits:
             self.stages.resume(checkpoint["epoch"])

@@ -15,7 +15,7 @@ from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
 from ickd_pl.training.build import optimizer_of
-from ickd_pl.training.checkpoint import leave_teacher_out, put_back
+from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.pack_members import ForMember, check_members
 
@@ -223,7 +223,7 @@ class Pack(pl.LightningModule):
         checkpoint["state_dict"] = state
         for position, (member, note) in enumerate(zip(self, stored["members"], strict=True)):
             own: dict[str, Any] = {"state_dict": {}, **note}
-            put_back(member, own, evaluating=False)
+            complete_checkpoint(member, own, evaluating=False)
             prefix = f"members.{position}."
             state.update({prefix + key: value for key, value in own["state_dict"].items()})
 
@@ -231,5 +231,5 @@ class Pack(pl.LightningModule):
 def _note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
     """What a solo checkpoint of the member contains besides weights and progress."""
     own: dict[str, Any] = {"state_dict": {}}
-    leave_teacher_out(member, own, data)
+    remove_teacher(member, own, data)
     return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}

@@ -14,7 +14,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.strategies import LossStrategy
 
 
-class Staged(Protocol):
+class StagedModule(Protocol):
     """What this file needs of a :class:`ickd_pl.DistillationModule`."""
 
     @property
@@ -111,7 +111,7 @@ class Stages:
         """
         self.epoch = epoch - self.epochs + 1
 
-    def start(self, module: Staged) -> None:
+    def start(self, module: StagedModule) -> None:
         """Start or resume a fit; resuming after the last batch of the first stage starts the main stage."""
         self._offset_loader(module.trainer)
         was_first = self.first
@@ -119,7 +119,7 @@ class Stages:
         if was_first and not self.first:
             self._restart_optimizer(module)
 
-    def start_epoch(self, module: Staged) -> None:
+    def start_epoch(self, module: StagedModule) -> None:
         """Start an epoch; the first main epoch resets the optimizer."""
         self._enter(module)
         if self.epochs and self.epoch == 1:
@@ -129,7 +129,7 @@ class Stages:
         """Call at the end of the fit."""
         self.epoch = None
 
-    def _enter(self, module: Staged) -> None:
+    def _enter(self, module: StagedModule) -> None:
         """Freeze and unfreeze parameters for the epoch that starts or resumes."""
         self.epoch = module.current_epoch - self.epochs + 1
         if not self.epochs:
@@ -147,7 +147,7 @@ class Stages:
             elif not self.first:
                 _set(strategy.frozen_in_main(adapter), trains=False)
 
-    def _restart_optimizer(self, module: Staged) -> None:
+    def _restart_optimizer(self, module: StagedModule) -> None:
         for optimizer in module.trainer.optimizers:
             optimizer.state.clear()
             optimizer.zero_grad(set_to_none=True)
