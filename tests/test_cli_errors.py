@@ -122,7 +122,7 @@ def test_a_file_that_is_not_text() -> None:
         ([], ["fit", "test", "predict"]),
         (["fitt"], ["fitt", "fit"]),
         (["--config", "configs/base.yaml"], ["fit"]),
-        (["test"], ["test needs a trained student: give --ckpt_path FILE"]),
+        (["test"], ["test needs a trained student: set --ckpt_path FILE"]),
         (["validate", "--config", "configs/base.yaml", STUDENT], ["validate needs a trained student"]),
         (["test", "--ckpt_path"], ["--ckpt_path"]),
         (["predict", "--data=Digits", STUDENT], ["--ckpt_path"]),
@@ -309,6 +309,5 @@ def test_no_command_at_all() -> None:
     outcome = cli()
     assert outcome.status == 2
     assert outcome.err == (
-        "error: give a command (fit, validate, test, predict, bench, correlations, export, teachers); --help says "
-        "what they do\n"
+        "error: expected a command (fit, validate, test, predict, bench, correlations, export, teachers); see --help\n"
     )

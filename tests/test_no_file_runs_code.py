@@ -191,7 +191,7 @@ def test_the_setting_is_named(student: Run, route: str, needle: str) -> None:
 def test_data_of_an_unknown_class(student: Run, named: str) -> None:
     """Refused with what to set instead; that setting is then used."""
     path = hostile(student, in_data, named)
-    check_refused(cli("test", "--ckpt_path", path, *QUIET), f"its data are of the class '{named}'", "give --data NAME")
+    check_refused(cli("test", "--ckpt_path", path, *QUIET), f"its data module '{named}'", "set --data NAME")
     assert cli("test", "--ckpt_path", path, "--data=Digits", *QUIET).status == 0
     check_nothing_ran()
 
@@ -225,7 +225,7 @@ def test_paths_and_downloads_are_used_only_if_the_run_has_them(student: Run) -> 
         torch.save(content, path)
         Path("run/config.yaml").write_text("data: {class_path: CIFAR100, init_args: {root: elsewhere}}\n")
         args = ["test", "--ckpt_path", path, *QUIET]
-        check_refused(cli(*args), "data.init_args.download is False" if False else "a file's paths are followed only")
+        check_refused(cli(*args), "a file's paths are used only")
         Path("run/config.yaml").write_text(yaml.safe_dump({"data": spec}))
         own = cli(*args)
         assert "data of the checkpoint: CIFAR100" in own.out
@@ -294,7 +294,7 @@ def test_the_files_of_a_results_folder(file: str, asked: str) -> None:
             check_nothing_ran()
             if command == "run":
                 check_refused(outcome)
-                assert file != "benchmark.yaml" or "give --config FILE" in outcome.err
+                assert file != "benchmark.yaml" or "set --config FILE" in outcome.err
 
 
 @pytest.mark.usefixtures("stranger")

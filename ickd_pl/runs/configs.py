@@ -32,7 +32,7 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if flag in ("--data.seed", "--data.init_args.seed"):
-            raise UserError(f"{flag} is set from --seed_everything: use that option")
+            raise UserError(f"{flag} comes from --seed_everything: set that")
         if expects_path:
             out.append(find_config(argument))
         elif flag in ("--config", "-c") and equals:

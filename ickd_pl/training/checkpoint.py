@@ -108,7 +108,7 @@ def complete_checkpoint(module: CheckpointedModule, checkpoint: dict[str, Any], 
         own = module.hparams.get(name)
         # A value of another type was refused on reading, or the user has replaced it.
         if own is not None and type(stored.get(name)) is type(own) and stored[name] != own:
-            raise UserError(f"the checkpoint has a different {what}: expected {own}, got {short(stored[name])}")
+            raise UserError(f"the checkpoint is of another {what}: expected {own}, got {short(stored[name])}")
     if evaluating and not module.strategies:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("adapters.")}

@@ -169,7 +169,7 @@ def test_an_image_folder_whose_name_is_a_number(student: Run) -> None:
     alone = cli(*args)
     assert alone.status == 2
     assert "data.init_args.root is '2024'" in alone.err
-    assert alone.err.endswith("give --data.init_args.root\n")
+    assert alone.err.endswith("set --data.init_args.root\n")
     own = {"data": {"class_path": "ickd_pl.data.ImageFolder", "init_args": {"root": "2024"}}}
     Path("run/config.yaml").write_text(yaml.safe_dump(own))
     done = cli(*args)

@@ -116,8 +116,8 @@ def test_the_first_fetch_writes_the_manifest() -> None:
     [
         ([], "teachers: the following arguments are required: list|fetch"),
         (["fetsh"], "did you mean fetch?"),
-        (["fetch"], "give the NAMEs of teachers, or --all"),
-        (["fetch", "resnet56", "--all"], "give the NAMEs of teachers, or --all"),
+        (["fetch"], "expected the NAMEs of teachers, or --all"),
+        (["fetch", "resnet56", "--all"], "expected the NAMEs of teachers, or --all"),
         (["fetch", "resnet65"], "no teacher resnet65 in checkpoints/manifest.json: did you mean resnet"),
         (["fetch", "resnet56", "--forse"], "unknown --forse: did you mean --force, --from?"),
         (["list", "resnet56"], "unknown resnet56"),

@@ -130,7 +130,7 @@ def test_what_cannot_be_packed() -> None:
     with pytest.raises(UserError, match="fsp cannot be packed, because FSP has a first stage"):
         Pack([fsp])
     hooked = DistillationModule("resnet8", taught, strategies=[Hooked()], num_classes=10)
-    with pytest.raises(UserError, match="for Hooked uses the hook on_after_backward: run it alone"):
+    with pytest.raises(UserError, match="because Hooked uses the hook on_after_backward: run it alone"):
         Pack([hooked])
     dropping = member(["kd"], taught)
     dropping.student.fc = nn.Sequential(nn.Dropout(0.1), dropping.student.fc)
@@ -138,7 +138,7 @@ def test_what_cannot_be_packed() -> None:
         Pack([dropping])
     with pytest.raises(UserError, match="at least one member"):
         Pack([])
-    with pytest.raises(UserError, match="different names"):
+    with pytest.raises(UserError, match="all different"):
         Pack([member(["kd"], taught), member(["kd"], taught)])
     with pytest.raises(UserError, match="share one teacher"):
         Pack([member(["kd"], taught), member(["sp"], teacher())])

@@ -33,7 +33,7 @@ def test_an_untrained_teacher_is_refused(teacher: Run) -> None:
     args = student_args(teacher, "kd", "--model.teacher_weights=random.ckpt", "--model.teacher_floor=50")
     outcome = cli(*fit_args(Path("out"), args))
     assert outcome.status == 2
-    assert "is it trained" in outcome.err
+    assert "was it trained" in outcome.err
 
 
 def test_above_the_minimum_the_run_equals_one_without_it(teacher: Run) -> None:
