@@ -29,7 +29,7 @@ def why_alone(strategies: Sequence[LossStrategy]) -> str | None:
 
 
 def _uses_dropout(student: nn.Module) -> str | None:
-    """A reason if it has dropout, which draws from the global generator: members would affect one another."""
+    """Why a student with dropout is refused: it draws from the global generator, which all members share."""
     drops = any(isinstance(m, _DROPOUT) and m.p > 0 for m in student.modules())
     return "its student has dropout" if drops else None
 
