@@ -1,4 +1,4 @@
-"""Knowledge distillation on PyTorch Lightning: the benchmark of ICKD and RepDistiller, and your own models."""
+"""Knowledge distillation on PyTorch Lightning: the benchmark of ICKD and RepDistiller, and custom models."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ __all__ = [
     "model_names",
 ]
 
-# -- moved modules: the old paths still work, with a warning that names the new one -----------------------------------
+# -- moved modules: the old paths still work, with a warning that names the new path ----------------------------------
 
-# Old path below ickd_pl: the new one, or those among which a module was divided.
+# Old path below ickd_pl: the new path, or the paths into which the module was split.
 MOVED = {
     "accounting": "training.metrics",
     "adapters": "strategies.components.regressors",
@@ -87,7 +87,7 @@ MOVED = {
 
 
 class _OldPaths(MetaPathFinder, Loader):
-    """Finds a module under its old name: the very module, so that ``isinstance`` holds; of a divided one the names."""
+    """Imports a module by its old path: the same module object, or the names of all modules it was split into."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -97,9 +97,9 @@ class _OldPaths(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         package, _, old = module.__name__.partition(".")
-        places = [f"{package}.{place}" for place in MOVED[old].split(", ")]
-        warnings.warn(f"{module.__name__} is now {' and '.join(places)}", DeprecationWarning, stacklevel=2)
-        first, *others = [import_module(place) for place in places]
+        paths = [f"{package}.{path}" for path in MOVED[old].split(", ")]
+        warnings.warn(f"{module.__name__} is now {' and '.join(paths)}", DeprecationWarning, stacklevel=2)
+        first, *others = [import_module(path) for path in paths]
         for part in (*others, first):
             vars(module).update({name: value for name, value in vars(part).items() if not name.startswith("__")})
         if not others:
@@ -107,7 +107,7 @@ class _OldPaths(MetaPathFinder, Loader):
 
 
 def keep_old_paths() -> None:
-    """Let the old paths be imported; asked before other finders, which would load the modules of ``runtime`` twice."""
+    """Install the finder for old paths, before others, which would import the modules of ``runtime`` twice."""
     if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
         sys.meta_path.insert(0, _OldPaths())
 
@@ -117,7 +117,7 @@ keep_old_paths()
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """A module under its old name, as in ``ickd_pl.features.Features``."""
+        """Import a module by its old path, as in ``ickd_pl.features.Features``."""
         if name in MOVED:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``python -m ickd_pl``: the command line."""
+"""Run the command line with ``python -m ickd_pl``."""
 
 from ickd_pl.cli import script
 

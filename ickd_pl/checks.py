@@ -1,6 +1,6 @@
-"""Checks of arguments that types cannot make: the numbers of the module and of the methods, and values out of files.
+"""Checks of values beyond their types: numeric arguments of the module and the methods, and values from files.
 
-Every message is one line: whose argument, what was expected, what came. ``owner`` is the object (or its name) in front.
+Every message is one line: owner and argument, what was expected, what came. ``owner`` is an object or its name.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from ickd_pl.errors import UserError, near
 
 @dataclass(frozen=True)
 class Number:
-    """What a finite number must be, as part of an annotation: ``Annotated[float, Number("above 3", lambda x: x > 3)]``.
+    """A condition on a finite number, for annotations: ``Annotated[float, Number("above 3", lambda x: x > 3)]``.
 
     Attributes:
-        expected: for the message.
-        fits: whether a number is one of these.
+        expected: description for the message.
+        fits: whether a number meets the condition.
     """
 
     expected: str
     fits: Callable[[Any], bool]
 
     def check(self, owner: object, name: str, value: object) -> None:
-        """Raise :class:`UserError` where a value is no such number. A truth value is no number."""
+        """Raise :class:`UserError` if the value is not such a number. A bool is not a number."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or value in (math.inf, -math.inf) or not self.fits(value):  # NaN fits nothing
+        if not number or value in (math.inf, -math.inf) or not self.fits(value):  # fits() is false for NaN
             raise UserError(f"{name_of(owner)}.{name}: expected {self.expected}, got {value!r}")
 
 
 def at_least(limit: int) -> Number:
-    """An ``int`` from a limit."""
+    """An ``int`` of at least ``limit``."""
     return Number(f"a whole number, {limit} or more", lambda value: isinstance(value, int) and value >= limit)
 
 
 def from_to(low: float, high: float) -> Number:
-    """A number from ``low`` to ``high``, this one excluded."""
+    """A number from ``low`` (included) to ``high`` (excluded)."""
     return Number(f"{low} or more and below {high}", lambda value: low <= value < high)
 
 
@@ -55,12 +55,12 @@ NonNegativeInt = Annotated[int, at_least(0)]
 
 
 def check_argument(owner: object, name: str, value: object, annotation: Any) -> None:
-    """Hold a value to its annotation: an ``Annotated`` type with a :class:`Number`, or a ``Literal``; or None.
+    """Check a value against its annotation: ``Annotated`` with a :class:`Number`, a ``Literal``, or either or None.
 
-    Values of other types are not looked at.
+    Other annotations are not checked.
 
     Raises:
-        UserError: the value is another.
+        UserError: the value does not match.
     """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -75,22 +75,22 @@ def check_argument(owner: object, name: str, value: object, annotation: Any) -> 
 
 
 def above_zero(owner: object, /, **values: object) -> None:
-    """Raise :class:`UserError` for the first value that is no finite number above 0."""
+    """Raise :class:`UserError` for the first value that is not a finite number above 0."""
     _check(owner, values, POSITIVE)
 
 
 def zero_or_more(owner: object, /, **values: object) -> None:
-    """Raise :class:`UserError` for the first value that is no finite number from 0."""
+    """Raise :class:`UserError` for the first value that is not a finite number, 0 or more."""
     _check(owner, values, NON_NEGATIVE)
 
 
 def between(owner: object, low: float, high: float, /, **values: object) -> None:
-    """Raise :class:`UserError` for the first value that is no number from ``low`` to ``high``, this one excluded."""
+    """Raise :class:`UserError` for the first value that is not a number from ``low`` to below ``high``."""
     _check(owner, values, from_to(low, high))
 
 
 def whole_number(owner: object, least: int, /, **values: object) -> None:
-    """Raise :class:`UserError` for the first value that is no ``int`` from ``least``."""
+    """Raise :class:`UserError` for the first value that is not an ``int``, ``least`` or more."""
     _check(owner, values, at_least(least))
 
 
@@ -100,7 +100,7 @@ def _check(owner: object, values: dict[str, object], number: Number) -> None:
 
 
 def name_of(owner: object) -> str:
-    """What messages call the owner of an argument."""
+    """The owner's name in messages."""
     return owner if isinstance(owner, str) else type(owner).__name__
 
 
@@ -108,7 +108,7 @@ def name_of(owner: object) -> str:
 
 
 def plain(value: object) -> bool:
-    """Whether a value is a number, a text, a truth value or None, or a list or mapping of those that names no class."""
+    """Whether a value is a number, string, bool or None, or a list or mapping of those without ``class_path``."""
     if isinstance(value, list | tuple):
         return all(map(plain, value))
     if isinstance(value, dict):
@@ -117,15 +117,15 @@ def plain(value: object) -> bool:
 
 
 def plain_arguments(function: Callable[..., Any], values: object, where: str, instead: str) -> dict[str, Any]:
-    """Arguments that come from a file, held to what the function says that it takes.
+    """Check arguments from a file against the function's annotations.
 
-    A file may set numbers, texts and lists of them where the parameter's type is made of nothing else. What it gives
-    for any other parameter could be taken for the name of a class, and is refused.
+    A file may set a parameter only if its type consists of numbers, strings and lists or dicts of them. A value for any
+    other parameter could be taken for the name of a class, and is refused.
 
     Args:
         function: a class or function with annotated parameters.
         values: the arguments by name.
-        where: the file and the part of it, for the message.
+        where: the file and its part, for the message.
         instead: what the user can do, for the message.
 
     Raises:
@@ -144,13 +144,13 @@ def plain_arguments(function: Callable[..., Any], values: object, where: str, in
 
 
 def short(value: object) -> str:
-    """A value that may be anything, as one short line of printable characters, for a message."""
+    """Any value as one short line of printable ASCII characters, for a message."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """Names and types of the parameters; of a class also its parents', as far as ``**kwargs`` hands them on."""
+    """Names and types of the parameters; for a class also its parents', if ``**kwargs`` passes them on."""
     found: dict[str, Any] = {}
     for one in inspect.getmro(function) if isinstance(function, type) else [function]:
         call: Any = vars(one).get("__init__") if isinstance(one, type) else one
@@ -158,7 +158,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
             continue
         try:
             hints = get_type_hints(call)
-        except (NameError, TypeError, AttributeError):  # a name that only a type checker knows: nothing may be set then
+        except (NameError, TypeError, AttributeError):  # a name under TYPE_CHECKING: then no parameter may be set
             hints = {}
         parameters = inspect.signature(call).parameters.values()
         named = [p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

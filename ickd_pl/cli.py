@@ -1,4 +1,4 @@
-"""The command line: ``fit``, ``validate``, ``test`` and ``predict`` by YAML files and flags, and the other commands."""
+"""The command line: ``fit``, ``validate``, ``test`` and ``predict`` with YAML files and options, and other commands."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        args: the arguments after the program's name; None takes the process's own.
+        args: the command-line arguments without the program's name; None: those in ``sys.argv``.
 
     Returns:
-        The exit status: 0, 2 after a user's mistake, which is printed as one line, or 143 after SIGTERM.
+        The exit status: 0; 2 after a user's error, which is printed as one line; 143 after SIGTERM.
     """
     _quiet()
     args = list(sys.argv[1:] if args is None else args)
@@ -35,14 +35,14 @@ def main(args: Sequence[str] | None = None) -> int:
         try:
             known = [*LIGHTNING_COMMANDS, *commands.names()]
             if not args:
-                raise UserError(f"give a command ({', '.join(known)}); --help says what they do")
+                raise UserError(f"expected a command ({', '.join(known)}); see --help")
             if args[0] in commands.names():
                 return int(commands.load(args[0]).run(args[1:]))
             if not args[0].startswith("-") and args[0] not in LIGHTNING_COMMANDS:
                 raise UserError(f"unknown command {args[0]}: {near(args[0], known)}")
             IckdCLI(with_checkpoint_settings(find_configs(args), Path(scratch)), _other_commands())
-        except SIGTERMException:  # an exit without a status, which a scheduler would take for success
-            warn("stopped by SIGTERM: the same command goes on")
+        except SIGTERMException:  # its exit status would look like success to a scheduler
+            warn("stopped by SIGTERM: run the same command to resume")
             return 143
         except Exception as error:
             cause = user_error(error)
@@ -55,11 +55,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _other_commands() -> str:
     lines = [f"{name}: {commands.load(name).SUMMARY}" for name in commands.names()]
-    return "Further commands (NAME --help says more): " + "; ".join(lines) + "." if lines else ""
+    return "Further commands (see NAME --help): " + "; ".join(lines) + "." if lines else ""
 
 
 def _quiet() -> None:
-    """Hide Lightning's warnings about what is intended here, and its advertisements."""
+    """Hide Lightning's warnings about intended behaviour, and its advertisements."""
     # private: lightning messages of warnings
     for message in (
         "LightningCLI's args parameter is intended",

@@ -1,4 +1,4 @@
-"""Errors a user can cause: one line that says what was expected, what came and what to do."""
+"""Errors caused by the user: one line with what was expected, what came and what to do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Wrong input. The command line prints the message alone, without a traceback, and exits with status 2."""
+    """Invalid input. The command line prints only the message, without a traceback, and exits with status 2."""
 
 
 class IncompatiblePair(UserError):
-    """A method cannot work on this teacher and this student; the message names both and the shapes that clash."""
+    """A method cannot work on this teacher and this student; the message names both and the mismatched shapes."""
 
 
 class NonFiniteLoss(UserError):
@@ -19,11 +19,11 @@ class NonFiniteLoss(UserError):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest known ones, or all of them when none is near.
+    """A hint for an unknown name: similar known names, or all of them if none is similar.
 
     Args:
         name: what the user wrote.
-        known: every name that would have been accepted.
+        known: all accepted names.
 
     Returns:
         For example ``did you mean resnet8, resnet8x4?`` or ``known: a, b, c``.

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and locks that one process can hold."""
+"""Atomic file writes, and locks between processes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ickd_pl.errors import UserError
 
 @contextmanager
 def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """Write to the path this yields; at the end it takes the place of ``path`` in one step.
+    """Yield a temporary path to write to, then atomically replace ``path`` with it.
 
-    The temporary file lies in the same folder (a rename across file systems is a copy, which can be cut short).
-    When the block fails, the old file stays and the temporary one is removed; what a killed process leaves is a
-    hidden file ending in ``.tmp``.
+    The temporary file is in the same folder (a rename across file systems is a copy, which can be interrupted). If the
+    block fails, the old file is kept and the temporary file removed; a killed process leaves a hidden file ending in
+    ``.tmp``.
 
     Args:
         path: the file to write.
-        keep: the name that the old file then has, in the same folder; None: it is gone. A process killed at any
-            moment leaves the old file under one of the two names, or the new one as ``path``.
+        keep: path in the same folder to which the old file is moved; None: it is deleted. A process killed at any
+            moment leaves the old file at one of the two paths, or the new one at ``path``.
 
     Raises:
-        UserError: the folder cannot be written; with the path and how many bytes were written.
+        UserError: the file cannot be written; the message has the path and the number of bytes written.
     """
     temporary = _temporary(path)
     try:
@@ -50,28 +50,28 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold a lock that one process can have; it is free again when its holder ends, however it ends.
+    """Hold a lock between processes; it is released when its process ends, even if that is killed.
 
     Args:
-        path: the lock's file, made where it is not there.
-        timeout: seconds to wait for it; below 0: as long as it takes.
+        path: the lock file, created if missing.
+        timeout: seconds to wait for the lock; below 0: no limit.
 
     Raises:
-        UserError: its folder cannot be written.
-        filelock.Timeout: another process has it.
+        UserError: the folder cannot be written.
+        filelock.Timeout: another process holds the lock.
     """
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=timeout)
-    except TimeoutError:  # filelock.Timeout is one; as an OSError it must not look like a bad folder
+    except TimeoutError:  # includes filelock.Timeout, which as an OSError must not be reported as a bad folder
         raise
     except (OSError, NotImplementedError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its file system has no locks"
@@ -83,25 +83,25 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
 
 
 def _temporary(path: Path) -> Path:
-    """A name that no other process has: on a shared folder two may have the same number."""
+    """A unique name: on a shared file system, processes of two machines may have the same process id."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _rename_old(path: Path, keep: Path) -> None:
-    """Give the file its second name before it loses the first: no moment without it under a final name."""
+    """Link the file to ``keep`` before ``path`` is replaced, so that it always exists at one of the two paths."""
     link = _temporary(keep)
     try:
         os.link(path, link)
         link.replace(keep)
-    except OSError:  # a file system without hard links: for a moment only ``keep`` is there
+    except OSError:  # no hard links: for a moment the file exists only at ``keep``
         path.replace(keep)
     finally:
-        with suppress(OSError):  # replace() does nothing where both names were the same file already
+        with suppress(OSError):  # replace() leaves the link if both paths were already the same file
             link.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names as lasting as the contents; not every file system can, and nothing is lost where it cannot."""
+    """Flush the folder's entries to disk; file systems that cannot do this are ignored."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

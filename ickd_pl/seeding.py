@@ -1,4 +1,4 @@
-"""Random numbers by purpose: every draw is a function of named parts, none reads the global stream."""
+"""Random numbers by purpose: seeds are derived from names, and the global generator is not used."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from named parts, such as ``derive_seed(seed, "student", "resnet8")``.
+    """A 63-bit seed derived from parts, such as ``derive_seed(seed, "student", "resnet8")``.
 
-    The same parts give the same number on every machine and Python version; parts are compared by their text.
+    The same parts, as strings, give the same seed on every machine and Python version.
     """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for one purpose, seeded by :func:`derive_seed`."""
+    """A new generator for one purpose, seeded by :func:`derive_seed`."""
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
 
 
 @contextmanager
 def seeded(*parts: object) -> Iterator[None]:
-    """Run code that draws from torch's global CPU stream (module initialisers) under a seed of its own.
+    """Seed torch's global CPU generator inside the block, for code that draws from it (module initialisers).
 
-    The stream is put back afterwards, so what is built inside changes nothing outside.
+    The generator's state is restored afterwards, so that nothing outside is affected.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*parts))

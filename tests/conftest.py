@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs.helpers import Run, finished_run, made_once, student_words
+from tests.runs.helpers import Run, finished_run, made_once, student_args
 
 torch.set_num_threads(1)
 
@@ -40,6 +40,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def student(teacher: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A resnet8 with ICKD and KD of that teacher, three epochs without a break. To be read only."""
-    where, words = "digits/resnet20_resnet8/ickd_kd/seed_0", student_words(teacher)
+    where, words = "digits/resnet20_resnet8/ickd_kd/seed_0", student_args(teacher)
     root = made_once(tmp_path_factory, "student", lambda root: finished_run(root, where, words, epochs=3))
     return Run(root / where, root, words)

@@ -1,4 +1,4 @@
-"""The command line from training a teacher to predictions; mistakes are in test_cli_errors.py."""
+"""The command line from training a teacher to predictions; errors are in test_cli_errors.py."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from tests.runs.helpers import (
     assert_equal,
     assert_same_run,
     cli,
-    fit_words,
+    fit_args,
     load,
     rows_of,
     snapshot,
-    student_words,
+    student_args,
     subprocess_cli,
 )
 
 
 class Untrained(IckdCLI):
-    """Builds everything a ``fit`` builds, and stops there."""
+    """Builds everything that ``fit`` builds, but does not train."""
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         return
 
 
 def accuracy(outcome_text: str, name: str) -> float:
-    """A metric's value in the table that Lightning prints, with rich or without."""
+    """A metric's value in the table that Lightning prints, with or without rich."""
     found = re.search(rf"{name}\W+([\d.]+)", outcome_text)
     assert found, outcome_text
     return float(found[1])
@@ -69,12 +69,12 @@ def test_metrics_have_a_row_for_every_epoch(student: Run) -> None:
     assert float(last["loss/total"]) == pytest.approx(total, rel=1e-4)
 
 
-def test_the_best_epoch_is_a_number_beside_the_last(student: Run) -> None:
+def test_the_best_accuracy_is_logged_beside_the_last(student: Run) -> None:
     accuracies = [float(row["test/acc1"]) for row in student.rows]
     assert float(student.rows[-1]["test/acc1_best"]) == max(accuracies)
 
 
-def test_the_configuration_is_whole_and_reproduces_the_run(student: Run) -> None:
+def test_the_configuration_is_complete_and_reproduces_the_run(student: Run) -> None:
     config = yaml.safe_load((student.path / "config.yaml").read_text())
     assert config["seed_everything"] == 0
     assert config["data"]["init_args"]["train_size"] == 100
@@ -97,8 +97,8 @@ def test_the_checkpoint_loads_safely_and_without_arguments(student: Run) -> None
 
 
 def test_the_teacher_is_unchanged_by_a_run(teacher: Run) -> None:
-    words = student_words(teacher, "ickd", "--trainer.limit_train_batches=2")
-    done = IckdCLI(find_configs(fit_words(Path("out"), words)))
+    args = student_args(teacher, "ickd", "--trainer.limit_train_batches=2")
+    done = IckdCLI(find_configs(fit_args(Path("out"), args)))
     module = done.model
     assert module.student.training
     assert not any(part.training for part in module.teacher.modules())
@@ -109,33 +109,33 @@ def test_the_teacher_is_unchanged_by_a_run(teacher: Run) -> None:
 def test_all_methods_of_a_seed_start_from_the_same_student(teacher: Run) -> None:
     starts = {}
     for method in ("vanilla", "kd", "ickd"):
-        words = find_configs(fit_words(Path("out"), student_words(teacher, method)))
-        starts[method] = dict(Untrained(words).model.student.state_dict())
-    words = find_configs(fit_words(Path("out"), [*student_words(teacher, "kd"), "--seed_everything=1"]))
-    other = Untrained(words).model.student.state_dict()
+        args = find_configs(fit_args(Path("out"), student_args(teacher, method)))
+        starts[method] = dict(Untrained(args).model.student.state_dict())
+    args = find_configs(fit_args(Path("out"), [*student_args(teacher, "kd"), "--seed_everything=1"]))
+    other = Untrained(args).model.student.state_dict()
     assert_equal(starts["vanilla"], starts["kd"])
     assert_equal(starts["vanilla"], starts["ickd"])
     assert not torch.equal(starts["vanilla"]["conv1.weight"], other["conv1.weight"])
 
 
-def test_vanilla_needs_no_teachers_file() -> None:
-    words = ["--config=configs/pairs/resnet20_resnet8.yaml", "--config=configs/methods/vanilla.yaml"]
-    outcome = cli(*fit_words(Path("out"), [*words, "--trainer.limit_train_batches=1"]))
+def test_vanilla_needs_no_teacher_weights() -> None:
+    args = ["--config=configs/pairs/resnet20_resnet8.yaml", "--config=configs/methods/vanilla.yaml"]
+    outcome = cli(*fit_args(Path("out"), [*args, "--trainer.limit_train_batches=1"]))
     assert outcome.status == 0, outcome.err
     assert Path("out/digits/resnet20_resnet8/vanilla/seed_0/checkpoints/last.ckpt").is_file()
 
 
 def test_a_later_file_replaces_an_earlier_method(teacher: Run) -> None:
     stacked = ["--config=configs/methods/ickd_kl.yaml", "--config=configs/methods/kd.yaml"]
-    words = [*student_words(teacher, "ickd_kl"), *stacked]
-    model = Untrained(find_configs(fit_words(Path("out"), words))).model
+    args = [*student_args(teacher, "ickd_kl"), *stacked]
+    model = Untrained(find_configs(fit_args(Path("out"), args))).model
     assert [(type(s).__name__, s.weight) for s in model.strategies] == [("KD", 0.9)]
     assert model.ce_weight == 0.1
 
 
 def test_bf16_trains(teacher: Run) -> None:
-    words = [*student_words(teacher), "--trainer.precision=bf16-mixed", "--trainer.limit_train_batches=2"]
-    outcome = cli(*fit_words(Path("out"), words))
+    args = [*student_args(teacher), "--trainer.precision=bf16-mixed", "--trainer.limit_train_batches=2"]
+    outcome = cli(*fit_args(Path("out"), args))
     assert outcome.status == 0, outcome.err
     row = rows_of(Path("out/digits/resnet20_resnet8/ickd_kd/seed_0"))[0]
     assert math.isfinite(float(row["loss/total"]))
@@ -154,23 +154,23 @@ def test_test_repeats_the_last_epochs_accuracy(student: Run) -> None:
     assert snapshot(student.root) == before
 
 
-def test_test_needs_no_teachers_file(teacher: Run) -> None:
+def test_test_needs_no_teacher_weights(teacher: Run) -> None:
     copy = Path("teacher.ckpt")
     copy.write_bytes(teacher.last.read_bytes())
-    words = [*student_words(teacher), "--trainer.limit_train_batches=1", f"--model.teacher_weights={copy}"]
-    assert cli(*fit_words(Path("out"), words)).status == 0
+    args = [*student_args(teacher), "--trainer.limit_train_batches=1", f"--model.teacher_weights={copy}"]
+    assert cli(*fit_args(Path("out"), args)).status == 0
     copy.unlink()
     (last,) = Path("out").rglob("last.ckpt")
     assert cli("test", f"--ckpt_path={last}", *QUIET).status == 0
 
 
-def test_validate_shows_the_test_images_without_a_split(student: Run) -> None:
+def test_validate_uses_the_test_images_without_a_split(student: Run) -> None:
     outcome = cli("validate", f"--ckpt_path={student.last}", *QUIET)
     assert outcome.status == 0, outcome.err
     assert accuracy(outcome.out, "test/acc1") == pytest.approx(float(student.rows[-1]["test/acc1"]), abs=1e-4)
 
 
-def test_the_command_line_wins_over_the_checkpoint(student: Run) -> None:
+def test_the_command_line_overrides_the_checkpoint(student: Run) -> None:
     outcome = cli("validate", f"--ckpt_path={student.last}", "--data.init_args.val_size=50", *QUIET)
     assert outcome.status == 0, outcome.err
     assert "val/acc1" in outcome.out
@@ -200,7 +200,7 @@ def test_predict_writes_a_row_for_every_image(student: Run) -> None:
     assert 100 * hits / 360 == pytest.approx(float(student.rows[-1]["test/acc1"]), abs=1e-3)
 
 
-def test_predict_names_files_and_classes_of_a_folder() -> None:
+def test_predict_writes_paths_and_class_names_of_a_folder() -> None:
     from PIL import Image
 
     for split, count in (("train", 4), ("test", 2)):
@@ -226,7 +226,7 @@ def test_predict_names_files_and_classes_of_a_folder() -> None:
     assert {row["class"] for row in rows} <= {"cat", "dog"}
 
 
-# -- processes of their own ----------------------------------------------------
+# -- separate processes --------------------------------------------------------
 
 
 STOPPING = [
@@ -239,21 +239,21 @@ STOPPING = [
 
 def test_a_run_that_stopped_early_is_finished() -> None:
     root = Path("out").resolve()
-    words = fit_words(root, ["--model.student=resnet8", *STOPPING], epochs=5)
-    first = cli(*words)
+    args = fit_args(root, ["--model.student=resnet8", *STOPPING], epochs=5)
+    first = cli(*args)
     assert first.status == 0, first.err
     path = root / "digits/resnet8/vanilla/seed_0"
     before = rows_of(path)
     assert 0 < len(before) < 5
-    again = cli(*words)
-    assert again.status == 0 and "finished before" in again.out
+    again = cli(*args)
+    assert again.status == 0 and "already finished" in again.out
     assert rows_of(path) == before
 
 
-def test_an_epoch_without_evaluation_repeats_no_old_accuracy() -> None:
+def test_an_epoch_without_evaluation_has_no_accuracy() -> None:
     root = Path("out").resolve()
-    words = ["--model.student=resnet8", "--trainer.check_val_every_n_epoch=2"]
-    outcome = cli(*fit_words(root, words, epochs=3))
+    args = ["--model.student=resnet8", "--trainer.check_val_every_n_epoch=2"]
+    outcome = cli(*fit_args(root, args, epochs=3))
     assert outcome.status == 0, outcome.err
     shown = [bool(row["test/acc1"]) for row in rows_of(root / "digits/resnet8/vanilla/seed_0")]
     assert shown == [False, True, False]
@@ -261,7 +261,7 @@ def test_an_epoch_without_evaluation_repeats_no_old_accuracy() -> None:
 
 
 def test_another_data_set_does_not_inherit_arguments(student: Run) -> None:
-    """train_size of the checkpoint's Digits is none of a folder's."""
+    """The train_size of the checkpoint's Digits is not passed to an image folder."""
     refused = cli("test", "--ckpt_path", student.last, *QUIET, "--data=ImageFolder", "--data.init_args.root=none")
     assert refused.status == 2 and "none is no folder" in refused.err
 
@@ -272,15 +272,15 @@ def test_two_processes_train(teacher: Run) -> None:
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.eval_batch_size=7"]
     root = Path("out").resolve()
     floor = "--model.teacher_floor=0"
-    outcome = subprocess_cli(*fit_words(root, [*student_words(teacher), *two, floor]), seconds=240)
+    outcome = subprocess_cli(*fit_args(root, [*student_args(teacher), *two, floor]), seconds=240)
     assert outcome.status == 0, outcome.err
-    # The teacher was measured over both ranks' images, each counted once.
+    # The teacher is measured on both ranks' images, each counted once.
     assert f"teacher resnet20: {float(teacher.rows[-1]['test/acc1']):.2f} percent" in outcome.err + outcome.out
     path = root / "digits/resnet20_resnet8/ickd_kd/seed_0"
     assert [row["epoch"] for row in rows_of(path)] == ["1"]
     DistillationModule.load_from_checkpoint(path / "checkpoints" / "last.ckpt")
     assert outcome.out.count("test accuracy:") == 1
-    # Two ranks counted every test image once: one process finds the same accuracy.
+    # Two ranks count every test image once: one process gives the same accuracy.
     one = cli("test", "--ckpt_path", path / "checkpoints" / "last.ckpt", *QUIET, "--trainer.devices=1")
     assert one.status == 0, one.err
     assert accuracy(one.out, "test/acc1") == pytest.approx(float(rows_of(path)[-1]["test/acc1"]), rel=1e-5)
@@ -313,7 +313,7 @@ def test_importing_the_package_changes_nothing() -> None:
         "HOME": str(home.resolve()),
         "PYTHONPATH": package,
         "OMP_NUM_THREADS": "1",
-        # torchmetrics imports matplotlib where it is installed, which keeps a list of fonts.
+        # torchmetrics imports matplotlib if installed, which caches a list of fonts.
         "MPLCONFIGDIR": str(Path("fonts").resolve()),
     }
     done = subprocess.run(
@@ -336,7 +336,7 @@ def test_importing_the_package_changes_nothing() -> None:
     assert list(here.rglob("*")) == []
 
 
-def test_help_is_help() -> None:
+def test_help_is_printed() -> None:
     outcome = cli("--help")
     assert outcome.status == 0
     assert all(name in outcome.out for name in ("fit", "test", *commands.names()))
@@ -345,7 +345,7 @@ def test_help_is_help() -> None:
     assert "--model.ce_weight" in outcome.out
 
 
-def test_the_configuration_can_be_printed_without_a_run() -> None:
+def test_the_configuration_is_printed_without_a_run() -> None:
     outcome = cli("fit", *TINY, "--model.student=resnet8", "--print_config")
     assert outcome.status == 0
     assert yaml.safe_load(outcome.out)["model"]["student"] == "resnet8"

@@ -1,4 +1,4 @@
-"""A user's mistake: one line on stderr, status 2, no traceback, nothing trained, no file written."""
+"""User errors: one line on stderr, status 2, no traceback, nothing trained, no file written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs.helpers import QUIET, Outcome, Run, cli, fit_words, snapshot, student_words, subprocess_cli
+from tests.runs.helpers import QUIET, Outcome, Run, cli, fit_args, snapshot, student_args, subprocess_cli
 
 ROOT = Path("out")
 STUDENT = "--model.student=resnet8"
@@ -27,7 +27,7 @@ def check_refused(outcome: Outcome, *needles: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "needles"),
+    ("args", "needles"),
     [
         (["--model.student=resnet9"], ["unknown network 'resnet9'", "resnet8"]),
         (["--model.student=Resnet8x5"], ["Resnet8x5", "resnet8x4"]),
@@ -78,8 +78,8 @@ def check_refused(outcome: Outcome, *needles: str) -> None:
         ([STUDENT, "--ckpt_path=none.ckpt"], ["none.ckpt does not exist"]),
     ],
 )
-def test_words(words: list[str], needles: list[str]) -> None:
-    check_refused(cli(*fit_words(ROOT, words)), *needles)
+def test_arguments(args: list[str], needles: list[str]) -> None:
+    check_refused(cli(*fit_args(ROOT, args)), *needles)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_words(words: list[str], needles: list[str]) -> None:
         ),
         ("model:\n  strategies:\n  - class_path: KD\n    init_args: {temperature: hot}\n", ["temperature", "hot"]),
         ("model:\n  lr: fast\n", ["model.lr", "fast"]),
-        ("model: [\n", ["mistaken.yaml", "no valid YAML", "line"]),
-        ("model:\n\tlr: 1\n", ["mistaken.yaml", "no valid YAML", "line 2"]),
+        ("model: [\n", ["mistaken.yaml", "not valid YAML", "line"]),
+        ("model:\n\tlr: 1\n", ["mistaken.yaml", "not valid YAML", "line 2"]),
         ("just a text", ["mistaken.yaml", "str"]),
         ("- a\n- list\n", ["mistaken.yaml", "list"]),
         ("", ["mistaken.yaml", "nothing"]),
@@ -108,49 +108,49 @@ def test_words(words: list[str], needles: list[str]) -> None:
 )
 def test_files(text: str, needles: list[str]) -> None:
     Path("mistaken.yaml").write_text(text)
-    check_refused(cli(*fit_words(ROOT, [STUDENT, "--config=mistaken.yaml"])), *needles)
+    check_refused(cli(*fit_args(ROOT, [STUDENT, "--config=mistaken.yaml"])), *needles)
 
 
-def test_a_file_that_is_no_text() -> None:
+def test_a_file_that_is_not_text() -> None:
     Path("mistaken.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    check_refused(cli(*fit_words(ROOT, [STUDENT, "--config=mistaken.yaml"])), "mistaken.yaml")
+    check_refused(cli(*fit_args(ROOT, [STUDENT, "--config=mistaken.yaml"])), "mistaken.yaml")
 
 
 @pytest.mark.parametrize(
-    ("words", "needles"),
+    ("args", "needles"),
     [
         ([], ["fit", "test", "predict"]),
         (["fitt"], ["fitt", "fit"]),
         (["--config", "configs/base.yaml"], ["fit"]),
-        (["test"], ["test needs a trained student: give --ckpt_path FILE"]),
+        (["test"], ["test needs a trained student: set --ckpt_path FILE"]),
         (["validate", "--config", "configs/base.yaml", STUDENT], ["validate needs a trained student"]),
         (["test", "--ckpt_path"], ["--ckpt_path"]),
         (["predict", "--data=Digits", STUDENT], ["--ckpt_path"]),
     ],
 )
-def test_subcommands(words: list[str], needles: list[str]) -> None:
-    check_refused(cli(*words), *needles)
+def test_subcommands(args: list[str], needles: list[str]) -> None:
+    check_refused(cli(*args), *needles)
 
 
 # -- teachers ------------------------------------------------------------------
 
 
-def with_teacher(teacher: Run, *words: str) -> Outcome:
-    return cli(*fit_words(ROOT, student_words(teacher, "kd", *words)))
+def with_teacher(teacher: Run, *args: str) -> Outcome:
+    return cli(*fit_args(ROOT, student_args(teacher, "kd", *args)))
 
 
-def test_a_teachers_file_that_is_not_there(teacher: Run) -> None:
+def test_missing_teacher_weights(teacher: Run) -> None:
     check_refused(
         with_teacher(teacher, "--model.teacher_weights=no.pth"), "resnet20", "no.pth", "--model.student resnet20"
     )
 
 
-def test_a_teachers_file_of_another_network(teacher: Run) -> None:
+def test_teacher_weights_of_another_network(teacher: Run) -> None:
     refused = with_teacher(teacher, "--model.teacher=resnet32")
     check_refused(refused, str(teacher.last), "resnet32", "missing keys", "another network")
 
 
-def test_a_teacher_of_another_number_of_classes(teacher: Run) -> None:
+def test_a_teacher_with_another_number_of_classes(teacher: Run) -> None:
     weights = dict(torch.load(teacher.last, weights_only=True)["state_dict"])
     state = {key.removeprefix("student."): value for key, value in weights.items()}
     state["fc.weight"], state["fc.bias"] = torch.zeros(100, 64), torch.zeros(100)
@@ -160,7 +160,7 @@ def test_a_teacher_of_another_number_of_classes(teacher: Run) -> None:
     )
 
 
-def test_a_teacher_of_a_failed_training(teacher: Run) -> None:
+def test_a_teacher_whose_training_failed(teacher: Run) -> None:
     state = torch.load(teacher.last, weights_only=True)["state_dict"]
     state["student.conv1.weight"][0, 0, 0, 0] = float("nan")
     torch.save({"state_dict": state}, "nan.ckpt")
@@ -169,10 +169,10 @@ def test_a_teacher_of_a_failed_training(teacher: Run) -> None:
 
 def test_a_setting_that_comes_from_the_data() -> None:
     Path("linked.yaml").write_text("model: {student: resnet8, num_classes: 7}")
-    check_refused(cli(*fit_words(ROOT, ["--config=linked.yaml"])), "linked.yaml", "model.num_classes", "the data")
+    check_refused(cli(*fit_args(ROOT, ["--config=linked.yaml"])), "linked.yaml", "model.num_classes", "the data")
 
 
-def test_a_damaged_teachers_file(teacher: Run) -> None:
+def test_damaged_teacher_weights(teacher: Run) -> None:
     Path("half.pth").write_bytes(teacher.last.read_bytes()[:5000])
     check_refused(with_teacher(teacher, "--model.teacher_weights=half.pth"), "half.pth", "damaged")
 
@@ -192,7 +192,7 @@ def test_a_folder_without_images() -> None:
 
 def test_an_output_folder_that_is_a_file() -> None:
     ROOT.write_text("a file")
-    outcome = cli(*fit_words(ROOT, [STUDENT]))
+    outcome = cli(*fit_args(ROOT, [STUDENT]))
     assert outcome.status == 2
     assert outcome.err.startswith("error: cannot write out/")
     assert ROOT.read_text() == "a file"
@@ -203,7 +203,7 @@ def test_an_output_folder_that_cannot_be_written() -> None:
     ROOT.chmod(0o500)
     if os.access(ROOT, os.W_OK):
         pytest.skip("this user may write everywhere")
-    check_refused(cli(*fit_words(ROOT, [STUDENT])), "cannot write out/")
+    check_refused(cli(*fit_args(ROOT, [STUDENT])), "cannot write out/")
 
 
 # -- checkpoints ---------------------------------------------------------------
@@ -233,8 +233,8 @@ def test_a_checkpoint_path(command: str, make: Callable[[Path], object] | None, 
     path = Path("some.ckpt")
     if make is not None:
         make(path)
-    words = fit_words(ROOT, [STUDENT]) if command == "fit" else [command, *QUIET]
-    outcome = cli(*words, f"--ckpt_path={path}")
+    args = fit_args(ROOT, [STUDENT]) if command == "fit" else [command, *QUIET]
+    outcome = cli(*args, f"--ckpt_path={path}")
     check_refused(outcome, "some.ckpt", needle)
 
 
@@ -273,17 +273,17 @@ def test_a_checkpoint_of_other_data(student: Run) -> None:
     assert outcome.err.splitlines()[-1].startswith("error: ")
 
 
-# -- the real process ----------------------------------------------------------
+# -- a separate process --------------------------------------------------------
 
 
 def test_the_whole_stderr_is_one_line() -> None:
-    outcome = subprocess_cli(*fit_words(ROOT, ["--model.student=resnet9"]))
+    outcome = subprocess_cli(*fit_args(ROOT, ["--model.student=resnet9"]))
     check_refused(outcome, "unknown network 'resnet9'")
     assert outcome.out == ""
 
 
 @pytest.mark.parametrize(
-    ("words", "needle"),
+    ("args", "needle"),
     [
         (["--trainer.val_check_interval=1000"], "val_check_interval"),
         (
@@ -292,23 +292,22 @@ def test_the_whole_stderr_is_one_line() -> None:
         ),
     ],
 )
-def test_what_lightning_sees_late_is_one_line_too(words: list[str], needle: str) -> None:
-    outcome = cli(*fit_words(ROOT, [STUDENT, *words]))
+def test_errors_that_lightning_detects_late_are_one_line(args: list[str], needle: str) -> None:
+    outcome = cli(*fit_args(ROOT, [STUDENT, *args]))
     assert outcome.status == 2, outcome.err
     last = outcome.err.strip().splitlines()[-1]
     assert last.startswith("error: trainer: ") and needle in last
     assert "Traceback" not in outcome.err
 
 
-def test_a_key_given_twice_in_a_file() -> None:
+def test_a_duplicate_key_in_a_file() -> None:
     Path("twice.yaml").write_text("model:\n  student: resnet8\n  lr: 0.1\n  lr: 0.2\n")
-    check_refused(cli(*fit_words(ROOT, ["--config", "twice.yaml"])), "twice.yaml", "lr is given twice", "line 4")
+    check_refused(cli(*fit_args(ROOT, ["--config", "twice.yaml"])), "twice.yaml", "lr is given twice", "line 4")
 
 
 def test_no_command_at_all() -> None:
     outcome = cli()
     assert outcome.status == 2
     assert outcome.err == (
-        "error: give a command (fit, validate, test, predict, bench, correlations, export, teachers); --help says "
-        "what they do\n"
+        "error: expected a command (fit, validate, test, predict, bench, correlations, export, teachers); see --help\n"
     )

@@ -1,12 +1,12 @@
-"""Faults of files: cut, flipped, hostile, of another network, and runs that are killed or cannot write.
+"""Faulty files (truncated, flipped bits, malicious, of another network), and runs that are killed or cannot write.
 
-The parts that need no run are tested with what they belong to:
+Related tests are in other files:
 
-- saving: tests/test_files.py (the order of names); an error half-way through a save in
-  tests/runs/test_run_folder.py::test_a_killed_run_leaves_the_checkpoint_before_it_whole.
+- saving: tests/test_files.py (order of renames); an error half-way through a save in
+  tests/runs/test_run_folder.py::test_a_failed_save_keeps_the_previous_checkpoint.
 - damaged checkpoints given to ``test``: tests/test_cli_errors.py::test_a_truncated_checkpoint and
   ::test_a_checkpoint_with_a_flipped_bit; damaged files of teachers: tests/weights/test_read.py.
-- numbers of classes: tests/test_cli_errors.py::test_a_teacher_of_another_number_of_classes; labels in
+- numbers of classes: tests/test_cli_errors.py::test_a_teacher_with_another_number_of_classes; labels in
   tests/data/test_base.py::test_a_label_that_is_no_class_is_named.
 - a corrupt archive of CIFAR: tests/data/test_cifar.py::test_a_corrupt_file_is_named_and_an_archive_repairs_it.
 """
@@ -47,10 +47,10 @@ from tests.runs.helpers import (
     assert_equal,
     assert_same_run,
     cli,
-    fit_words,
+    fit_args,
     load,
     snapshot,
-    student_words,
+    student_args,
     subprocess_cli,
 )
 
@@ -62,7 +62,7 @@ DAMAGE = ["empty", "one byte", "50 %", "-1", "flip"]
 
 
 def last_line(outcome: Outcome) -> Outcome:
-    """Without what was said before the error."""
+    """The last line of stderr, without earlier warnings."""
     return Outcome(outcome.status, outcome.out, outcome.err.rstrip().rpartition("\n")[2])
 
 
@@ -79,7 +79,7 @@ def check_refused(outcome: Outcome, *needles: str) -> None:
 
 @pytest.fixture
 def elsewhere() -> Iterator[Path]:
-    """A folder for TMPDIR, on another file system than the run where there is one."""
+    """A folder for TMPDIR, on a different file system from the run's if possible."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield Path(folder)
@@ -87,9 +87,9 @@ def elsewhere() -> Iterator[Path]:
 
 def killed_while_saving(elsewhere: Path, delays: list[float]) -> None:
     folder = ROOT.resolve() / ALONE_FOLDER
-    words = fit_words(ROOT.resolve(), [*ALONE, "--trainer.callbacks+=tests.runs.faults.Pad"], epochs=10_000)
+    args = fit_args(ROOT.resolve(), [*ALONE, "--trainer.callbacks+=tests.runs.faults.Pad"], epochs=10_000)
     command = [sys.executable, "-m", "tests.runs.kill_while_saving", str(folder), str(elsewhere)]
-    command += [",".join(map(str, delays)), *words]
+    command += [",".join(map(str, delays)), *args]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     kills = json.loads(done.stdout.splitlines()[-1])
@@ -102,21 +102,21 @@ def killed_while_saving(elsewhere: Path, delays: list[float]) -> None:
 
 
 def test_killed_while_saving(elsewhere: Path) -> None:
-    """The checkpoint before it still loads, the next run goes on from it, nothing is partial."""
+    """The previous checkpoint still loads, the next run resumes from it, and no file is partial."""
     killed_while_saving(elsewhere, [0, 2, 5, 10, 20, 40, 80, 160])
 
 
 @pytest.mark.slow
 def test_killed_while_saving_at_twenty_moments(elsewhere: Path) -> None:
-    """The same, at more moments."""
+    """The same at more moments."""
     killed_while_saving(elsewhere, [5.0 * i for i in range(20)])
 
 
 def test_a_full_disk() -> None:
-    """Status 2, path and bytes in one line, the old checkpoint as it was, no temporary file."""
+    """Status 2, one line with path and bytes, the old checkpoint unchanged, no temporary file."""
     full = ["--trainer.callbacks+=tests.runs.faults.LimitFiles", "--trainer.callbacks.init_args.epoch=1"]
     full += ["--trainer.callbacks.init_args.size=100000"]
-    outcome = subprocess_cli(*fit_words(ROOT, [*ALONE, *full], epochs=3))
+    outcome = subprocess_cli(*fit_args(ROOT, [*ALONE, *full], epochs=3))
     last = ROOT / ALONE_FOLDER / "checkpoints" / "last.ckpt"
     (line,) = (line for line in outcome.err.splitlines() if line.startswith("error"))
     size = last.stat().st_size
@@ -128,7 +128,7 @@ def test_a_full_disk() -> None:
     assert "Traceback" not in outcome.err
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
     assert load(last)["epoch"] == 0
-    assert cli(*fit_words(ROOT, ALONE, epochs=3)).status == 0
+    assert cli(*fit_args(ROOT, ALONE, epochs=3)).status == 0
     assert load(last)["epoch"] == 2
 
 
@@ -137,10 +137,10 @@ def test_a_full_disk() -> None:
 
 @pytest.fixture
 def finished(student: Run) -> Run:
-    """A copy of the run of three epochs, to be damaged."""
+    """A copy of a run of three epochs, for damaging."""
     path = ROOT.resolve() / student.path.relative_to(student.root)
     shutil.copytree(student.path, path)
-    return Run(path, ROOT.resolve(), student.words)
+    return Run(path, ROOT.resolve(), student.args)
 
 
 def previous_of(run: Run) -> Path:
@@ -149,12 +149,12 @@ def previous_of(run: Run) -> Path:
 
 @pytest.mark.parametrize("how", [*DAMAGE, "missing"])
 def test_a_damaged_last_checkpoint(student: Run, finished: Run, how: str) -> None:
-    """Warn with the file's name, go on from the one before, end as the run that was never broken."""
+    """A warning names the file; the run resumes from the previous one and ends like an undamaged run."""
     if how == "missing":
         finished.last.unlink()
     else:
         faults.damage(finished.last, how)
-    outcome = cli(*fit_words(finished.root, finished.words, epochs=3))
+    outcome = cli(*fit_args(finished.root, finished.args, epochs=3))
     assert outcome.status == 0, outcome.err
     warnings = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
     what = {"empty": "is empty", "missing": "is missing"}.get(how, "is damaged")
@@ -162,38 +162,38 @@ def test_a_damaged_last_checkpoint(student: Run, finished: Run, how: str) -> Non
     assert warnings[0].startswith(f"warning: {finished.last} {what}")
     assert warnings[0].endswith(f"; continuing from {previous_of(finished)} (epoch 2)")
     assert_same_run(finished.path, student.path)
-    assert load(previous_of(finished))["epoch"] == 1, "the damaged file took the place of the good one"
-    assert "finished before" in cli(*fit_words(finished.root, finished.words, epochs=3)).out
+    assert load(previous_of(finished))["epoch"] == 1, "the damaged file replaced the intact one"
+    assert "already finished" in cli(*fit_args(finished.root, finished.args, epochs=3)).out
 
 
-def test_a_run_that_goes_on_from_the_one_before_is_not_finished(finished: Run) -> None:
-    """The mark of the end that was lost must not make the next call believe in it."""
+def test_a_run_that_resumes_from_the_previous_checkpoint_is_not_finished(finished: Run) -> None:
+    """The file ``finished`` of the lost end must not mark the resumed run as finished."""
     faults.damage(finished.last, "50 %")
     stop = ["--trainer.callbacks+=tests.runs.faults.StopBeforeEpoch", "--trainer.callbacks.init_args.epoch=2"]
     with pytest.raises(Stopped):
-        cli(*fit_words(finished.root, [*finished.words, *stop], epochs=3))
+        cli(*fit_args(finished.root, [*finished.args, *stop], epochs=3))
     assert not (finished.path / "finished").exists()
     assert [row["epoch"] for row in finished.rows] == ["1", "2"]
 
 
-def test_no_whole_checkpoint_is_left(finished: Run) -> None:
-    """One line that names both files, and nothing changes."""
+def test_no_intact_checkpoint_is_left(finished: Run) -> None:
+    """One line names both files, and nothing changes."""
     faults.damage(finished.last, "flip")
     faults.damage(previous_of(finished), "50 %")
     before = snapshot(finished.root)
-    outcome = cli(*fit_words(finished.root, finished.words, epochs=3))
+    outcome = cli(*fit_args(finished.root, finished.args, epochs=3))
     check_refused(outcome, f"{finished.last} is damaged", f"{previous_of(finished)} is damaged", "move ")
     assert snapshot(finished.root) == before
 
 
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("command", ["fit", "test"])
-def test_a_damaged_checkpoint_given_by_its_path(finished: Run, command: str, how: str) -> None:
-    """An error that names the file, whatever else lies beside it."""
+def test_a_damaged_checkpoint_passed_by_path(finished: Run, command: str, how: str) -> None:
+    """An error names the file, whatever other files are beside it."""
     faults.damage(finished.last, how)
     before = snapshot(finished.root)
-    words = fit_words(finished.root, finished.words, epochs=3) if command == "fit" else [command, *QUIET]
-    outcome = cli(*words, f"--ckpt_path={finished.last}")
+    args = fit_args(finished.root, finished.args, epochs=3) if command == "fit" else [command, *QUIET]
+    outcome = cli(*args, f"--ckpt_path={finished.last}")
     check_refused(outcome, str(finished.last), "empty" if how == "empty" else "damaged")
     assert snapshot(finished.root) == before
 
@@ -202,22 +202,22 @@ def test_a_damaged_checkpoint_given_by_its_path(finished: Run, command: str, how
 
 
 def test_a_teacher_of_another_network() -> None:
-    """Refused by its names and keys before any data are looked for."""
+    """Refused because of its keys, before any data are read."""
     torch.save({"model": get_model("resnet20", 100).state_dict()}, "resnet20.pth")
     torch.save({"model": get_model("resnet8x4", 100).state_dict()}, "resnet8x4.pth")
     data = ["--config=configs/base.yaml", "--data=CIFAR100", "--data.root=nowhere", "--data.download=false", *QUIET]
-    words = ["fit", *data, "--model.student=resnet8", "--model.teacher=resnet8x4", "--model.strategies+=KD"]
-    refused = cli(*words, "--model.teacher_weights=resnet20.pth")
+    args = ["fit", *data, "--model.student=resnet8", "--model.teacher=resnet8x4", "--model.strategies+=KD"]
+    refused = cli(*args, "--model.teacher_weights=resnet20.pth")
     check_refused(refused, "resnet20.pth", "does not fit resnet8x4", "missing keys", "unexpected keys", "other shapes")
     assert "it is the file of another network, resnet20; give" in refused.err
     assert "nowhere" not in refused.err
-    # The right file comes as far as the data, which are not there.
-    check_refused(cli(*words, "--model.teacher_weights=resnet8x4.pth"), "nowhere/cifar-100-python")
+    # With the right file the error is about the missing data.
+    check_refused(cli(*args, "--model.teacher_weights=resnet8x4.pth"), "nowhere/cifar-100-python")
     assert sorted(path.name for path in Path().iterdir()) == ["resnet20.pth", "resnet8x4.pth"]
 
 
-def test_a_teacher_of_another_network_is_not_half_loaded() -> None:
-    """Resnet14's tensors fit resnet20 in name and shape, as far as there are any."""
+def test_a_teacher_of_another_network_is_not_partly_loaded() -> None:
+    """All tensors of resnet14 match tensors of resnet20 in name and shape."""
     torch.save(get_model("resnet14", 10).state_dict(), "resnet14.pth")
     module = DistillationModule("resnet8", "resnet20", "resnet14.pth", strategies=[KD()], num_classes=10)
     assert isinstance(module.teacher, torch.nn.Module)
@@ -227,11 +227,11 @@ def test_a_teacher_of_another_network_is_not_half_loaded() -> None:
     assert_equal(dict(module.teacher.state_dict()), before)
 
 
-# -- hostile files ---------------------------------------------------------------
+# -- malicious files -------------------------------------------------------------
 
 
 class Payload:
-    """Makes the folder ``ran`` where it is unpickled."""
+    """Creates the folder ``ran`` when unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
         return os.mkdir, ("ran",)
@@ -254,8 +254,8 @@ hostile = pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name_
 
 
 @hostile
-def test_the_payload_works(make: Callable[[Path], None]) -> None:
-    """Without protection it would run, so that the tests below can fail."""
+def test_the_payload_runs_without_protection(make: Callable[[Path], None]) -> None:
+    """Without protection it runs, so the tests below can fail."""
     make(Path("bad.pth"))
     if make is in_plain_pickle:
         pickle.loads(Path("bad.pth").read_bytes())
@@ -267,22 +267,22 @@ def test_the_payload_works(make: Callable[[Path], None]) -> None:
 @hostile
 @pytest.mark.parametrize("place", ["teacher", "fit", "test", "validate", "predict"])
 def test_a_hostile_file(teacher: Run, make: Callable[[Path], None], place: str) -> None:
-    """Refused, by its name, and nothing of it runs."""
+    """Refused by name; none of its code runs."""
     make(Path("bad.pth"))
-    words = fit_words(ROOT, student_words(teacher, "kd")) if place in ("teacher", "fit") else [place, *QUIET]
+    args = fit_args(ROOT, student_args(teacher, "kd")) if place in ("teacher", "fit") else [place, *QUIET]
     flag = "--model.teacher_weights" if place == "teacher" else "--ckpt_path"
-    check_refused(cli(*words, f"{flag}=bad.pth"), "bad.pth", "refused: it wants to run code")
+    check_refused(cli(*args, f"{flag}=bad.pth"), "bad.pth", "refused: it wants to run code")
     assert [path.name for path in Path().iterdir()] == ["bad.pth"]
 
 
 @hostile
 @pytest.mark.parametrize("left", ["nothing", "the one before"])
 def test_a_hostile_file_in_the_run_folder(finished: Run, make: Callable[[Path], None], left: str) -> None:
-    """Nothing of it runs; a good checkpoint beside it is used, as for a damaged one."""
+    """None of its code runs; an intact checkpoint beside it is used, as for a damaged one."""
     make(finished.last)
     if left == "nothing":
         previous_of(finished).unlink()
-    outcome = cli(*fit_words(finished.root, finished.words, epochs=3))
+    outcome = cli(*fit_args(finished.root, finished.args, epochs=3))
     assert not Path("ran").exists()
     if left == "nothing":
         check_refused(outcome, f"{finished.last} is refused")
@@ -291,13 +291,13 @@ def test_a_hostile_file_in_the_run_folder(finished: Run, make: Callable[[Path], 
         assert f"warning: {finished.last} is refused; continuing from {previous_of(finished)}" in outcome.err
 
 
-def test_safetensors_are_taken_as_a_teacher(teacher: Run) -> None:
-    """The format that cannot hold code trains the same student."""
+def test_safetensors_are_accepted_as_teacher_weights(teacher: Run) -> None:
+    """Teacher weights in a format that cannot contain code train the same student."""
     state = {key.removeprefix("student."): value for key, value in load(teacher.last)["state_dict"].items()}
     save_file(state, "teacher.safetensors")
     short = "--trainer.limit_train_batches=1"
     for root, more in (("a", []), ("b", ["--model.teacher_weights=teacher.safetensors"])):
-        outcome = cli(*fit_words(Path(root), student_words(teacher, "kd", short, *more)))
+        outcome = cli(*fit_args(Path(root), student_args(teacher, "kd", short, *more)))
         assert outcome.status == 0, outcome.err
     assert_same_run(*(Path(root, "digits/resnet20_resnet8/kd/seed_0") for root in "ab"))
 
@@ -307,15 +307,15 @@ def test_safetensors_are_taken_as_a_teacher(teacher: Run) -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_labels_beyond_the_classes(split: str) -> None:
-    """One line with split, label and number of classes, before the first step."""
-    words = ["fit", "--config=configs/base.yaml", "--data=tests.runs.faults.WrongLabels", *ALONE, *QUIET]
-    outcome = cli(*words, f"--data.init_args.wrong={split}", "--trainer.enable_model_summary=false")
+    """One line has the split, the label and the number of classes, before the first step."""
+    args = ["fit", "--config=configs/base.yaml", "--data=tests.runs.faults.WrongLabels", *ALONE, *QUIET]
+    outcome = cli(*args, f"--data.init_args.wrong={split}", "--trainer.enable_model_summary=false")
     check_refused(outcome, f"labels of the {split} images of wrong", "(2 classes); the largest is 2")
     assert not list(Path().rglob("*.ckpt"))
 
 
-def test_networks_of_other_numbers_of_classes() -> None:
-    """The numbers of data, teacher and student, as far as there are any."""
+def test_networks_with_different_numbers_of_classes() -> None:
+    """The message has the numbers of classes of data, teacher and student."""
     nets: dict[str, Any] = {"student": get_model("resnet8", 7), "num_classes": 10}
     with pytest.raises(UserError, match="student resnet8 has 7 classes, the data 10: give"):
         DistillationModule(**nets)
@@ -332,7 +332,7 @@ def test_networks_of_other_numbers_of_classes() -> None:
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An archive of a small CIFAR-100, on a server of this machine that torchvision now goes to."""
+    """An archive of a small CIFAR-100 on a local server that torchvision is directed to."""
     from torchvision import datasets
 
     from ickd_pl.data import CIFAR100
@@ -361,9 +361,9 @@ CIFAR = ["fit", "--config=configs/base.yaml", "--data=CIFAR100", "--data.root=ca
 CIFAR += ["--trainer.max_epochs=1", "--trainer.enable_model_summary=false", "--trainer.default_root_dir=out"]
 
 
-def cifar_ranks(*words: str) -> Outcome:
-    """``python cli.py WORDS`` on two ranks, with the mirror."""
-    command = [sys.executable, "-m", "tests.runs.cifar_ranks", "spec.json", "log", *CIFAR, *words]
+def cifar_ranks(*args: str) -> Outcome:
+    """``python cli.py ARGS`` on two ranks, with the mirror."""
+    command = [sys.executable, "-m", "tests.runs.cifar_ranks", "spec.json", "log", *CIFAR, *args]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
@@ -371,8 +371,8 @@ def cifar_ranks(*words: str) -> Outcome:
 
 
 @pytest.mark.ddp
-def test_one_of_two_ranks_prepares(mirror: Path) -> None:
-    """A corrupt archive is named and leaves nothing; the next run, of two ranks, fetches once and trains."""
+def test_only_one_of_two_ranks_prepares_the_data(mirror: Path) -> None:
+    """A corrupt archive is reported and removed; the next run, with two ranks, downloads once and trains."""
     whole = mirror.read_bytes()
     mirror.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
     check_refused(last_line(cli(*CIFAR)), f"/{mirror.name} ", "corrupted")
@@ -389,7 +389,7 @@ def test_one_of_two_ranks_prepares(mirror: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_fail_together(mirror: Path) -> None:
-    """No rank waits for one that could not prepare."""
+    """No rank waits for one that failed to prepare the data."""
     mirror.write_bytes(b"no archive")
     outcome = cifar_ranks()
     assert outcome.status == 2, outcome

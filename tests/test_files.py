@@ -1,4 +1,4 @@
-"""Files are whole or not there."""
+"""Files are written atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.files import replacing, write_text
 
 
-def test_a_text_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def test_a_text_file_is_replaced(tmp_path: Path) -> None:
     file = tmp_path / "new" / "folder" / "a.txt"
     write_text(file, "one")
     write_text(file, "two")
@@ -21,7 +21,7 @@ def test_a_text_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_the_old_file_stays_when_the_block_fails(tmp_path: Path) -> None:
+def test_the_old_file_is_kept_if_the_block_fails(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
     with pytest.raises(KeyError), replacing(file) as temporary:
@@ -31,14 +31,14 @@ def test_the_old_file_stays_when_the_block_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_the_temporary_file_lies_in_the_same_folder(tmp_path: Path) -> None:
+def test_the_temporary_file_is_in_the_same_folder(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.txt") as temporary:
         temporary.write_text("x")
         assert temporary.parent == tmp_path
         assert not (tmp_path / "a.txt").exists()
 
 
-def test_a_full_disk_is_a_users_error_with_the_path(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_user_error_with_the_path(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
     with pytest.raises(UserError, match=r"a\.txt: No space left"), replacing(file) as temporary:
@@ -48,13 +48,13 @@ def test_a_full_disk_is_a_users_error_with_the_path(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_folder_that_is_a_file_is_a_users_error(tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         write_text(tmp_path / "file" / "a.txt", "x")
 
 
-def test_the_message_says_how_far_it_came(tmp_path: Path) -> None:
+def test_the_message_has_the_bytes_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.txt: No space left on device after 4 bytes; free the space"):  # noqa: SIM117
         with replacing(tmp_path / "a.txt") as temporary:
             temporary.write_text("half")
@@ -85,7 +85,7 @@ def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("links")
-def test_the_old_file_is_kept_under_its_other_name(tmp_path: Path) -> None:
+def test_the_old_file_is_kept_at_its_other_path(tmp_path: Path) -> None:
     file, kept = tmp_path / "last", tmp_path / "previous"
     write_kept(file, kept, "one")
     assert contents(tmp_path) == {"last": "one"}
@@ -96,7 +96,7 @@ def test_the_old_file_is_kept_under_its_other_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("links")
-def test_a_failed_write_moves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_moves_no_file(tmp_path: Path) -> None:
     file, kept = tmp_path / "last", tmp_path / "previous"
     write_kept(file, kept, "one")
     write_kept(file, kept, "two")
@@ -107,8 +107,8 @@ def test_a_failed_write_moves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("links")
-def test_no_moment_is_without_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies there before and after each change of a name: what a kill between any two of them would leave."""
+def test_an_intact_file_exists_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files before and after each rename, which a kill between two of them would leave."""
     file, kept = tmp_path / "last", tmp_path / "previous"
     write_kept(file, kept, "one")
     write_kept(file, kept, "two")
@@ -132,8 +132,8 @@ def test_no_moment_is_without_a_whole_file(tmp_path: Path, monkeypatch: pytest.M
         assert moment.get("last", moment.get("previous")) in ("two", "three"), moment
 
 
-def test_two_names_of_one_file_are_no_trouble(tmp_path: Path) -> None:
-    """What a process leaves that is killed between its two renames."""
+def test_two_paths_of_one_file(tmp_path: Path) -> None:
+    """As left by a process that is killed between its two renames."""
     file, kept = tmp_path / "last", tmp_path / "previous"
     file.write_text("one")
     os.link(file, kept)

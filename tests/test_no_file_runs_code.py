@@ -1,4 +1,4 @@
-"""A file that comes from a stranger is data: whatever it names, nothing is imported, called, opened or fetched."""
+"""An untrusted file is only data: nothing that it names is imported, called, opened or downloaded."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ickd_pl.data import CIFAR100, Digits
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import from_spec
 from ickd_pl.weights import read_config
-from tests.runs.helpers import QUIET, Outcome, Run, cli, fit_words, load
+from tests.runs.helpers import QUIET, Outcome, Run, cli, fit_args, load
 
 HACKED = Path("hacked")
-# Runs what it is given: torch has imported it already, and it is annotated to return a module.
+# Calls its argument; already imported by torch, and annotated to return a module.
 KNOWN_TO_TORCH = {
     "class_path": "torch.fx.graph_module.reduce_graph_module",
     "init_args": {
@@ -61,7 +61,7 @@ def in_data_argument(content: dict[str, Any], asked: Any) -> None:
 
 
 def by_instantiator(content: dict[str, Any], asked: Any) -> None:
-    """Lightning's own way of building a module from the settings of a file."""
+    """Lightning's way to build a module from settings in a file."""
     content["hyper_parameters"] = {
         "_instantiator": "pytorch_lightning.cli.instantiate_module",
         **content["hyper_parameters"],
@@ -86,7 +86,7 @@ ROUTES: dict[str, Change] = {
 
 @pytest.fixture
 def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that can be imported and must not be; it leaves a file when it is."""
+    """A module that must not be imported; it writes a file if it is."""
     Path("stranger.py").write_text(
         "import pathlib, torch\npathlib.Path('hacked').touch()\nclass Thing(torch.nn.Identity): ...\n"
     )
@@ -128,7 +128,7 @@ COMMANDS = {
         "9",
     ],
     "export": lambda path: ["export", "--ckpt_path", path, "--format", "repdistiller", "--output", "s.pth"],
-    "fit": lambda path: [*fit_words(Path("out"), ["--model.student=resnet8"]), "--ckpt_path", path],
+    "fit": lambda path: [*fit_args(Path("out"), ["--model.student=resnet8"]), "--ckpt_path", path],
 }
 ENTRIES: dict[str, Callable[[Path], Any]] = {
     "load_from_checkpoint": DistillationModule.load_from_checkpoint,
@@ -146,7 +146,7 @@ ENTRIES: dict[str, Callable[[Path], Any]] = {
 def test_a_checkpoint_that_asks_for_a_class(student: Run, route: str, asked: str) -> None:
     shutil.copy(student.last, "good.ckpt")
     spec = ASKED_FOR[asked]
-    # The commands share one reader: all of them once, for the rest one command and all entries of Python.
+    # The commands share one reader: test all of them once, otherwise one command and all Python functions.
     for value, names in ((spec, COMMANDS if spec is KNOWN_TO_TORCH else ["test"]), (spec["class_path"], ["test"])):
         path = hostile(student, ROUTES[route], value)
         for name, args in ((name, COMMANDS[name]) for name in names):
@@ -188,15 +188,15 @@ def test_the_setting_is_named(student: Run, route: str, needle: str) -> None:
 @pytest.mark.parametrize(
     "named", ["stranger.Thing", "pytorch_lightning.demos.boring_classes.BoringDataModule", "Thing"]
 )
-def test_data_of_another_class(student: Run, named: str) -> None:
-    """Refused with what to give instead, and then what the user gives counts."""
+def test_data_of_an_unknown_class(student: Run, named: str) -> None:
+    """Refused with what to set instead; that setting is then used."""
     path = hostile(student, in_data, named)
-    check_refused(cli("test", "--ckpt_path", path, *QUIET), f"its data are of the class '{named}'", "give --data NAME")
+    check_refused(cli("test", "--ckpt_path", path, *QUIET), f"its data module '{named}'", "set --data NAME")
     assert cli("test", "--ckpt_path", path, "--data=Digits", *QUIET).status == 0
     check_nothing_ran()
 
 
-def test_a_path_in_the_place_of_a_name_is_not_opened(student: Run) -> None:
+def test_a_path_instead_of_a_name_is_not_opened(student: Run) -> None:
     Path("secret.yaml").write_text("class_path: torch.nn.Identity\n")
     for name in ("student", "teacher"):
         for text in ("secret.yaml", str(Path("secret.yaml").resolve()), "/etc/passwd", "https://example.org/net"):
@@ -207,15 +207,15 @@ def test_a_path_in_the_place_of_a_name_is_not_opened(student: Run) -> None:
             assert "Identity" not in outcome.err
 
 
-def test_the_user_may_name_the_student(student: Run) -> None:
-    """What the refusal says to type is what works."""
+def test_the_user_can_name_the_student(student: Run) -> None:
+    """What the message recommends works."""
     path = hostile(student, in_settings("student"), KNOWN_TO_TORCH)
     assert cli("test", "--ckpt_path", path, "--model.student=resnet8", *QUIET).status == 0
     check_nothing_ran()
 
 
-def test_paths_and_downloads_count_where_they_are_the_runs_own(student: Run) -> None:
-    """CIFAR-100 from a file's folder, archive or a download: refused, unless the run's config.yaml has the same."""
+def test_paths_and_downloads_are_used_only_if_the_run_has_them(student: Run) -> None:
+    """CIFAR-100 from a folder, archive or download in the file: refused unless the run's config.yaml has the same."""
     for name, value in (("root", "/srv/images"), ("archive", "https://example.org/cifar.tgz"), ("root", "../up")):
         content = load(student.last)
         spec = {"class_path": "ickd_pl.data.cifar.CIFAR100", "init_args": {"download": False, name: value}}
@@ -226,7 +226,7 @@ def test_paths_and_downloads_count_where_they_are_the_runs_own(student: Run) -> 
         torch.save(content, path)
         Path("run/config.yaml").write_text("data: {class_path: CIFAR100, init_args: {root: elsewhere}}\n")
         args = ["test", "--ckpt_path", path, *QUIET]
-        check_refused(cli(*args), "data.init_args.download is False" if False else "a file's paths are followed only")
+        check_refused(cli(*args), "a file's paths are used only")
         Path("run/config.yaml").write_text(yaml.safe_dump({"data": spec}))
         own = cli(*args)
         assert "data of the checkpoint: CIFAR100" in own.out
@@ -235,15 +235,15 @@ def test_paths_and_downloads_count_where_they_are_the_runs_own(student: Run) -> 
 
 
 @pytest.mark.usefixtures("stranger")
-def test_the_runs_kept_configuration(student: Run) -> None:
-    """config.yaml of a run folder is compared and never built."""
+def test_the_stored_configuration_of_a_run(student: Run) -> None:
+    """config.yaml of a run folder is compared, never instantiated."""
     shutil.copytree(student.path, "out" / student.path.relative_to(student.root))
     config = "out" / student.path.relative_to(student.root) / "config.yaml"
     good = yaml.safe_load(config.read_text())
     for key, inner in (("model", "student"), ("model", "teacher"), ("data", "class_path"), ("trainer", "callbacks")):
         for asked in (STRANGER, KNOWN_TO_TORCH, "stranger.Thing"):
             config.write_text(yaml.safe_dump({**good, key: {**good[key], inner: asked}}))
-            outcome = cli(*fit_words(Path("out"), student.words, epochs=3))
+            outcome = cli(*fit_args(Path("out"), student.args, epochs=3))
             check_nothing_ran()
             assert outcome.status in (0, 2)
             assert cli("test", "--ckpt_path", config.parent / "checkpoints/last.ckpt", *QUIET).status in (0, 2)
@@ -254,7 +254,7 @@ def test_the_runs_kept_configuration(student: Run) -> None:
 @pytest.mark.parametrize("file", ["result.json", "identity.json", "benchmark.yaml"])
 @pytest.mark.parametrize("asked", ASKED_FOR)
 def test_the_files_of_a_results_folder(file: str, asked: str) -> None:
-    """``bench`` reads figures and settings from them, and builds nothing that they name."""
+    """``bench`` reads numbers and settings from them, and instantiates nothing that they name."""
     value = ASKED_FOR[asked]
     plain: dict[str, Any] = {
         "data": {"class_path": "Digits", "init_args": {"train_size": 50}},
@@ -295,7 +295,7 @@ def test_the_files_of_a_results_folder(file: str, asked: str) -> None:
             check_nothing_ran()
             if command == "run":
                 check_refused(outcome)
-                assert file != "benchmark.yaml" or "give --config FILE" in outcome.err
+                assert file != "benchmark.yaml" or "set --config FILE" in outcome.err
 
 
 @pytest.mark.usefixtures("stranger")
@@ -316,7 +316,7 @@ def test_teachers_files_and_manifest(student: Run, asked: str) -> None:
 
 
 @pytest.mark.usefixtures("stranger")
-def test_a_method_is_looked_up_and_never_imported() -> None:
+def test_a_method_is_looked_up_but_not_imported() -> None:
     for spec in (
         {"class_path": "stranger.Thing"},
         STRANGER,
@@ -340,7 +340,7 @@ def test_data_of_a_checkpoint_in_python(student: Run) -> None:
         Digits.load_from_checkpoint("none.ckpt")
 
 
-def test_constants_of_a_checkpoint_that_are_none(student: Run) -> None:
+def test_invalid_normalisation_constants_of_a_checkpoint(student: Run) -> None:
     for name, value in (("mean", STRANGER), ("std", ["x", "y", "z"]), ("class_names", 5), ("mean", [0.1])):
         content = load(student.last)
         content["Digits"][name] = value

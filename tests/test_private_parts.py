@@ -1,7 +1,7 @@
-"""The private parts of libraries that the package rests on: each is tagged in the source, and has a check here.
+"""Private parts of libraries that the package depends on: each is tagged in the source and checked here.
 
-A tag is a comment ``# private: <library> <name>``, at the end of the line or above it. An upgrade that takes such a
-part away fails with its name. What has no leading underscore is tagged by hand: texts of messages, keys of files.
+A tag is a comment ``# private: <library> <name>``, at the end of the line or above it. If an upgrade removes such a
+part, its check fails. Parts without a leading underscore (texts of messages, keys of files) are tagged by hand.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from torch import nn
 
 PACKAGE = Path(__file__).parents[1] / "ickd_pl"
 TAG = re.compile(r"# private: (\S+ .+)$")
-# Documented in spite of the underscore.
+# Documented despite the underscore.
 PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
 
 CHECKS: dict[str, Callable[[], None]] = {}
 
 
 def private(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Enter a check under the tag's text."""
+    """Register a check for a tag."""
 
     def enter(check: Callable[[], None]) -> Callable[[], None]:
         assert name not in CHECKS, f"two checks of {name}"
@@ -49,21 +49,21 @@ def private(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
 
 
 def message_of(parser: Any, *args: str) -> str:
-    """What a parser says of a mistake."""
-    said: list[str] = []
+    """The message of a parser for wrong arguments."""
+    messages: list[str] = []
 
     def error(message: str, ex: Exception | None = None) -> None:
-        said.append(message)
+        messages.append(message)
         raise SystemExit(2)
 
     parser.error = error
     with pytest.raises(SystemExit):
         parser.parse_args(list(args))
-    return said[0]
+    return messages[0]
 
 
 class Base:
-    """A class that a parser is asked for."""
+    """A base class for a parser's argument."""
 
 
 class Child(Base):
@@ -161,7 +161,7 @@ def _() -> None:
 
 @private('jsonargparse message "none of the union\'s types"')
 def _() -> None:
-    # The newest versions let the constructor's own error through.
+    # The newest versions pass on the constructor's error.
     from ickd_pl.runs.parser import constructor_error
 
     text = message_of(json_parser(), "--name=a", "--lengths=x")
@@ -170,7 +170,7 @@ def _() -> None:
 
 
 def text_in(module: str, text: str) -> None:
-    """A text that a library writes: found in its source, joined where it is broken into lines."""
+    """Assert that a library's source has a text, also if it is split over several lines."""
     source = inspect.getsource(importlib.import_module(module))
     assert text in re.sub(r"[\"']\s+f?[\"']", "", source), f"{module} no longer says {text!r}"
 
@@ -180,7 +180,7 @@ def _() -> None:
     text_in("pytorch_lightning.cli", "LightningCLI's args parameter is intended")
     text_in("pytorch_lightning.loops.fit_loop", "module(s) in eval mode")
     text_in("pytorch_lightning.trainer.call", "Be aware that when using `ckpt_path`, callbacks used")
-    # The one of torch on LeafSpec is not in all versions.
+    # torch's warning about LeafSpec is not in all versions.
 
 
 @private("lightning messages of loggers")
@@ -239,7 +239,7 @@ def _() -> None:
 
 
 def finished_fit(data: pl.LightningDataModule) -> dict[str, Any]:
-    """The checkpoint of one step."""
+    """The checkpoint of a fit with one step."""
     trainer = pl.Trainer(fast_dev_run=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(BoringModel(), datamodule=data)
     trainer.save_checkpoint("last.ckpt")
@@ -327,7 +327,7 @@ def _() -> None:
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_private_part_is_as_we_know_it(name: str) -> None:
+def test_a_private_part_is_as_expected(name: str) -> None:
     try:
         CHECKS[name]()
     except Exception as error:
@@ -361,7 +361,7 @@ def is_private(name: str) -> bool:
 
 
 def own_names(tree: ast.AST) -> set[str]:
-    """Names of attributes that our classes define; a protocol only asks for them."""
+    """Names of attributes that the package's classes define, without protocols."""
     found = set()
     for cls in ast.walk(tree):
         if isinstance(cls, ast.ClassDef) and not any("Protocol" in ast.unparse(base) for base in cls.bases):
@@ -381,7 +381,7 @@ def targets_of(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
 
 
 def uses(tree: ast.AST, own: set[str]) -> Iterator[tuple[int, str]]:
-    """Line and text of everything private that is not our own: attributes, imports, names given to getattr."""
+    """Line and text of every private name of a library: attributes, imports, names passed to getattr."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
             yield node.end_lineno or node.lineno, ast.unparse(node)
@@ -429,17 +429,17 @@ def test_no_private_part_is_used_without_a_tag() -> None:
 
 
 def overridden(cls: type) -> list[str]:
-    """Private names that a class of ours shares with a base of a library: methods, and attributes set on ``self``."""
+    """Private names that a class of the package shares with a library's base class: methods and attributes."""
     mine = own_names(ast.parse(textwrap.dedent(inspect.getsource(cls))))
     found = []
     for base in cls.__mro__[1:]:
         if base.__module__.partition(".")[0] in ("ickd_pl", "builtins", "abc", "typing"):
             continue
         try:
-            theirs = own_names(ast.parse(textwrap.dedent(inspect.getsource(base))))
+            inherited = own_names(ast.parse(textwrap.dedent(inspect.getsource(base))))
         except (OSError, TypeError):  # written in C
             continue
-        found += [f"{base.__module__}.{base.__qualname__}.{name}" for name in filter(is_private, mine & theirs)]
+        found += [f"{base.__module__}.{base.__qualname__}.{name}" for name in filter(is_private, mine & inherited)]
     return found
 
 
@@ -466,7 +466,7 @@ def tagged_name(cls: type, name: str) -> bool:
     return any(tagged(lines, number) for number in numbers)
 
 
-def test_what_is_planted_is_found(tmp_path: Path) -> None:
+def test_planted_uses_are_found(tmp_path: Path) -> None:
     (tmp_path / "ickd_pl").mkdir()
     (tmp_path / "ickd_pl" / "a.py").write_text(
         "from torch._C import x\n"  # 1

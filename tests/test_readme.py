@@ -1,4 +1,4 @@
-"""What a newcomer copies from README and docs/benchmark.md, as it stands there, with fewer epochs."""
+"""The commands for newcomers in README and docs/benchmark.md work as written, with fewer epochs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def commands() -> list[str]:
     return block.strip().splitlines()
 
 
-def test_the_newcomers_five_commands() -> None:
+def test_the_five_commands_for_newcomers() -> None:
     pytest.importorskip("onnxruntime")
     lines = commands()
     assert len(lines) == 5
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     for line in lines:
         short = line.replace("max_epochs 12", "max_epochs 2").replace("ckpt_epoch_12", "ckpt_epoch_2")
-        words = shlex.split(short.replace("[8,9,11]", "[1]").replace("cli.py", str(REPOSITORY / "cli.py")))
-        trains = "--data" in words
+        args = shlex.split(short.replace("[8,9,11]", "[1]").replace("cli.py", str(REPOSITORY / "cli.py")))
+        trains = "--data" in args
         done = subprocess.run(
-            [sys.executable, *words[1:], *(QUIET if trains else [])],
+            [sys.executable, *args[1:], *(QUIET if trains else [])],
             env=environment, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stderr}"

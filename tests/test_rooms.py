@@ -1,6 +1,6 @@
-"""The package's rooms stand on each other: each imports only from rooms below it, and no modules import in a circle.
+"""The package's layers: each imports only from layers below it, and there are no circular imports.
 
-All imports count: those inside functions, and those for types only.
+All imports count, also those inside functions and under TYPE_CHECKING.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ickd_pl"
-# From top to bottom; a module is in the room with the longest name that it begins with. The package itself is the
+# From top to bottom; a module is in the layer with the longest matching prefix. The package itself is the
 # facade, which may import everything and which nothing imports.
 ROOMS = (
     *("ickd_pl", "__main__", "cli", "commands", "benchmark", "benchmark.report"),
@@ -21,12 +21,12 @@ ROOMS = (
     *("teachers", "correlations", "runs", "training", "strategies", "strategies.components"),
     *("weights", "data", "models", "checks", "files", "errors", "seeding", "version"),
 )
-# The report knows what a benchmark has left on the disk, and nothing of how it came there.
+# The report reads a benchmark's files, and does not depend on how they are written.
 OF_THE_REPORT = {"benchmark.records", "benchmark.published", "runs", "files", "errors"}
 
 
 def read(package: Path) -> dict[str, set[str]]:
-    """Each module of the package, and the modules of the package that it imports."""
+    """Each module of the package with the modules of the package that it imports."""
     paths = {".".join(p.relative_to(package.parent).with_suffix("").parts): p for p in package.rglob("*.py")}
     modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
     found: dict[str, set[str]] = {name: set() for name in modules}
@@ -49,7 +49,7 @@ def room(module: str) -> str:
 
 
 def upward(imports: dict[str, set[str]]) -> list[str]:
-    """The imports that no room's place allows."""
+    """Imports that the order of the layers does not allow."""
     wrong = []
     for module, others in imports.items():
         for other in others:
@@ -60,7 +60,7 @@ def upward(imports: dict[str, set[str]]) -> list[str]:
     return sorted(wrong)
 
 
-def test_every_module_has_a_room_and_imports_only_what_is_below() -> None:
+def test_every_module_imports_only_from_layers_below() -> None:
     imports = read(PACKAGE)
     assert len(imports) > 100 and {room(module) for module in imports} == set(ROOMS)
     assert upward(imports) == []
@@ -70,7 +70,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     TopologicalSorter(read(PACKAGE)).prepare()
 
 
-def test_an_import_that_runs_up_and_a_circle_are_found(tmp_path: Path) -> None:
+def test_upward_and_circular_imports_are_found(tmp_path: Path) -> None:
     for name, text in (
         ("__init__", ""),
         ("weights/read", "def f():\n    import ickd_pl.strategies.kd"),
@@ -87,7 +87,7 @@ def test_an_import_that_runs_up_and_a_circle_are_found(tmp_path: Path) -> None:
 
 
 def imports_of_tests(folder: Path) -> list[str]:
-    """Test files that import from another test file: shared pieces belong into helper modules."""
+    """Test files that import from another test file; shared code belongs in helper modules."""
     found = []
     for path in sorted(folder.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

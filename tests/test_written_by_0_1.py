@@ -1,6 +1,6 @@
-"""Files that version 0.1 wrote: they load, test, continue, export and are reported; see tests/written_by_0_1/README.md.
+"""Files written by version 0.1 load, test, resume, export and are reported; see tests/written_by_0_1/README.md.
 
-Weights that were stored are compared bit for bit; what is trained on from them only closely, since processors differ.
+Stored weights are compared bit for bit; those trained from them only approximately, because processors differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CPU = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 @pytest.fixture(autouse=True)
 def copied() -> None:
-    """The working folder is a copy: the paths inside the files are relative to it."""
+    """Work in a copy: the paths in the files are relative to it."""
     shutil.copytree(OLD, Path(), dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 
@@ -71,14 +71,14 @@ def test_a_checkpoint_loads_tests_and_exports(root: str) -> None:
 
 
 @pytest.mark.parametrize("root", RUNS)
-def test_the_same_command_continues(root: str) -> None:
+def test_the_same_command_resumes(root: str) -> None:
     whole = expected(root)["whole"]
     before = rows_of(run_folder(root))
     done = cli(*json.loads(Path(root, "words.json").read_text()))
     assert done.status == 0, done.err
     assert "continuing " in done.out
     rows = rows_of(run_folder(root))
-    # Later rows know more columns.
+    # Later versions write more columns.
     assert [{k: row[k] for k in old} for row, old in zip(rows, before, strict=False)] == before
     assert [float(row["epoch"]) for row in rows] == [row["epoch"] for row in whole["rows"]]
     first, then = rows[len(before)], whole["rows"][len(before)]
@@ -88,15 +88,15 @@ def test_the_same_command_continues(root: str) -> None:
     assert (content["epoch"], content["global_step"]) == (whole["epoch"], whole["global_step"])
 
 
-def test_a_finished_run_is_finished() -> None:
+def test_a_finished_run_stays_finished() -> None:
     before = (run_folder("finished") / "checkpoints" / "last.ckpt").read_bytes()
     done = cli(*json.loads(Path("finished/words.json").read_text()))
     assert done.status == 0, done.err
-    assert done.out.startswith("finished before: ")
+    assert done.out.startswith("already finished: ")
     assert (run_folder("finished") / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_a_teachers_file() -> None:
+def test_teacher_weights() -> None:
     file = "teacher/digits/resnet20_vanilla/ckpt_epoch_4.pth"
     assert cli("teachers", "verify", "resnet20", "--file", file, "--data=Digits", "--expected=92.22").status == 0
 
@@ -115,7 +115,7 @@ def test_exported_students() -> None:
             torch.testing.assert_close(reader(f"exports/{name}")(image)[:, :5], logits[name], atol=1e-4, rtol=1e-4)
 
 
-def test_a_checkpoint_of_an_own_network() -> None:
+def test_a_checkpoint_of_a_custom_network() -> None:
     (path,) = Path("python/checkpoints").glob("*.ckpt")
     teacher = load_teacher("resnet20", "teacher/digits/resnet20_vanilla/ckpt_epoch_4.pth", 10)
     module = DistillationModule.load_from_checkpoint(path, student=net(), student_layers=LAYERS, teacher=teacher)
@@ -126,10 +126,10 @@ def test_a_checkpoint_of_an_own_network() -> None:
     assert Digits.load_from_checkpoint(path).train_size == 200
     outcome = cli("test", "--ckpt_path", path, *QUIET)
     assert outcome.status == 2
-    assert "trained in Python with a network of its own" in outcome.err
+    assert "trained in Python with a custom network" in outcome.err
 
 
-def test_a_results_folder_is_read_and_not_continued() -> None:
+def test_a_results_folder_is_read_but_not_resumed() -> None:
     cells = json.loads(Path("results_expected.json").read_text())["whole"]
     files = {p: p.read_bytes() for p in Path("results/cells").rglob("*") if p.is_file()}
     status = cli("bench", "status", "--output", "results")
@@ -149,7 +149,7 @@ def test_a_results_folder_is_read_and_not_continued() -> None:
 
 
 def test_a_pack_that_was_killed() -> None:
-    """It is read, refused as of other code, and continued where the user accepts that."""
+    """It is read, refused because the code differs, and resumed if the user accepts that."""
     cells = json.loads(Path("results_half_expected.json").read_text())["whole"]
     status = cli("bench", "status", "--output", "results_half")
     assert "half done resnet20_resnet8/kd/seed_0 epoch 1 of 2" in status.out

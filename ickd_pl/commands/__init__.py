@@ -1,6 +1,6 @@
-"""The commands beside Lightning's ``fit``, ``validate``, ``test`` and ``predict``: one module per command.
+"""The commands besides Lightning's ``fit``, ``validate``, ``test`` and ``predict``: one module per command.
 
-A module here is a command of its own name, with ``SUMMARY``, a line for the overview, and ``run(args) -> int``.
+A module defines the command of its name by ``SUMMARY``, a line for ``--help``, and ``run(args) -> int``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from types import ModuleType
 
 
 def names() -> list[str]:
-    """Names of the commands."""
+    """Names of all commands."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> ModuleType:
-    """A command's module; the libraries that it needs are imported only now."""
+    """Import a command's module, and with it the libraries that only this command needs."""
     return import_module(f"{__name__}.{name}")

@@ -1,4 +1,4 @@
-"""``bench plan|run|status|report``: a whole table, methods x pairs x seeds, with one command."""
+"""``bench plan|run|status|report``: run a whole benchmark table, methods x pairs x seeds."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SUMMARY = "plan, run and report a whole table of methods, pairs and seeds"
 
 
 def run(args: list[str]) -> int:
-    """Run one of the subcommands; returns the exit status.
+    """Run a subcommand and return the exit status.
 
     Raises:
-        UserError: a mistake in the arguments, the benchmark file or the results folder.
+        UserError: an error in the arguments, the benchmark file or the results folder.
     """
     parser = CommandParser(prog="bench", description=SUMMARY[0].upper() + SUMMARY[1:] + ".")
     subparsers = parser.add_subparsers(dest="what", required=True, metavar="plan|run|status|report")
     for name, function, text in (
         ("plan", _plan, "show the cells, the steps and an estimate of the time"),
-        ("run", _run, "do the cells; what is done is skipped, what is half done goes on"),
-        ("status", _status, "show how far a benchmark is"),
+        ("run", _run, "run the cells; skip finished ones and resume unfinished ones"),
+        ("status", _status, "show the progress of a benchmark"),
         ("report", _report, "write report.md, .csv, .tex and .html"),
     ):
         sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -33,10 +33,10 @@ def run(args: list[str]) -> int:
             sub.add_argument("--config", metavar="FILE", required=name == "plan", help=needed)
             sub.add_argument("--shard", default="1/1", metavar="I/N", help="only the I-th of N parts (for job arrays)")
         if name == "plan":
-            sub.add_argument("--no-timing", action="store_true", help="no estimate: do not time a few steps")
-            sub.add_argument("--commands", action="store_true", help="print each cell as a command of its own")
+            sub.add_argument("--no-timing", action="store_true", help="do not time a few steps for an estimate")
+            sub.add_argument("--commands", action="store_true", help="print the command of each cell")
         if name == "run":
-            mix = "mix results of different code; the report marks them"
+            mix = "allow results of different code; the report marks them"
             sub.add_argument("--accept-code", action="store_true", help=mix)
         sub.add_argument("--output", metavar="DIR", required=name != "plan", type=Path, help="the results folder")
     options = parser.parse_args(args)
@@ -64,8 +64,8 @@ def _run(options: Any) -> int:
         left = runner.run()
     except SIGTERMException:
         raise
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C within a fit into an exit of its own
-        warn("stopped by Ctrl-C: the same command goes on")
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during a fit into SystemExit
+        warn("stopped by Ctrl-C: run the same command to resume")
         return 130
     for path in write_report(options.output):
         log(f"wrote {path}")
@@ -104,7 +104,7 @@ def _benchmark(options: Any) -> Any:
         return Benchmark.read(options.config)
     path = options.output / "benchmark.yaml"
     if not path.is_file():
-        raise UserError(f"bench run: give --config FILE; {options.output} holds no benchmark that could go on")
+        raise UserError(f"bench run: set --config FILE: {options.output} contains no benchmark to resume")
     settings = benchmark_file(options.output)
     log(check_kept(settings, path))
     return Benchmark.of(settings, path)

@@ -1,4 +1,4 @@
-"""``correlations``: how far a student's correlation matrices are from its teacher's, before and after distillation."""
+"""``correlations``: compare a student's correlation matrices with its teacher's, before and after distillation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from ickd_pl.correlations.figure import Comparison
 
 SUMMARY = "draw the correlations of a student's channels and logits beside its teacher's, before and after distillation"
-_MORE = """Upper row: inter-channel correlation as ICKD's loss sees it (Gram matrix of the map that enters the pooling,
-rows of unit length), averaged over test images; the student passes the checkpoint's ICKD adapter where it has one.
-Lower row: correlation of the classes' logits over the same images. "Before" is the student's start, made again from
-the run's seed, or the student of --before. Options of the data may follow, such as --data ImageFolder --data.root DIR;
-the checkpoint's stand for what is not given. Needs matplotlib: pip install 'ickd-pl[demo]'."""
+_MORE = """Upper row: inter-channel correlation as in ICKD's loss (Gram matrix of the map before the pooling, with
+rows of unit length), averaged over test images; the checkpoint's ICKD adapter, if any, is applied to the student.
+Lower row: correlation of the class logits over the same images. "Before" is the student's initial weights, recreated
+from the run's seed, or the student of --before. Options of the data may follow, such as --data ImageFolder
+--data.root DIR; others are taken from the checkpoint. Needs matplotlib: pip install 'ickd-pl[demo]'."""
 
 
 def run(args: Sequence[str]) -> int:
-    """Write the picture, and print the distances that it shows.
+    """Write the picture and print the distances that it shows.
 
     Raises:
-        UserError: wrong arguments, a file that is missing, damaged or of another network, a picture that cannot be
-            written.
+        UserError: wrong arguments, a file that is missing, damaged or of another network, or a picture that cannot
+            be written.
     """
     from ickd_pl.correlations.figure import Comparison, check_picture, write_picture
     from ickd_pl.correlations.inputs import Request, read_inputs
@@ -49,7 +49,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def table(shown: Comparison) -> str:
-    """The distances to the teacher before and after, as lines; ``-`` where one is not defined."""
+    """A text table of the distances to the teacher before and after; ``-`` if one is undefined."""
     before, after = shown.students
     channels, logits = len(shown.teacher.channels), len(shown.teacher.classes)
     rows: list[tuple[str, Sequence[float | None]]] = [
@@ -64,11 +64,11 @@ def table(shown: Comparison) -> str:
 
 
 def _parsed(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own options, and the arguments for the data."""
+    """Split the arguments into the command's own options and those of the data."""
     parser = CommandParser(prog="correlations", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.", epilog=_MORE)
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, metavar="FILE", help="the checkpoints/last.ckpt of a run")
-    add("--before", type=Path, metavar="FILE", help="another run's, such as Vanilla's; default: the student's start")
+    add("--before", type=Path, metavar="FILE", help="another run's, such as Vanilla's; default: the initial weights")
     add("--teacher", metavar="NAME", help="default: the checkpoint's")
     add("--teacher_weights", type=Path, metavar="FILE", help="default: the checkpoint's")
     add("--images", type=int, default=1000, metavar="N", help="test images, evenly spaced; default 1000, or all")
@@ -76,7 +76,7 @@ def _parsed(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     options, rest = parser.parse_known_args(list(args))
     if options.images < 2:
         raise UserError(f"--images: expected 2 or more, got {options.images}")
-    strange = [w for w in rest if w.startswith("-") and w.split("=")[0] != "--data" and not w.startswith("--data.")]
-    if strange:
-        parser.error(f"unrecognized arguments: {strange[0]}")
+    unknown = [a for a in rest if a.startswith("-") and a.split("=")[0] != "--data" and not a.startswith("--data.")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {unknown[0]}")
     return options, rest

@@ -1,4 +1,4 @@
-"""``export``: the student of a checkpoint as a file of its own."""
+"""``export``: write the student of a checkpoint to a file of its own."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _FORMATS = """formats:
   safetensors   weights; the configuration is the metadata entry "config"; for ickd_pl.load_student
   onnx          program for any batch size, input "image", output "logits"; needs pip install 'ickd-pl[export]'
   repdistiller  {"epoch", "model", "best_acc", "config"}: for RepDistiller and ickd_pl.load_teacher
-  torch_export  program for any batch size that torch alone runs; the configuration is its extra file config.json
+  torch_export  program for any batch size that needs only torch; the configuration is its extra file config.json
 The configuration: network, num_classes, image_size, mean, std, class_names. All take normalised images."""
 
 
 def run(args: Sequence[str]) -> int:
-    """Write the file, and print one line: what was written and how it is read.
+    """Write the file and print one line: what was written and how to load it.
 
     Raises:
-        UserError: wrong arguments, a file that is no student, or one that cannot be written.
+        UserError: wrong arguments, a file that is not a student, or a file that cannot be written.
     """
     from ickd_pl.runs.run_folder import folder_of
     from ickd_pl.weights.export import check_target, write_student
@@ -36,27 +36,25 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="the checkpoints/last.ckpt of a run")
     parser.add_argument("--format", required=True, choices=list(FORMATS), help="see below")
     parser.add_argument("--output", metavar="FILE", help="default: student.* in the run's folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file where there is one")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = parser.parse_args(args)
     source = Path(options.ckpt_path)
     path = Path(options.output) if options.output else folder_of(source) / f"student{FORMATS[options.format].suffix}"
     if path.resolve() == source.resolve():
-        raise UserError(f"{path} is the file that is exported: give another --output")
+        raise UserError(f"{path} is the file to export: choose another --output")
     config = read_config(source)
     if config.network is None:
         raise UserError(
-            f"{source} was trained in Python with a network of its own, which no name stands for: export it there, "
-            "with ickd_pl.weights.export_student(net, path, format)"
+            f"{source} was trained in Python with a custom network, which has no name: export it in Python, with "
+            "ickd_pl.weights.export_student(net, path, format)"
         )
     check_target(path, options.format, options.overwrite)
     net = load_student(source)
     done = write_student(net, path, options.format, config, _result(source), options.overwrite)
     if config.mean is None or config.std is None or config.class_names is None:
-        print(
-            f"note: {source} does not say how its images were normalised, or its class names: they are null in {path}"
-        )
+        print(f"note: {source} lacks the normalisation of its images, or its class names: they are null in {path}")
     if not done.verified:
-        print("note: not read back, since onnxruntime is not installed: run pip install 'ickd-pl[export]' to check it")
+        print("note: not verified, because onnxruntime is missing: run pip install 'ickd-pl[export]' to verify it")
     usage = FORMATS[options.format].usage.format(path=path, **config.as_dict())
     what = f"{config.network}, {config.num_classes} classes, {done.size / 1e6:.2f} MB"
     print(f"wrote {path} ({what}); read it with {usage}", flush=True)
@@ -64,7 +62,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _result(source: Path) -> Result:
-    """Epochs trained and the accuracy of the last one, where the file is a checkpoint and has them."""
+    """Number of epochs and the last one's accuracy, if the file is a checkpoint and has them."""
     from ickd_pl.weights.checkpoint import checkpoint_of, is_checkpoint
     from ickd_pl.weights.formats import Result
     from ickd_pl.weights.read import read_file

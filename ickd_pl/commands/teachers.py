@@ -18,10 +18,10 @@ SUMMARY = "list, fetch, verify and train the benchmark's teachers"
 
 
 def run(args: Sequence[str]) -> int:
-    """Run a subcommand, and return its exit status.
+    """Run a subcommand and return its exit status.
 
-    A subcommand is a function that adds its parser, with ``run(options, rest) -> int`` and ``parser`` among the
-    defaults; ``rest`` are the arguments that its parser does not know.
+    Each ``add_`` function adds a subcommand's parser, with ``run(options, rest) -> int`` and ``parser`` as defaults;
+    ``rest`` are the arguments that the parser does not know.
     """
     parser = CommandParser(prog="teachers", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.")
     subparsers = parser.add_subparsers(metavar="list|fetch|verify|train", dest="subcommand", required=True)
@@ -34,19 +34,19 @@ def run(args: Sequence[str]) -> int:
 def add_list(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "list",
-        help="each teacher, its published accuracy, whether it is here, its sources",
-        description="Each teacher, its published CIFAR-100 test accuracy, whether it is here, and its sources.",
+        help="show each teacher's published accuracy, local file and sources",
+        description="Show each teacher's published CIFAR-100 test accuracy, whether its file is here, and its sources.",
     )
-    add_places(parser)
+    add_paths(parser)
     parser.set_defaults(run=_list, parser=parser)
 
 
 def add_fetch(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "fetch",
-        help="download teachers from their mirrors, or take them from a file, folder or archive",
-        description="Download teachers from their mirrors, tried in order, or take them with --from without a network. "
-        "A file that is damaged, of another network, or not the recorded one is refused and leaves nothing behind.",
+        help="download teachers from their mirrors, or copy them from a file, folder or archive",
+        description="Download teachers from their mirrors, tried in order, or copy them from --from, offline. "
+        "A file that is damaged, of another network, or different from the recorded one is refused and not kept.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="see `teachers list`")
     parser.add_argument("--all", action="store_true", help="every teacher of the manifest")
@@ -63,10 +63,10 @@ def add_fetch(subparsers: Any) -> None:
         type=_seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long a mirror may be silent or too slow before the next is tried; default 30",
+        help="how long to wait for a silent or slow mirror before trying the next; default 30",
     )
-    parser.add_argument("--force", action="store_true", help="replace a file that is there, once the new one is good")
-    add_places(parser)
+    parser.add_argument("--force", action="store_true", help="replace an existing file once the new one is verified")
+    add_paths(parser)
     parser.set_defaults(run=_fetch, parser=parser)
 
 
@@ -80,7 +80,7 @@ def add_verify(subparsers: Any) -> None:
         "follow: --data CIFAR100 (the default), --data.root DIR, --data.archive FILE.",
     )
     parser.add_argument("name", metavar="NAME", help="the network; see `teachers list`")
-    parser.add_argument("--file", type=Path, metavar="FILE", help="its weights; default: where fetch puts them")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="weights file; default: the one written by fetch")
     parser.add_argument("--expected", type=float, metavar="PERCENT", help="default: as published, on CIFAR-100")
     parser.add_argument(
         "--tolerance",
@@ -89,35 +89,35 @@ def add_verify(subparsers: Any) -> None:
         metavar="POINTS",
         help="how far below the expected accuracy is accepted; default %(default)s",
     )
-    add_places(parser)
+    add_paths(parser)
     parser.set_defaults(run=_verify, parser=parser)
 
 
 def add_train(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train a teacher from scratch, by the recipe",
-        description="Train a network with cross entropy alone, by the recipe (240 epochs on CIFAR-100), and write it "
-        "in the format of the published ones. The run is a `fit` in its usual folder: if stopped, the same command "
-        "continues it. Options of `fit` follow, such as --trainer.devices 2, or --data Digits --trainer.max_epochs 12.",
+        help="train a teacher from scratch with the default recipe",
+        description="Train a network with cross entropy alone, by default for 240 epochs on CIFAR-100, and write it in "
+        "the format of the published teachers. The run is a `fit` in its usual folder: if stopped, the same command "
+        "resumes it. Options of `fit` follow, such as --trainer.devices 2, or --data Digits --trainer.max_epochs 12.",
     )
-    parser.add_argument("name", metavar="NAME", help="any network of the project")
+    parser.add_argument("name", metavar="NAME", help="any built-in network")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="default: DIR/NAME_vanilla/ckpt_epoch_<epochs>.pth, below the data's name for other data than CIFAR-100",
+        help="default: DIR/NAME_vanilla/ckpt_epoch_<epochs>.pth; DIR/<data>/... for data other than CIFAR-100",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="default: checkpoints"
     )
     parser.set_defaults(run=_train, parser=parser)
 
 
-def add_places(parser: argparse.ArgumentParser) -> None:
-    """``--checkpoints`` and ``--manifest``, which all subcommands share."""
+def add_paths(parser: argparse.ArgumentParser) -> None:
+    """Add the options ``--checkpoints`` and ``--manifest``."""
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="default: checkpoints"
     )
@@ -125,25 +125,25 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         "--manifest",
         type=Path,
         metavar="FILE",
-        help="names, sources and hashes; default: DIR/manifest.json, which starts as the shipped one",
+        help="names, sources and hashes; default: DIR/manifest.json, at first a copy of the packaged one",
     )
 
 
-def no_rest(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """For a subcommand that takes no arguments but its own.
+def refuse_unknown(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Refuse arguments that the subcommand's parser does not know.
 
     Raises:
-        UserError: there are some; with the nearest option.
+        UserError: there are some; the message names the nearest option.
     """
     if rest:
         options.parser.error(f"unrecognized arguments: {rest[0]}")
 
 
 def manifest_path(options: argparse.Namespace) -> Path:
-    """The manifest that the arguments name.
+    """The path of the manifest.
 
     Raises:
-        UserError: a ``--manifest`` that is not there.
+        UserError: the file of ``--manifest`` does not exist.
     """
     from ickd_pl.teachers.manifest import manifest_of
 
@@ -151,7 +151,7 @@ def manifest_path(options: argparse.Namespace) -> Path:
         return manifest_of(options.checkpoints)
     if not options.manifest.is_file():
         raise UserError(
-            f"--manifest {options.manifest} does not exist: give a file in the form of {manifest_of(Path())}"
+            f"--manifest {options.manifest} does not exist: expected a file in the format of {manifest_of(Path())}"
         )
     return Path(options.manifest)
 
@@ -159,7 +159,7 @@ def manifest_path(options: argparse.Namespace) -> Path:
 def _list(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from ickd_pl.teachers.manifest import packaged_manifest, read_manifest
 
-    no_rest(options, rest)
+    refuse_unknown(options, rest)
     manifest = manifest_path(options)
     teachers = read_manifest(manifest)
     sources: list[str] = []
@@ -177,7 +177,7 @@ def _list(options: argparse.Namespace, rest: Sequence[str]) -> int:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\nAccuracy: CIFAR-100 test, percent. Sources, in the order in which fetch tries them:")
+    print("\nAccuracy: CIFAR-100 test, in %. Sources, in the order in which fetch tries them:")
     for number, shown in enumerate(sources, start=1):
         print(f"  {number}  {shown}")
     print(f"\nFiles: {options.checkpoints / '<teacher>_vanilla' / 'ckpt_epoch_240.pth'}")
@@ -193,17 +193,17 @@ def _here(teacher: Teacher, checkpoints: Path) -> str:
         return "no"
     if teacher.sha256 is None:
         return "yes, SHA-256 not recorded"
-    return "yes, SHA-256 as recorded" if sha256_of(path) == teacher.sha256 else "ANOTHER FILE than recorded"
+    return "yes, SHA-256 as recorded" if sha256_of(path) == teacher.sha256 else "SHA-256 DIFFERS from the recorded"
 
 
 def _fetch(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from ickd_pl.teachers.fetch import fetch
     from ickd_pl.teachers.manifest import read_manifest
 
-    no_rest(options, rest)
+    refuse_unknown(options, rest)
     manifest = manifest_path(options)
     if options.all == bool(options.names):
-        raise UserError("teachers fetch: give the NAMEs of teachers, or --all; `teachers list` shows them")
+        raise UserError("teachers fetch: expected the NAMEs of teachers, or --all; `teachers list` shows them")
     names = list(read_manifest(manifest)) if options.all else options.names
     fetch(
         names,
@@ -225,24 +225,24 @@ def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
     manifest = manifest_path(options)
     known = read_manifest(manifest).get(options.name)
     if options.file is None and known is None:
-        raise UserError(f"teachers verify: {options.name} is not in {manifest}: give its weights with --file FILE")
+        raise UserError(f"teachers verify: {options.name} is not in {manifest}: set its weights file with --file FILE")
     if options.tolerance < 0:
         raise UserError(f"--tolerance: expected 0 or more points, got {options.tolerance:g}")
     path = options.file if options.file is not None else known.path(options.checkpoints) if known else Path()
     if not path.is_file():
-        raise UserError(f"{path} does not exist: get it with `teachers fetch {options.name}`, or give --file FILE")
+        raise UserError(f"{path} does not exist: get it with `teachers fetch {options.name}`, or set --file FILE")
     data, acc1 = measure(options.name, path, rest)
     expected, source = options.expected, "expected"
     if expected is None and known is not None and data == "cifar100":
         expected, source = known.published_acc1, "published"
     text = f"{options.name}: {acc1:.2f} percent on the test images of {data}"
     if expected is None:
-        print(f"{text}; nothing to compare with (give --expected PERCENT)", flush=True)
+        print(f"{text}; nothing to compare with (set --expected PERCENT)", flush=True)
         return 0
     otherwise = (
-        f"{path} is not that teacher, or was trained with another normalisation; say what is still fine with "
-        "--tolerance, or train it, or fetch it again (fetch holds to the sha256 recorded in "
-        f"{manifest}: set it to null there to take another file)"
+        f"{path} is not that teacher, or was trained with another normalisation: raise --tolerance, train the "
+        f"teacher, or fetch it again (fetch accepts only the sha256 recorded in {manifest}; set it to null there to "
+        "accept another file)"
     )
     print(hold_to(text, acc1, expected, options.tolerance, source, otherwise), flush=True)
     if known is not None and source == "published" and options.file is None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ickd_pl.data.batch import as_batch
 from ickd_pl.errors import UserError
-from ickd_pl.runs.data_options import data_from_words
-from ickd_pl.runs.stored_settings import Given, data_settings
+from ickd_pl.runs.data_options import data_from_args
+from ickd_pl.runs.stored_settings import DataArguments, data_settings
 from ickd_pl.weights.checkpoint import RunCheckpoint
 
 BATCH = 100
@@ -21,13 +21,13 @@ RECALIBRATION_IMAGES = 1000
 
 
 def data_of(
-    args: Sequence[str], given: Given, known: dict[str, type], run: RunCheckpoint, num_classes: int
+    args: Sequence[str], given: DataArguments, known: dict[str, type], run: RunCheckpoint, num_classes: int
 ) -> tuple[Any, str]:
     """A data module whose data are ready: the checkpoint's, changed by the user's arguments, or another of the user's.
 
     Args:
         args: options of the data, such as ``--data Digits``.
-        given: what they say; see :func:`ickd_pl.runs.stored_settings.given_data`.
+        given: what they say; see :func:`ickd_pl.runs.stored_settings.data_arguments`.
         known: classes that the checkpoint may name; see :func:`ickd_pl.runs.stored_settings.known_data`.
         run: the checkpoint.
         num_classes: of its student.
@@ -43,14 +43,14 @@ def data_of(
     if settings is not None:
         arguments = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings["init_args"].items()}
         kept = [f"--data.init_args.{key}={value}" for key, value in arguments.items()]
-        data = data_from_words([f"--data={settings['class_path']}", *kept, *args])
+        data = data_from_args([f"--data={settings['class_path']}", *kept, *args])
         # The constants that the student was trained with, and no others.
         if run.data_state and hasattr(data, "load_state_dict"):
             data.load_state_dict(run.data_state)
     elif given.name is None:
         raise UserError(f"{run.path} does not say on which data it was trained: give --data NAME")
     else:
-        data = data_from_words([f"--data={given.name}", *args])
+        data = data_from_args([f"--data={given.name}", *args])
     classes = getattr(data, "num_classes", num_classes)
     if classes != num_classes:
         raise UserError(

@@ -16,7 +16,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.models.build import make_network, probe
 from ickd_pl.runs.data_options import data_name
-from ickd_pl.runs.stored_settings import given_data, known_data
+from ickd_pl.runs.stored_settings import data_arguments, known_data
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies.components.regressors import ConvBN
 from ickd_pl.weights import StudentConfig, load_student, load_teacher, read_config
@@ -146,7 +146,7 @@ def read_inputs(request: Request) -> Inputs:
     Raises:
         UserError: a file that is missing, damaged or of another network, no teacher, wrong options of the data.
     """
-    given = given_data(request.data)
+    given = data_arguments(request.data)
     known = known_data(given.name)  # before any file is opened
     checkpoint = read_run(request.checkpoint)
     net = load_student(request.checkpoint)

@@ -1,4 +1,4 @@
-"""What stock Lightning lacks for runs that one can stop, continue and compare."""
+"""Single training runs with a folder each, which can be stopped, resumed and compared."""
 
 from __future__ import annotations
 

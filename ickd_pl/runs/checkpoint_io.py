@@ -1,4 +1,4 @@
-"""How a checkpoint's bytes get to the disk."""
+"""Write a checkpoint's bytes to disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import Strategy
 
 
 class InPlace(TorchCheckpointIO):
-    """Writes to the path that it is given, and nowhere else."""
+    """Writes directly to the given path, without a temporary file elsewhere."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         content = io.BytesIO()
@@ -28,11 +28,11 @@ class InPlace(TorchCheckpointIO):
 
 @contextmanager
 def writing_in_place(strategy: Strategy) -> Iterator[None]:
-    """Leave out Lightning's way through TMPDIR: it may be on a smaller disk, and keeps what a killed run wrote."""
-    stock = strategy.checkpoint_io
-    if type(stock) is TorchCheckpointIO:  # else it was chosen by the user
+    """Bypass Lightning's temporary file in TMPDIR, which may be on a smaller disk and survives a killed run."""
+    original = strategy.checkpoint_io
+    if type(original) is TorchCheckpointIO:  # otherwise the user has chosen it
         strategy.checkpoint_io = InPlace()
     try:
         yield
     finally:
-        strategy.checkpoint_io = stock
+        strategy.checkpoint_io = original

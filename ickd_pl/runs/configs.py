@@ -1,4 +1,4 @@
-"""Where the shipped YAML files are, and what a checkpoint knows of the run that wrote it."""
+"""Find and check the YAML configuration files."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import yaml
 
 from ickd_pl.errors import UserError, near
 
-# Set from the data and from --seed_everything by the command line, so never given in a file.
+# The command line sets these from the data and --seed_everything; a file must not.
 LINKED = ("num_classes", "num_samples", "image_size", "seed")
 
 
 def config_root() -> Path:
-    """The folder of the shipped configurations: inside an installed package, or at the root of a clone."""
+    """The folder of the shipped configurations: in the installed package, or at the root of a clone."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def find_configs(arguments: Sequence[str]) -> list[str]:
-    """Let ``--config configs/base.yaml`` work from anywhere: a file that is not here is looked up in the package.
+    """Resolve ``--config configs/base.yaml`` in any working directory: missing files are looked up in the package.
 
     Raises:
-        UserError: the file is neither here nor shipped, or it is no YAML mapping.
+        UserError: the file is neither here nor in the package, or it is not a YAML mapping.
     """
     out: list[str] = []
     expects_path = False
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if flag in ("--data.seed", "--data.init_args.seed"):
-            raise UserError(f"{flag} comes from --seed_everything: give that")
+            raise UserError(f"{flag} comes from --seed_everything: set that")
         if expects_path:
             out.append(find_config(argument))
         elif flag in ("--config", "-c") and equals:
@@ -44,14 +44,14 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
 
 
 def find_config(path: str, kind: str = "") -> str:
-    """One file, here or shipped.
+    """Resolve one configuration file, here or in the package.
 
     Args:
-        path: as the user gave it.
-        kind: the folder of ``configs/`` that hints are taken from; empty: all of them.
+        path: path from the command line.
+        kind: subfolder of ``configs/`` to take hints from; empty: all of them.
 
     Raises:
-        UserError: as :func:`find_configs`.
+        UserError: see :func:`find_configs`.
     """
     if Path(path).is_file():
         return _checked(path)
@@ -66,10 +66,10 @@ def find_config(path: str, kind: str = "") -> str:
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
-    """Refuse values of the Trainer's that Lightning takes and that train nothing, or end in a traceback.
+    """Refuse Trainer settings that Lightning accepts but that train nothing or end in a traceback.
 
     Raises:
-        UserError: naming the setting.
+        UserError: there is one; the message names it.
     """
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "max_epochs", "max_steps"):
         value = settings.get(name)
@@ -81,7 +81,7 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 
 
 class _UniqueLoader(yaml.SafeLoader):
-    """YAML in which a key stands once: of two, one would be lost without a word."""
+    """A YAML loader that refuses duplicate keys, of which the first would be silently ignored."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -94,22 +94,22 @@ class _UniqueLoader(yaml.SafeLoader):
 
 
 def _checked(path: str) -> str:
-    """Read the file once more than needed: the parser's own message would not say which file is broken."""
+    """Check a file before the parser reads it, whose messages do not say which file is broken."""
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"config file {path} is no valid YAML: {error.problem}{place}") from error
+        position = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"config file {path} is not valid YAML: {error.problem}{position}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"config file {path} cannot be read as YAML text ({' '.join(str(error).split())})") from error
     linked = sorted(set(LINKED) & set(content["model"])) if isinstance(_model(content), dict) else []
     if linked:
         where = "--seed_everything" if linked == ["seed"] else "the data"
-        raise UserError(f"config file {path} sets model.{linked[0]}, which comes from {where}: take it out")
+        raise UserError(f"config file {path} sets model.{linked[0]}, which comes from {where}: remove it")
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise UserError(f"config file {path} holds {found}: expected settings, such as `model:` and its values below")
+        raise UserError(f"config file {path} contains {found}: expected settings, such as `model:` and its values")
     return path
 
 

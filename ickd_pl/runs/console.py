@@ -1,6 +1,6 @@
-"""Lines for the user, printed once however many ranks there are: results to stdout, warnings and errors to stderr.
+"""Output for the user, printed on rank 0 only: results to stdout, warnings and errors to stderr.
 
-They are a command's output, which logging's levels and handlers (Lightning's among them) must not change.
+Not ``logging``, whose levels and handlers (also Lightning's) would change a command's output.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pytorch_lightning.utilities import rank_zero_only
 
 @rank_zero_only
 def log(text: str) -> None:
-    """Print a line of the command's output."""
+    """Print a line to stdout."""
     print(text, flush=True)
 
 
 @rank_zero_only
 def warn(text: str) -> None:
-    """Print a warning or an error."""
+    """Print a warning or an error to stderr."""
     print(text, file=sys.stderr, flush=True)

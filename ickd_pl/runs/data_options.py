@@ -1,4 +1,4 @@
-"""A data module from plain settings, as a configuration file or a command line has them."""
+"""Build a data module from plain settings or command-line arguments."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytorch_lightning as pl
 
 
 def data_module(settings: dict[str, Any]) -> Any:
-    """Build a data module.
+    """Build a data module from plain settings.
 
     Args:
         settings: ``{"class_path": "CIFAR100", "init_args": {...}}``.
 
     Raises:
-        UserError: what the data module does not accept.
+        UserError: the data module does not accept the settings.
     """
     from ickd_pl.runs.parser import RaisingParser
 
@@ -23,21 +23,21 @@ def data_module(settings: dict[str, Any]) -> Any:
     return _built(parser, parser.parse_object({"data": settings}))
 
 
-def data_from_words(words: Sequence[str]) -> Any:
-    """Build a data module from words such as ``--data CIFAR100 --data.root data``; CIFAR-100 where none is named.
+def data_from_args(args: Sequence[str]) -> Any:
+    """Build a data module from arguments such as ``--data CIFAR100 --data.root data``; CIFAR-100 by default.
 
     Raises:
-        UserError: what the data module does not accept.
+        UserError: the data module does not accept the arguments.
     """
     from ickd_pl.runs.parser import OneLineParser
 
     parser = _parser(OneLineParser)
     parser.set_defaults({"data": "CIFAR100"})
-    return _built(parser, parser.parse_args(list(words)))
+    return _built(parser, parser.parse_args(list(args)))
 
 
 def data_name(data: Any) -> str:
-    """A data set's name in folders and records: the data module's ``name``, else its class in lower case."""
+    """The data set's name in folders and records: the data module's ``name``, or its class name in lower case."""
     return str(getattr(data, "name", None) or type(data).__name__.lower())
 
 

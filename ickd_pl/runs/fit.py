@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with one folder per run."""
+"""The commands ``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with one folder per run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-import ickd_pl.data  # noqa: F401  its classes are then known by their short names
+import ickd_pl.data  # noqa: F401  makes its classes known by their short names
 from ickd_pl.errors import UserError
 from ickd_pl.runs.configs import check_trainer
 from ickd_pl.runs.console import log, warn
@@ -29,7 +29,7 @@ TRAINER_DEFAULTS = {
     "default_root_dir": "outputs",
     "logger": False,
     "num_sanity_val_steps": 0,
-    # The loader shares the global batch out itself.
+    # The data loader splits the global batch among the ranks itself.
     "use_distributed_sampler": False,
 }
 
@@ -38,8 +38,8 @@ class IckdCLI(LightningCLI):
     """LightningCLI with one folder per run and settings linked from the data.
 
     Args:
-        args: the arguments after the program's name.
-        epilog: the last lines of the overview that ``--help`` prints.
+        args: the command-line arguments without the program's name.
+        epilog: the last lines of ``--help``.
     """
 
     parser_class: type[OneLineParser] = OneLineParser
@@ -56,7 +56,7 @@ class IckdCLI(LightningCLI):
             subclass_mode_data=True,
             args=args,
             auto_configure_optimizers=False,
-            # The module keeps its hyper-parameters itself, as plain data.
+            # The module saves its hyper-parameters itself, as plain data.
             load_from_checkpoint_support=False,
         )
 
@@ -69,8 +69,8 @@ class IckdCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
-        # main() has put the checkpoint's settings before the user's, so that the user's win. LightningCLI would now
-        # put them over the user's: it must not see the path before it has built the objects.
+        # main() has put the checkpoint's settings before the user's, so that the user's take precedence. LightningCLI
+        # would now override the user's: hide the path from it until it has built the objects.
         config = self.config[self.config.subcommand]
         self._ckpt_path = config.pop("ckpt_path", None)
 
@@ -79,14 +79,14 @@ class IckdCLI(LightningCLI):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The run's whole configuration as plain data; it reproduces the run when given as a ``--config`` file."""
+        """The run's whole configuration as plain data; as a ``--config`` file it reproduces the run."""
         text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
         settings: dict[str, Any] = yaml.safe_load(text)[str(self.subcommand)]
         return {key: value for key, value in settings.items() if key not in ("config", "ckpt_path", "weights_only")}
 
     @property
     def folder(self) -> RunFolder:
-        """Where this run lives."""
+        """The folder of this run."""
         root = Path(self.settings["trainer"]["default_root_dir"] or "outputs")
         model: DistillationModule = self.model
         methods = [strategy.name() for strategy in model.strategies]
@@ -95,26 +95,26 @@ class IckdCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        # A trial of a few batches leaves no trace.
+        # fast_dev_run writes no files.
         if self.subcommand == "fit":
             check_trainer(self.settings["trainer"])
-            self.model.prepare_teacher()  # before the trainer logs anything
+            self.model.prepare_teacher()  # fail before the trainer logs anything
         if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
             return self.make_trainer([EpochRecord(self.folder, self.settings)], **kwargs)
         return self.make_trainer(**kwargs)
 
     def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **kwargs: Any) -> pl.Trainer:
-        """The trainer of the settings.
+        """Build the Trainer from the settings.
 
         Args:
-            callbacks: added to those of the settings.
-            **kwargs: arguments of the Trainer that replace those of the settings.
+            callbacks: added to the callbacks in the settings.
+            **kwargs: Trainer arguments that replace those in the settings.
 
         Raises:
-            UserError: what the Trainer does not accept.
+            UserError: the Trainer does not accept the settings.
         """
-        # On SLURM Lightning would, on a signal, leave a checkpoint in the folder that all runs share, and every later
-        # run would start from it. A requeued job goes on from its own run folder.
+        # On a SLURM signal Lightning would save a checkpoint to the folder that all runs share, and every later run
+        # would start from it. A requeued job resumes from its own run folder.
         on_slurm = SLURMEnvironment.detect() and not self.settings["trainer"].get("plugins")
         own = self.config_init[self.subcommand]["trainer"].get("callbacks") or []
         own = own if isinstance(own, list) else [own]
@@ -129,16 +129,16 @@ class IckdCLI(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def fit(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
-        """Start the run, continue it, or log that it is finished."""
+        """Start or resume the run, or log that it is already finished."""
         folder, trainer = self.folder, cast(Any, self.trainer)
         if ckpt_path is not None:
-            read_checkpoint(ckpt_path)  # raises where it is none
+            read_checkpoint(ckpt_path)  # raises if it is not a checkpoint
         if not trainer.fast_dev_run:
             state, checkpoint, warning = folder.decide(self.settings)
             if warning and ckpt_path is None:
                 warn(f"warning: {warning}")
             if state == "finished":
-                log(f"finished before: {checkpoint} (move {folder.path} away to run it again)")
+                log(f"already finished: {checkpoint} (move {folder.path} away to run it again)")
                 return
             if state == "continue" and ckpt_path is None:
                 ckpt_path = checkpoint
@@ -152,9 +152,9 @@ class IckdCLI(LightningCLI):
     def predict(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
         """Write ``predictions.csv`` into the checkpoint's run folder."""
         if ckpt_path is None:
-            raise UserError("predict needs a trained student: give --ckpt_path FILE")
+            raise UserError("predict needs a trained student: set --ckpt_path FILE")
         if self.trainer.world_size > 1:
-            raise UserError("predict runs on one device: give --trainer.devices 1")
+            raise UserError("predict runs on one device: set --trainer.devices 1")
         kwargs["return_predictions"] = True
         outputs: Any = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
         path = write_predictions(folder_of(Path(ckpt_path).resolve()) / "predictions.csv", outputs or [], datamodule)
@@ -162,14 +162,14 @@ class IckdCLI(LightningCLI):
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind an exception: jsonargparse wraps what a constructor raises."""
+    """The :class:`UserError` behind an exception, if any: jsonargparse wraps what a constructor raises."""
     # private: torch message "Error(s) in loading state_dict"
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         details = " ".join(str(error).split())
-        return UserError(f"the checkpoint is of another network or other methods than asked for: {details[:300]} ...")
+        return UserError(f"the checkpoint is of another network or of other methods: {details[:300]} ...")
     if isinstance(error, ValueError) and (text := constructor_error(str(error))):
         return UserError(text)
-    # Lightning finds these only when the training begins.
+    # Lightning checks these only when the training begins.
     # private: lightning messages "val_check_interval" and "Early stopping"
     if isinstance(error, ValueError | RuntimeError) and str(error).strip().startswith(
         ("`val_check_interval`", "Early stopping conditioned on metric")
@@ -181,14 +181,14 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def with_checkpoint_settings(args: list[str], scratch: Path) -> list[str]:
-    """For ``test --ckpt_path FILE`` and its like: put the checkpoint's settings before what the user gave."""
+    """For ``test``, ``validate`` and ``predict``: put the checkpoint's settings before the user's arguments."""
     if not args or args[0] not in ("test", "validate", "predict"):
         return args
     path = _value_of("--ckpt_path", args)
     if path is None:
         if any(arg.startswith(("--help", "-h", "--print_config")) for arg in args):
             return args
-        raise UserError(f"{args[0]} needs a trained student: give --ckpt_path FILE, the checkpoints/last.ckpt of a run")
+        raise UserError(f"{args[0]} needs a trained student: set --ckpt_path FILE, the checkpoints/last.ckpt of a run")
     settings, line = evaluation_settings(path, args[1:])
     if line:
         log(line)
@@ -217,7 +217,7 @@ def _warn_of_schedule(model: DistillationModule, max_epochs: int | None) -> None
 
 def _seed(value: Any) -> int:
     if isinstance(value, bool):
-        raise UserError(f"seed_everything: expected a whole number, got {value}; every run of the benchmark has a seed")
+        raise UserError(f"seed_everything: expected a whole number, got {value}; every run needs a seed")
     if not 0 <= int(value) < 2**32:
         raise UserError(f"seed_everything: expected a number from 0 to {2**32 - 1}, got {value}")
     return int(value)

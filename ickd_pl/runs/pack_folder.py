@@ -1,4 +1,4 @@
-"""The files of a packed run: one checkpoint of the pack while it runs, and each member's own run folder."""
+"""The files of a packed run: one checkpoint of the pack during training, and a run folder per member."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ickd_pl.weights import read_file
 
 
 class PackRecord(Checkpoint):
-    """After every epoch: a row in each member's metrics.csv, and the pack's checkpoint.
+    """After every epoch, writes a row to each member's metrics.csv, and the pack's checkpoint.
 
-    At the end every member gets the checkpoint of its solo run (see :func:`member_checkpoint`). The pack's, and the one
-    before it, are then of no more use; this class leaves them there.
+    At the end every member gets the checkpoint of its solo run (see :func:`member_checkpoint`). The pack's own
+    checkpoints are then no longer needed, but not deleted here.
 
     Args:
         path: the pack's checkpoint.
         folders: the members' run folders.
-        configs: the members' whole configurations, plain data; None: none are kept.
+        configs: the members' whole configurations as plain data; None: they are not written.
     """
 
     def __init__(
         self, path: Path, folders: Sequence[RunFolder], configs: Sequence[dict[str, Any] | None] | None = None
     ) -> None:
         self.path = path
-        kept = configs if configs is not None else [None] * len(folders)
-        self.records = [EpochRecord(folder, config) for folder, config in zip(folders, kept, strict=True)]
+        configs = configs if configs is not None else [None] * len(folders)
+        self.records = [EpochRecord(folder, config) for folder, config in zip(folders, configs, strict=True)]
         self._began = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,12 +74,12 @@ class PackRecord(Checkpoint):
 
 
 def previous_of(path: Path) -> Path:
-    """The pack's checkpoint before the last one, for the day on which the last one is damaged."""
+    """The pack's checkpoint before the last one, as a fallback if the last one is corrupt."""
     return path.with_name(f"previous_{path.name}")
 
 
 def write_members(path: Path, records: dict[int, EpochRecord]) -> None:
-    """Write each member's checkpoint out of the pack's, and the mark that its run is finished."""
+    """Write each member's checkpoint, taken from the pack's, and the file that marks its run as finished."""
     content = read_file(path)
     for position, record in records.items():
         with replacing(record.folder.last) as temporary:
@@ -88,13 +88,13 @@ def write_members(path: Path, records: dict[int, EpochRecord]) -> None:
 
 
 def member_checkpoint(content: dict[str, Any], position: int) -> dict[str, Any]:
-    """What the member's solo run would have written, but for the counters of Lightning's loops, which are the pack's.
+    """The checkpoint of the member's solo run, except that the counters of Lightning's loops are the pack's.
 
-    A finished run is tested, exported and loaded, for which nobody reads them; ``fit`` does not go on with it.
+    Only resuming needs the counters, and a finished run is never resumed: it is tested, exported and loaded.
 
     Args:
         content: a checkpoint of a :class:`~ickd_pl.training.pack.Pack` with a :class:`PackRecord`.
-        position: which member.
+        position: index of the member.
     """
     prefix, note = f"members.{position}.", content["ickd_pl_pack"]["members"][position]
     kept = {
@@ -118,9 +118,9 @@ def member_checkpoint(content: dict[str, Any], position: int) -> dict[str, Any]:
 
 def _member_optimizer(state: dict[str, Any], position: int) -> dict[str, Any]:
     group = dict(state["param_groups"][position])
-    numbers = group["params"]
-    group["params"] = list(range(len(numbers)))
-    own = {new: state["state"][old] for new, old in enumerate(numbers) if old in state["state"]}
+    indices = group["params"]
+    group["params"] = list(range(len(indices)))
+    own = {new: state["state"][old] for new, old in enumerate(indices) if old in state["state"]}
     return {"state": own, "param_groups": [group]}
 
 

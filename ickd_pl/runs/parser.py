@@ -1,4 +1,4 @@
-"""A command line that answers a mistake with one line, and takes no abbreviated flags."""
+"""Command-line parsers that report an error in one line and accept no abbreviated options."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ickd_pl.strategies import LossStrategy
 
 
 class OneLineParser(LightningArgumentParser):
-    """LightningCLI's parser; an error names what came and the nearest thing that would have been accepted."""
+    """LightningCLI's parser; an error names the wrong value and the nearest accepted one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # A mistyped flag that happens to be the beginning of another must not pass for it.
+        # A mistyped option must not be accepted as an abbreviation of another one.
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
@@ -41,7 +41,7 @@ class CommandParser(argparse.ArgumentParser):
     """``argparse`` that raises :class:`UserError` instead of printing its usage."""
 
     def __init__(self, **kwargs: Any) -> None:
-        # Raw for the tables of an epilog; a description is one paragraph.
+        # Raw format, so that tables in an epilog keep their lines; a description is one paragraph.
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs["description"] = textwrap.fill(kwargs.get("description") or "", 80)
         super().__init__(allow_abbrev=False, **kwargs)
@@ -59,7 +59,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def option_names(parser: Any) -> set[str]:
-    """Every option a parser and its subcommands know, without dashes."""
+    """All options of a parser and its subcommands, without leading dashes."""
     names: set[str] = set()
     for action in parser._actions:  # private: argparse ArgumentParser._actions
         names |= {option.lstrip("-") for option in action.option_strings if option.startswith("--")}
@@ -70,10 +70,10 @@ def option_names(parser: Any) -> set[str]:
 
 
 def one_line(message: str, options: Iterable[str]) -> str:
-    """Shorten a message of jsonargparse; what is not recognised is only joined into one line.
+    """Shorten an error message of jsonargparse; an unknown message is only joined into one line.
 
     Args:
-        message: the parser's own text.
+        message: the parser's message.
         options: known option names, for hints.
     """
     for rule in (_unknown, _unknown_class, _missing, _wrong_value):
@@ -116,10 +116,10 @@ def _missing(message: str, options: Iterable[str]) -> str | None:
     found = re.search(r"arguments are required: (.+)|Key \"([^\"]+)\" is required", message)
     if not found:
         return None
-    # Inside a data set or method the parser knows the argument's own name only.
+    # For an argument of a data set or method, the parser's message has only the argument's own name.
     bare = [name.rpartition("init_args.")[2] for name in (found[1] or found[2]).split(", ")]
     names = ", ".join(f"--{name.split('.', 1)[1]}" if "." in name else f"the argument {name}" for name in bare)
-    return f"missing {names}: give it, or a --config file that sets it (see configs/)"
+    return f"missing {names}: set it, or use a --config file that sets it (see configs/)"
 
 
 def _wrong_value(message: str, options: Iterable[str]) -> str | None:
@@ -138,27 +138,27 @@ def _wrong_value(message: str, options: Iterable[str]) -> str | None:
 
 
 def _plain_type(text: str) -> str:
-    """``<class 'int'>, typing.Optional[str]`` without the brackets and module names of Python's own notation."""
+    """Simplify ``<class 'int'>, typing.Optional[str]`` to ``int, Optional[str]``."""
     return re.sub(r"typing\.|<class '([\w.]+)'>", lambda found: found[1] or "", text)
 
 
 def constructor_error(message: str) -> str | None:
-    """What a class's constructor said, where an old jsonargparse has only kept it as one line of many."""
+    """The message of a class's constructor, which older versions of jsonargparse bury among other lines."""
     # private: jsonargparse message "none of the union's types"
     if "Does not validate against any of the Union subtypes" not in message:
         return None
-    said = [text for text in re.findall(r"^\s+- (.*)", message, re.MULTILINE) if not text.startswith("Expected a")]
-    return said[0] if said else None
+    texts = [text for text in re.findall(r"^\s+- (.*)", message, re.MULTILINE) if not text.startswith("Expected a")]
+    return texts[0] if texts else None
 
 
 def _near_option(name: str, options: Iterable[str]) -> str:
-    """The hint for an option; an argument of a data set or method is looked up among all of theirs."""
+    """A hint for an unknown option, taken from the options and the arguments of all data sets and methods."""
     last = name.rpartition(".")[2]
     inner = {
         p for base in (pl.LightningDataModule, LossStrategy) for cls in _all_subclasses(base) for p in _arguments(cls)
     }
     hints = [near(name, options), near(last, inner)]
-    if "." not in name:  # from inside a data set or method the parser says the argument's own name only
+    if "." not in name:  # an argument of a data set or method, named without its prefix
         hints.reverse()
     return next((hint for hint in hints if not hint.startswith("known:")), "see --help for all options")
 

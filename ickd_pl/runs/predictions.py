@@ -1,4 +1,4 @@
-"""predictions.csv: the student's class and probability for every image."""
+"""Write predictions.csv: the predicted class and its probability for every image."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ickd_pl.files import replacing
 
 
 def write_predictions(path: Path, outputs: Sequence[Tensor], data: Any) -> Path:
-    """Write one row per image: its path (or index), the most probable class, and that class's probability.
+    """Write one row per image: its path (or index), the predicted class, and that class's probability.
 
     Args:
         path: the file to write.
         outputs: class probabilities by batch, each (B, K).
-        data: the data module; its ``predict_paths()`` and ``class_names`` are used where it has them.
+        data: the data module; its ``predict_paths()`` and ``class_names`` are used if it has them.
     """
     probability, label = torch.cat(list(outputs)).max(dim=1)
     names = getattr(data, "class_names", None)

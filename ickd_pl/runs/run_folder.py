@@ -1,4 +1,4 @@
-"""One folder per run: what it holds, when a run continues, and the record of its epochs."""
+"""The folder of a run: its files, whether the run starts or resumes, and the metrics of its epochs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ickd_pl.files import replacing, write_text
 from ickd_pl.runs.checkpoint_io import writing_in_place
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
-# Settings that change how a run is shown, not what it computes.
+# Settings that do not change what a run computes.
 _COSMETIC = {
     "config",
     "model.teacher_floor",
@@ -36,12 +36,12 @@ _COSMETIC = {
 
 
 class Decision(NamedTuple):
-    """What ``fit`` has to do with a run folder.
+    """How ``fit`` proceeds with a run folder.
 
     Attributes:
-        state: of the run.
-        checkpoint: the newest whole one; None where the run starts.
-        warning: what is wrong with the newer ones, and from where the run goes on; empty where nothing is.
+        state: whether the run starts, continues or is finished.
+        checkpoint: the newest intact checkpoint; None if the run starts.
+        warning: what is wrong with newer checkpoints, and from which one the run continues; empty if none is damaged.
     """
 
     state: Literal["start", "continue", "finished"]
@@ -57,7 +57,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, root: Path, data: str, teacher: str | None, student: str, methods: list[str], seed: int) -> RunFolder:
-        """The folder of a run. A network without a teacher stands alone in place of the pair."""
+        """The folder of a run. Without a teacher, the student's name replaces the pair's."""
         pair = f"{teacher}_{student}" if teacher else student
         return cls(root / data / pair / ("_".join(methods) or "vanilla") / f"seed_{seed}")
 
@@ -71,7 +71,7 @@ class RunFolder:
 
     @property
     def finished(self) -> Path:
-        """Marks a run that ended by itself, also before its last planned epoch (early stopping)."""
+        """Marks a run that ended normally, including early stopping."""
         return self.path / "finished"
 
     @property
@@ -80,72 +80,71 @@ class RunFolder:
 
     @property
     def previous(self) -> Path:
-        """The checkpoint before the last one: what is left where that is damaged."""
+        """The checkpoint before the last one, as a fallback if that is corrupt."""
         return self.path / "checkpoints" / "previous.ckpt"
 
     def rows(self) -> list[dict[str, float]]:
-        """The rows of ``metrics.csv``, one per epoch, without cells that are empty.
+        """The rows of ``metrics.csv``, one per epoch, without empty cells.
 
         Raises:
-            OSError: it cannot be read.
-            ValueError: a cell is no number.
+            OSError: the file cannot be read.
+            ValueError: a cell is not a number.
         """
         with self.metrics.open(newline="", encoding="utf-8") as file:
             return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
 
     def decide(self, config: dict[str, Any]) -> Decision:
-        """What ``fit`` has to do here. Changes nothing.
+        """Decide how ``fit`` proceeds. Changes nothing.
 
         Args:
-            config: the run's whole configuration, plain data.
+            config: the run's whole configuration as plain data.
 
         Raises:
-            UserError: the folder holds a run of another configuration (the message lists what differs), or none of its
-                checkpoints can be read.
+            UserError: the folder contains a run with another configuration (the message lists the differences), or
+                none of its checkpoints can be read.
         """
         if not (self.last.exists() or self.previous.exists()):
             return Decision("start")
         try:
-            kept = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{self.config} cannot be read ({error}): move {self.path} away to start anew") from error
-        differences = differing(flat(kept), flat(config))
+            raise UserError(f"{self.config} cannot be read ({error}): move {self.path} away to start again") from error
+        differences = differing(flat(stored), flat(config))
         if differences:
             raise UserError(
-                f"{self.path} holds a run of another configuration; give --trainer.default_root_dir another folder, or "
-                "move this one away. What differs (there -> now):\n  " + "\n  ".join(differences)
+                f"{self.path} contains a run with another configuration: set --trainer.default_root_dir to another "
+                "folder, or move this one away. Differences (stored -> new):\n  " + "\n  ".join(differences)
             )
-        wrong: list[str] = []
+        problems: list[str] = []
         for path in (self.last, self.previous):
             try:
                 record = _record_of(path)
             except UserError as error:
                 if path.exists() or path == self.last:
-                    wrong.append(f"{path} {error}")
+                    problems.append(f"{path} {error}")
                 continue
             ended = 0 < record.planned <= len(record.rows) or (path == self.last and self.finished.is_file())
-            warning = (
-                f"{'; '.join(wrong)}; continuing from {path} (epoch {int(record.rows[-1]['epoch'])})" if wrong else ""
-            )
+            epoch = int(record.rows[-1]["epoch"])
+            warning = f"{'; '.join(problems)}; continuing from {path} (epoch {epoch})" if problems else ""
             return Decision("finished" if ended else "continue", path, warning)
         raise UserError(
-            f"checkpoint {self.last} cannot be continued: {'; '.join(wrong)}; move {self.path} away to start anew"
+            f"checkpoint {self.last} cannot be continued: {'; '.join(problems)}; move {self.path} away to start again"
         )
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The folder of a checkpoint's run, or the file's own where it does not lie in one."""
+    """The run folder of a checkpoint, or the file's own folder if it is not in a run folder."""
     parent = checkpoint.parent
     return parent.parent if parent.name == "checkpoints" else parent
 
 
 class EpochRecord(Checkpoint):
-    """Writes the run folder: after every epoch a row of metrics.csv and ``checkpoints/last.ckpt``.
+    """Writes the run folder: after every epoch, a row of metrics.csv and ``checkpoints/last.ckpt``.
 
-    The checkpoint before it stays as ``previous.ckpt``, as a fallback if ``last.ckpt`` is corrupt.
+    The checkpoint before it is kept as ``previous.ckpt``, as a fallback if ``last.ckpt`` is corrupt.
 
-    The rows are also in the checkpoint, so that a continued run's metrics.csv is cut back to where its weights are.
-    ``checkpoints/best.ckpt`` is written only where a validation split chooses it: the test set chooses nothing.
+    The rows are also stored in the checkpoint, so that a resumed run cuts metrics.csv back to the checkpoint's epoch.
+    ``checkpoints/best.ckpt`` is written only with a validation split: the test set selects nothing.
     """
 
     def __init__(self, folder: RunFolder, config: dict[str, Any] | None = None) -> None:
@@ -165,10 +164,10 @@ class EpochRecord(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
-            for left in self.folder.path.rglob(".*.tmp"):  # by a run that was killed while it wrote
+            for left in self.folder.path.rglob(".*.tmp"):  # left by a run that was killed while writing
                 left.unlink(missing_ok=True)
             write_text(self.folder.config, yaml.safe_dump(self.config, sort_keys=False))
-            self.folder.finished.unlink(missing_ok=True)  # of an end whose checkpoint is gone
+            self.folder.finished.unlink(missing_ok=True)  # its checkpoint is gone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.planned = trainer.max_epochs or 1
@@ -182,15 +181,15 @@ class EpochRecord(Checkpoint):
         self._evaluated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning keeps metrics in float32: six digits are what they are worth. It also keeps those of the last
-        # evaluation, which may have been epochs ago.
+        # Lightning stores metrics in float32, which is worth six digits. It also keeps those of the last evaluation,
+        # which may be some epochs old.
         stale = ("loss",) if self._evaluated else ("loss", "val/", "test/")
         metrics = {k: float(f"{float(v):.6g}") for k, v in trainer.callback_metrics.items() if not _is_one(k, stale)}
         seconds = round(time.perf_counter() - self._began, 3)
-        # Main epochs count from 1; those of a first stage end at 0.
+        # Main epochs count from 1; the last first-stage epoch is 0.
         epoch = trainer.current_epoch + 1 - getattr(getattr(pl_module, "stages", None), "epochs", 0)
         self.rows.append({"epoch": epoch, **dict(sorted(metrics.items())), "seconds": seconds})
-        # last.ckpt comes last: whatever a kill leaves out before it, the continued run makes again.
+        # last.ckpt is written last: if the run is killed before that, the resumed run repeats the epoch.
         self._write_rows(trainer)
         if self._is_best():
             self._save(trainer, self.folder.last.with_name("best.ckpt"))
@@ -198,7 +197,7 @@ class EpochRecord(Checkpoint):
         self._last_is_whole = True
 
     def summary(self) -> str:
-        """The last epoch's accuracy, with the best epoch's beside it."""
+        """One line with the last epoch's and the best epoch's accuracy."""
         epochs = int(self.rows[-1]["epoch"])
         for split in ("val", "test"):
             evaluated = [row for row in self.rows if f"{split}/acc1_best" in row]
@@ -210,20 +209,20 @@ class EpochRecord(Checkpoint):
         return f"{epochs} epochs"
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A run that ran out of its time goes on at the next call.
+        # A run stopped by Lightning's Timer resumes at the next call.
         out_of_time = any(isinstance(c, Timer) and (c.time_remaining() or 1) <= 0 for c in trainer.callbacks)  # type: ignore[attr-defined]
         if trainer.is_global_zero and self.rows and not out_of_time:
             write_text(self.folder.finished, f"{self.summary()}\n")
 
     def _save(self, trainer: pl.Trainer, path: Path, keep: Path | None = None) -> None:
         if not trainer.is_global_zero:
-            trainer.save_checkpoint(path, weights_only=False)  # takes part in the collectives; only rank 0 writes
+            trainer.save_checkpoint(path, weights_only=False)  # a collective call on all ranks; only rank 0 writes
             return
         with replacing(path, keep) as temporary, writing_in_place(trainer.strategy):
             trainer.save_checkpoint(temporary, weights_only=False)
 
     def _to_keep(self, trainer: pl.Trainer) -> Path | None:
-        """The name that the old last.ckpt gets; none where it is damaged, or it would replace a good one."""
+        """The new path of the old last.ckpt; None if it is corrupt, so that it does not replace an intact one."""
         if trainer.is_global_zero and not self._last_is_whole and self.folder.last.is_file():
             try:
                 _record_of(self.folder.last)
@@ -246,10 +245,10 @@ class EpochRecord(Checkpoint):
 
 
 def _record_of(path: Path) -> RunCheckpoint:
-    """A checkpoint that a run can go on from. All of the file is read and checked.
+    """Read a checkpoint that a run can resume from, and check all of the file.
 
     Raises:
-        UserError: what is wrong with the file, without its name.
+        UserError: what is wrong with the file; the message does not contain its name.
     """
     if not path.exists():
         raise UserError("is missing")
@@ -263,17 +262,17 @@ def _record_of(path: Path) -> RunCheckpoint:
             else text.removeprefix(f"{path}: ").removeprefix(f"{path} ")
         ) from error
     if not checkpoint.rows or not checkpoint.planned:
-        raise UserError("is no checkpoint of a run")
+        raise UserError("is not a checkpoint of a run")
     return checkpoint
 
 
 def _is_one(name: str, kinds: tuple[str, ...]) -> bool:
-    """Whether a metric is one of these: a whole name, or a beginning that ends with a slash."""
+    """Whether a metric matches one of these: a name, or a prefix that ends with a slash."""
     return any(name == kind or (kind.endswith("/") and name.startswith(kind)) for kind in kinds)
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names; those that only change how a run is shown are left out."""
+    """Flatten nested settings to dotted names, without those that do not change what a run computes."""
     items: list[tuple[str, Any]]
     if isinstance(config, dict):
         items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in config.items()]
@@ -289,8 +288,8 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two flat settings, as ``name: old -> new``."""
-    # A setting that is not there is as good as null: another Lightning may know more settings.
+    """Differences between two flattened settings, as ``name: old -> new``."""
+    # A missing setting equals null: another version of Lightning may have more settings.
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

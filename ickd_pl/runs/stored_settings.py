@@ -1,9 +1,9 @@
-"""Settings out of a checkpoint, for the commands that evaluate it: a closed vocabulary, and nothing that is followed.
+"""Read the settings in a checkpoint safely, for the commands that evaluate it. Nothing in the file is executed.
 
-The student is a network of the registry, by name. The data module is a class that was imported before the file was
-opened and that is ours or a subclass of ours, or one that the user names in this call; its arguments are numbers and
-texts where the class takes nothing else. Paths and downloads count only where the run's own config.yaml, beside the
-checkpoint, has the same ones, and they are printed.
+The student is a registered network, by name. The data module is a class that was imported before the file was opened:
+one of this package, a subclass of those, or one that the user names in this call. Its arguments may only be numbers
+and strings, where the class accepts nothing else. Paths and downloads are used only if the run's own config.yaml
+beside the checkpoint has the same values, and they are printed.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ickd_pl.errors import UserError
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 
-class Given(NamedTuple):
-    """What the user gives of the data in this call.
+class DataArguments(NamedTuple):
+    """What the command line sets of the data module.
 
     Attributes:
-        name: of the class; None where none is named.
-        arguments: names of its arguments that are given.
+        name: name of the class; None if not set.
+        arguments: names of the class's arguments that are set.
     """
 
     name: str | None
     arguments: frozenset[str]
 
 
-def given_data(args: Sequence[str]) -> Given:
-    """Read ``--data``, ``--data.NAME`` and the ``data`` of ``--config`` files off a command line."""
+def data_arguments(args: Sequence[str]) -> DataArguments:
+    """Find ``--data``, ``--data.NAME`` and the ``data`` of ``--config`` files in a command line."""
     name: str | None = None
     arguments: set[str] = set()
     for position, arg in enumerate(args):
@@ -56,38 +56,38 @@ def given_data(args: Sequence[str]) -> Given:
             arguments |= set(block.get("init_args") or {})
         elif isinstance(block, str):
             name = block
-    return Given(name, frozenset(arguments))
+    return DataArguments(name, frozenset(arguments))
 
 
 def _mapping(text: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):  # reported by the parser, which reads it again
+    except (yaml.YAMLError, RecursionError):  # the parser reads it again and reports the error
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def evaluation_settings(path: str | Path, args: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """What ``test``, ``validate`` and ``predict`` take from a checkpoint: the student, the seed and the data.
+    """The settings that ``test``, ``validate`` and ``predict`` take from a checkpoint: student, seed and data.
 
     Args:
-        path: of the checkpoint.
-        args: the command line; what it sets is not taken from the file.
+        path: path of the checkpoint.
+        args: the command line, whose settings take precedence over the file's.
 
     Returns:
-        Settings in the form of a configuration file, and a line for the user on what the file decided, or nothing.
+        Settings in the form of a configuration file, and a line for the user on the paths it uses, or "".
 
     Raises:
-        UserError: the file is missing, damaged, no checkpoint of this project, or asks for more than a file may.
+        UserError: the file is missing, damaged, not a checkpoint of ickd_pl, or has settings that a file may not set.
     """
-    data = given_data(args)
-    # Classes that the user names are imported before the file is opened, by the user's word.
+    data = data_arguments(args)
+    # Before the file is opened, so that only the user decides what is imported.
     known = known_data(data.name)
     model = {flag.partition("=")[0].removeprefix("--model.") for flag in args if flag.startswith("--model.")}
     checkpoint = read_checkpoint(path, model)
     if type(checkpoint.settings.get("seed")) is not int or not ({"student"} & (checkpoint.settings.keys() | model)):
         raise UserError(
-            f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint"
+            f"{path} was trained in Python with a custom network: load it in Python, with load_from_checkpoint"
         )
     settings: dict[str, Any] = {"model": {"strategies": []}, "seed_everything": checkpoint.settings["seed"]}
     if "student" in checkpoint.settings:
@@ -97,16 +97,16 @@ def evaluation_settings(path: str | Path, args: Sequence[str]) -> tuple[dict[str
 
 
 def known_data(named: str | None = None) -> dict[str, type]:
-    """Data modules that a file may name, by their whole path: ours, their subclasses, and the one that the user names.
+    """Data modules that a file may name, by import path: the package's, their subclasses, and the user's.
 
     Args:
-        named: a class's name or path from the user, whose module is imported.
+        named: a class name or import path from the user; its module is imported.
     """
     if named is not None and "." in named and "/" not in named:
         module = named.rpartition(".")[0]
         try:
             import_module(module)
-        except ImportError:  # reported by the parser, in more detail
+        except ImportError:  # the parser reports it in more detail
             return {}
     base = pl.LightningDataModule if named is not None else TensorDataModule
     classes = [cls for cls in _subclasses(base) if not inspect.isabstract(cls)]
@@ -114,65 +114,67 @@ def known_data(named: str | None = None) -> dict[str, type]:
     return {p: cls for p, cls in paths.items() if named in (None, p, cls.__name__) or issubclass(cls, TensorDataModule)}
 
 
-def data_settings(checkpoint: RunCheckpoint, given: Given, known: dict[str, type]) -> tuple[dict[str, Any] | None, str]:
+def data_settings(
+    checkpoint: RunCheckpoint, user: DataArguments, known: dict[str, type]
+) -> tuple[dict[str, Any] | None, str]:
     """The data module of a checkpoint as settings that are safe to build.
 
     Args:
-        checkpoint: the file.
-        given: what the user says of the data.
-        known: see :func:`known_data`, asked for before the file was read.
+        checkpoint: the checkpoint.
+        user: what the user sets of the data.
+        known: the result of :func:`known_data`, called before the file was read.
 
     Returns:
-        ``{"class_path", "init_args"}`` without what the user gives, None where the user names another class or the
-        file does not say; and a line on paths and downloads that the file decided, or nothing.
+        ``{"class_path", "init_args"}`` without what the user sets, None if the user names another class or the file
+        has no data module; and a line on the paths and downloads taken from the file, or "".
 
     Raises:
-        UserError: the file names another class, or sets what it may not.
+        UserError: the file names an unknown class, or sets what a file may not set.
     """
     data = checkpoint.data
     if data is None:
         return None, ""
     path = data["class_path"]
-    if given.name is not None and given.name not in (path, path.rpartition(".")[2]):
+    if user.name is not None and user.name not in (path, path.rpartition(".")[2]):
         return None, ""  # the arguments of another data set do not fit
     cls = known.get(path)
     if cls is None:
-        if given.name is not None:
+        if user.name is not None:
             return None, ""
         raise UserError(
-            f"{checkpoint.path}: its data are of the class {short(path)}, which is not one of ickd_pl's: give --data "
-            "NAME and its settings on the command line"
+            f"{checkpoint.path}: its data module {short(path)} is not one of ickd_pl's: set --data NAME and its "
+            "arguments on the command line"
         )
-    arguments = {name: value for name, value in data["init_args"].items() if name not in given.arguments}
+    arguments = {name: value for name, value in data["init_args"].items() if name not in user.arguments}
     # Linked from --seed_everything.
     arguments.pop("seed", None)
     where = f"{checkpoint.path}: its data.init_args"
-    arguments = plain_arguments(cls, arguments, where, "give it on the command line, as --data.init_args.NAME")
+    arguments = plain_arguments(cls, arguments, where, "set it on the command line, as --data.init_args.NAME")
     paths = {name: value for name, value in arguments.items() if _is_path(cls, name, value)}
-    kept = _own_data(checkpoint.path, cls)
+    stored = _own_data(checkpoint.path, cls)
     for name, value in paths.items():
-        if kept.get(name) != value:
+        if stored.get(name) != value:
             raise UserError(
-                f"{where}.{name} is {short(value)}, and a file's paths are followed only where the config.yaml of its "
-                f"own run has them too: give --data.init_args.{name}"
+                f"{where}.{name} is {short(value)}, but a file's paths are used only if the config.yaml of its own run "
+                f"has them too: set --data.init_args.{name}"
             )
     shown = ", ".join(f"{name} {short(value)}" for name, value in paths.items())
-    line = f"data of the checkpoint: {cls.__name__}, {shown} (--data.init_args.NAME sets another)" if shown else ""
+    line = f"data of the checkpoint: {cls.__name__}, {shown} (override with --data.init_args.NAME)" if shown else ""
     return {"class_path": path, "init_args": arguments}, line
 
 
 def _is_path(cls: type, name: str, value: Any) -> bool:
-    """Whether an argument says where to read or whether to fetch, and is not what the class does anyway."""
-    parameter = inspect.signature(cls).parameters.get(name)  # None where **kwargs takes it
+    """Whether an argument is a path or a download flag, and differs from the class's default."""
+    parameter = inspect.signature(cls).parameters.get(name)  # None if **kwargs accepts it
     if value is None or (parameter is not None and value == parameter.default):
         return False
     hint = "" if parameter is None else str(parameter.annotation)
-    texts = value if isinstance(value, list | tuple) else [value]
-    return name == "download" or ("Literal" not in hint and any(isinstance(text, str) for text in texts))
+    values = value if isinstance(value, list | tuple) else [value]
+    return name == "download" or ("Literal" not in hint and any(isinstance(item, str) for item in values))
 
 
 def _own_data(checkpoint: Path, cls: type) -> dict[str, Any]:
-    """The data module's arguments in the config.yaml of the run folder that a checkpoint lies in, where it has one."""
+    """The data module's arguments in the config.yaml of the checkpoint's run folder; empty if there is none."""
     folder = checkpoint.resolve().parent
     path = folder.parent / "config.yaml"
     if folder.name != "checkpoints" or not path.is_file():

@@ -127,10 +127,10 @@ def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
     Raises:
         UserError: a bad file, unknown options, no data.
     """
-    from ickd_pl.runs.data_options import data_from_words, data_name
+    from ickd_pl.runs.data_options import data_from_args, data_name
 
     read_state_dict(path)  # a bad file fails before the data are read
-    data = data_from_words(words)
+    data = data_from_args(words)
     net = get_model(name, data.num_classes)
     load_weights(net, path, name)
     probe(net, name, getattr(data, "image_size", 32), preact=False)

@@ -1,1 +1,1 @@
-"""What Lightning trains: the module, its stages, its teacher, and several students that share one."""
+"""What Lightning trains: the distillation module, its stages, its teacher, and packs of students."""

@@ -1,4 +1,4 @@
-"""The parts of a module: its frozen teacher, what the methods train, its optimizer; and that they fit the data."""
+"""Build the parts of a module (frozen teacher, adapters, optimizer) and check them against the data."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ickd_pl.seeding import seeded
 from ickd_pl.strategies import LossStrategy
 
 
-class Trained(Protocol):
-    """What :func:`optimizer_of` asks of a :class:`ickd_pl.DistillationModule`."""
+class TrainableModule(Protocol):
+    """What :func:`optimizer_of` needs of a :class:`ickd_pl.DistillationModule`."""
 
     def parameter_group(self) -> dict[str, Any]: ...
 
@@ -29,16 +29,16 @@ class Trained(Protocol):
 def make_teacher(
     teacher: str | nn.Module | None, num_classes: int, layers: LayerMap | None, strategies: Sequence[LossStrategy]
 ) -> FeatureNet | HookedNet | None:
-    """The frozen teacher; None without methods, which is when nobody looks at it.
+    """The frozen teacher; None without methods, because nothing would use it.
 
     Raises:
-        UserError: there are methods and no teacher.
+        UserError: there are methods but no teacher.
     """
     if not strategies:
         return None
     if teacher is None:
         names = ", ".join(type(s).__name__ for s in strategies)
-        raise UserError(f"{names} needs a teacher and none was given: set model.teacher and model.teacher_weights")
+        raise UserError(f"{names} needs a teacher, but none is set: set model.teacher and model.teacher_weights")
     return make_network(teacher, num_classes, layers, "teacher").eval().requires_grad_(False)
 
 
@@ -50,15 +50,15 @@ def make_adapters(
     data: DataInfo,
     seed: int,
 ) -> nn.ModuleDict:
-    """What the methods train, by their keys; those that train nothing are left out.
+    """The trainable parts of the methods by key; methods that train nothing are left out.
 
     Args:
-        methods: by key, in the order of the run.
-        student: whose parts a first stage may train.
-        student_shapes: of the student's features.
-        teacher_shapes: likewise; None where there are no methods.
-        data: what the methods may know of the data.
-        seed: each part's start is a function of it, the method and its position.
+        methods: the methods by key, in the order of the run.
+        student: the network whose parts a first stage may train.
+        student_shapes: shapes of the student's features.
+        teacher_shapes: shapes of the teacher's features; None without methods.
+        data: what the methods may know about the data.
+        seed: each part's initial weights depend on it, the method's name and its position.
 
     Raises:
         IncompatiblePair: a method cannot work on this pair of networks.
@@ -73,22 +73,22 @@ def make_adapters(
         if adapter is not None:
             adapters[key] = adapter
         if method.pretrain_epochs:
-            method.pretrain_modules(student, adapter)  # raises now what it would raise in the fit
+            method.pretrain_modules(student, adapter)  # raise here rather than during the fit
     return adapters
 
 
-def optimizer_of(modules: Sequence[Trained]) -> dict[str, Any]:
-    """One SGD over all modules, a parameter group and a schedule for each; in the form that Lightning takes."""
+def optimizer_of(modules: Sequence[TrainableModule]) -> dict[str, Any]:
+    """One SGD for all modules, with a parameter group and a schedule per module, in the form Lightning expects."""
     optimizer = torch.optim.SGD([module.parameter_group() for module in modules])
     factors = [module.lr_factor() for module in modules]
     return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factors)}
 
 
 def check_data(data: Any, num_classes: int, networks: Iterable[tuple[str, str]]) -> None:
-    """Raise :class:`UserError` where a data module (or None) has another number of classes than the networks."""
+    """Raise :class:`UserError` if a data module (or None) and the networks differ in the number of classes."""
     classes = getattr(data, "num_classes", num_classes)
     if classes != num_classes:
         names = ", ".join(f"{role} {name}" for role, name in networks)
         raise UserError(
-            f"the data have {classes} classes, the networks {num_classes} ({names}): set num_classes to {classes}"
+            f"num_classes mismatch: data {classes}, networks {num_classes} ({names}): set num_classes to {classes}"
         )

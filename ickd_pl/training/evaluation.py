@@ -1,4 +1,4 @@
-"""What a trained network says of images: the one loop that measures teachers and writes a benchmark's predictions."""
+"""Predictions of a trained network: the loop that measures teachers and writes a benchmark's predictions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ickd_pl.errors import UserError
 
 @torch.no_grad()
 def predicted_classes(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer) -> tuple[Tensor, Tensor]:
-    """Predicted and true classes of a loader's images, each (N,) int64 on the CPU; under DDP of this rank's share.
+    """Predicted and true classes of a loader's images, each (N,) int64 on the CPU; under DDP, this rank's share.
 
     Args:
-        net: from normalised images (B, 3, H, W) to logits (B, K), in eval mode. It is moved to the trainer's device and
+        net: maps normalised images (B, 3, H, W) to logits (B, K); in eval mode. Moved to the trainer's device and
             precision.
-        loader: yields what :func:`ickd_pl.data.batch.as_batch` takes; padding (index -1) is left out.
-        trainer: its device and precision are used. It may be in the middle of its ``fit``, or new.
+        loader: yields what :func:`ickd_pl.data.batch.as_batch` accepts; padding (index -1) is left out.
+        trainer: gives the device and precision; may be in the middle of ``fit``, or new.
     """
     precision, strategy = trainer.precision_plugin, trainer.strategy
     net = precision.convert_module(net.to(strategy.root_device))
@@ -36,7 +36,7 @@ def predicted_classes(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer
 
 
 def accuracy(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer) -> float:
-    """Top-1 accuracy in percent over the images of all ranks; arguments as for :func:`predicted_classes`.
+    """Top-1 accuracy in % over the images of all ranks; arguments as for :func:`predicted_classes`.
 
     Raises:
         UserError: there are no images.

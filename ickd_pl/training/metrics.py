@@ -1,4 +1,4 @@
-"""What is counted during training and evaluation, without making the device wait."""
+"""Sums and accuracies of training and evaluation, accumulated without synchronising the device."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ickd_pl.errors import NonFiniteLoss
 
 
 class TrainSums:
-    """Loss terms, hits and images of an epoch, summed on the device and read when asked.
+    """Loss terms, correct predictions and images of an epoch, summed on the device.
 
-    Lightning's own ``self.log`` in every step costs more than a student's step on a GPU.
+    Calling ``self.log`` in every step would take longer than a student's step on a GPU.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Begin an epoch."""
+        """Reset the sums for a new epoch."""
         self._sums = torch.zeros(0)
         self._names: list[str] = []
 
     @torch.no_grad()
     def add(self, total: Tensor, terms: dict[str, Tensor], logits: Tensor, batch: Batch) -> None:
-        """Count a batch; fillers (index -1) do not count."""
+        """Add a batch; padding (index -1) does not count."""
         real = batch.index >= 0
         count, hits = real.sum(), ((logits.argmax(1) == batch.label) & real).sum()
         values = torch.stack([value.detach().float() for value in (total, *terms.values())])
@@ -39,24 +39,24 @@ class TrainSums:
         self._names = ["loss/total", *(f"loss/{name}" for name in terms)]
 
     def bad(self) -> list[str]:
-        """The terms that are infinite or NaN; waits for the device."""
+        """Names of the terms that are infinite or NaN; synchronises the device."""
         values = self._sums.tolist()
         return [name for name, value in zip(self._names, values, strict=False) if not math.isfinite(value)]
 
     def check_finite(self, epoch: int, step: int) -> None:
-        """Raise when a loss became infinite or NaN; waits for the device.
+        """Raise if a loss is infinite or NaN; synchronises the device.
 
         Raises:
-            NonFiniteLoss: naming the terms.
+            NonFiniteLoss: a loss is; the message names the terms.
         """
         if bad := self.bad():
             raise NonFiniteLoss(
                 f"{', '.join(bad)} became infinite or NaN in epoch {epoch}, at or before step {step}: lower model.lr "
-                "or the method's weight; the last checkpoint is from before"
+                "or the method's weight; the last checkpoint is from before that"
             )
 
     def means(self, trainer: pl.Trainer) -> dict[str, float]:
-        """Means over the images of all ranks: ``loss/...``, and ``train/acc1`` in percent."""
+        """Means over the images of all ranks: ``loss/...``, and ``train/acc1`` in %."""
         sums = trainer.strategy.reduce(self._sums, reduce_op="sum")
         *losses, hits, count = torch.as_tensor(sums).tolist()
         means = {name: value / count for name, value in zip(self._names, losses, strict=True)}
@@ -76,12 +76,12 @@ class Accuracies(MetricCollection):
         )
 
     def count(self, logits: Tensor, batch: Batch) -> None:
-        """Count a batch by its logits, (B, K); padding (index -1) does not count."""
+        """Add a batch with its logits, (B, K); padding (index -1) does not count."""
         real = batch.index >= 0
         self.update(logits[real].float(), batch.label[real])
 
     def percentages(self) -> dict[str, float]:
-        """What was counted since the last call, in percent."""
+        """Accuracies in % since the last call; resets the metrics."""
         values = {name: 100 * float(value) for name, value in self.compute().items()}
         self.reset()
         return values

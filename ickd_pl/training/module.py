@@ -1,4 +1,4 @@
-"""The training module: a frozen teacher, a trainable student, and a sum of losses. It knows no method by name."""
+"""The training module: a frozen teacher, a trainable student and a sum of losses. No method is special-cased."""
 
 from __future__ import annotations
 
@@ -20,47 +20,48 @@ from ickd_pl.models.hooked import LayerMap
 from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import check_lists, unique_names
 from ickd_pl.training.build import check_data, make_adapters, make_teacher, optimizer_of
-from ickd_pl.training.checkpoint import is_fitting, leave_teacher_out, plain_settings, put_back
+from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
 from ickd_pl.training.metrics import Accuracies, TrainSums
 from ickd_pl.training.student import StudentModule
 from ickd_pl.training.teacher import TeacherWeights, check_accuracy, check_floor_value
 from ickd_pl.training.two_stage import Stages
 
-# How often, in steps, the loss reaches the progress bar and is checked to be finite: each look waits for the device.
-LOOK_EVERY = 50
+# Every so many steps the loss is logged to the progress bar and checked to be finite, which synchronises the device.
+LOG_EVERY_N_STEPS = 50
 
 
 class DistillationModule(StudentModule):
     """Train a student by ``ce_weight * cross entropy + sum of strategy.weight * strategy.loss``.
 
-    With no strategies the teacher is neither built nor read: that is the Vanilla row, and how a teacher is trained.
-    The recipe's defaults are RepDistiller's (Tian, Krishnan, Isola, ICLR 2020).
+    Without strategies the teacher is neither built nor loaded: this is the Vanilla row, and how teachers are trained.
+    The default hyper-parameters are RepDistiller's (Tian, Krishnan, Isola, ICLR 2020).
 
-    Metrics: accuracies are in percent. During ``fit`` every epoch is evaluated on what the data module shows as its
-    validation data: ``val/...`` for a validation split, ``test/...`` where it is the test set, as in RepDistiller.
-    The headline is the last epoch's ``acc1``; ``acc1_best`` is the best epoch's, for information. Nothing is selected.
+    Metrics: accuracies are in %. During ``fit`` every epoch is evaluated on the data module's ``val_dataloader``:
+    logged as ``val/...`` for a validation split, ``test/...`` where it is the test set, as in RepDistiller. The result
+    of a run is the last epoch's ``acc1``; ``acc1_best`` is the best epoch's, for information, and selects nothing.
 
     Args:
         student: a network's name (see :func:`ickd_pl.model_names`) or any ``nn.Module`` with ``student_layers``.
-        teacher: likewise.
-        teacher_weights: file of the named teacher's weights; an ``nn.Module`` is taken as trained.
-        teacher_floor: top-1 accuracy in percent that the teacher must reach on the images that every epoch is evaluated
-            on; measured once before training, which is refused below it. None: not measured.
-        strategies: distillation methods; their losses are added.
-        ce_weight: weight of the cross entropy with the labels.
+        teacher: likewise, with ``teacher_layers``.
+        teacher_weights: weights file of a teacher given by name; an ``nn.Module`` is assumed to be trained.
+        teacher_floor: minimum top-1 accuracy of the teacher in %, measured once before training on the images that
+            every epoch is evaluated on; below it the run is refused. None: not measured.
+        strategies: distillation methods; their losses are summed.
+        ce_weight: weight of the cross-entropy loss.
         num_classes: K; the command line takes it from the data.
-        num_samples: training images; the command line takes it from the data. Methods with a memory need it.
-        image_size: height and width of the images, pixels; the command line takes it from the data.
-        seed: start of the student and of the methods' trainable parts.
-        lr: learning rate of SGD. 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2 students (in their pairs' YAML).
+        num_samples: number of training images; the command line takes it from the data. Methods with a memory bank
+            need it.
+        image_size: height and width of the images in pixels; the command line takes it from the data.
+        seed: initialises the student and the methods' trainable parts.
+        lr: learning rate of SGD; 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2 students (in their pairs' YAML).
         momentum: of SGD, without Nesterov; below 1.
         weight_decay: of SGD, on every parameter.
         milestones: the learning rate is divided by 10 after these epochs (main epochs, counted from 1).
-        student_layers: where to tap the features of a student of your own.
+        student_layers: layers whose outputs are the features, for a custom student.
         teacher_layers: likewise for the teacher.
 
     Raises:
-        UserError: an unknown name, no teacher for a method, class counts that differ.
+        UserError: an unknown name, a method without a teacher, or numbers of classes that differ.
         IncompatiblePair: a method cannot work on this pair of networks.
     """
 
@@ -83,7 +84,7 @@ class DistillationModule(StudentModule):
         teacher_layers: LayerMap | None = None,
         teacher_floor: float | None = None,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         above_zero(self, lr=lr)
         between(self, 0, 1, momentum=momentum)
@@ -93,10 +94,10 @@ class DistillationModule(StudentModule):
             whole_number(self, 1, num_samples=num_samples)
         check_lists(self, strategies, milestones)
         check_floor_value(teacher_floor)
-        # A checkpoint hands strategies back as plain data.
+        # Strategies from a checkpoint are plain data.
         self.strategies = [from_spec(s) if isinstance(s, dict) else s for s in strategies or []]
         self.keys = unique_names(self.strategies)
-        self.save_hyperparameters(plain_settings(given, self.strategies), logger=False)
+        self.save_hyperparameters(plain_settings(arguments, self.strategies), logger=False)
         self.ce_weight, self.num_classes = ce_weight, num_classes
         self.student_name = network_name(student)
         self.teacher_name = None if teacher is None else network_name(teacher)
@@ -124,36 +125,36 @@ class DistillationModule(StudentModule):
 
     @property
     def needs_preact(self) -> bool:
-        """Whether a method asks both networks for :attr:`Features.preact`."""
+        """Whether a method needs :attr:`Features.preact` of both networks."""
         return any(s.needs_preact for s in self.strategies)
 
     def adapter_of(self, strategy: LossStrategy) -> nn.Module | None:
-        """What a strategy's ``build`` returned."""
+        """The trainable part that a strategy's ``build`` returned, or None."""
         key = next(key for key, own in zip(self.keys, self.strategies, strict=True) if own is strategy)
         # ModuleDict has no get() in every supported torch.
         return self.adapters[key] if key in self.adapters else None  # noqa: SIM401
 
     def prepare_teacher(self) -> None:
-        """Read the teacher's weights, once. ``fit`` does it; call it to fail early.
+        """Load the teacher's weights, once. ``fit`` calls it; call it yourself to fail early.
 
         Raises:
-            UserError: no weights were named, or their file is missing, damaged or of another network.
+            UserError: no weights file is set, or it is missing, damaged or of another network.
         """
         if self.teacher is not None:
             self.teacher_weights.read_into(self.teacher)
 
     def share_teacher(self, other: DistillationModule) -> None:
-        """Learn from the other module's teacher, and give up the own one: they then are one network."""
+        """Use the other module's teacher (the same network) instead of this module's own."""
         self.teacher, self.teacher_weights = other.teacher, other.teacher_weights
 
     # -- one step ------------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch, teacher: Features | None = None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The loss of a batch.
+        """Compute the losses of a batch.
 
         Args:
             batch: images, labels and indices.
-            teacher: the teacher's features of the batch where they are known already; None computes them.
+            teacher: the teacher's features of the batch if already computed; None computes them.
 
         Returns:
             The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits.
@@ -177,46 +178,46 @@ class DistillationModule(StudentModule):
 
     @torch.no_grad()
     def teacher_features(self, image: Tensor, preact: bool) -> Features:
-        """What the frozen teacher shows of the images, without gradient; only where there is a method."""
+        """The frozen teacher's features of the images, without gradient; needs at least one method."""
         self.prepare_teacher()
         assert self.teacher is not None
         return self.teacher.features(image, preact=preact)
 
     def as_batch(self, raw: Any) -> Batch:
-        """What the data yield as a :class:`Batch`.
+        """Convert what the data loader yields to a :class:`Batch`.
 
         Raises:
-            UserError: no batch, or one without the indices that a method needs.
+            UserError: it is not a batch, or lacks the indices that a method needs.
         """
         needing = [type(s).__name__ for s in self.strategies if s.needs_index]
         if needing and len(raw) < 3:
             raise UserError(
-                f"{', '.join(needing)} must know which training image is which: let the data yield "
+                f"{', '.join(needing)} needs the index of each training image: let the data yield "
                 "(image, label, index), as ickd_pl's data modules do"
             )
         return as_batch(raw)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total = self.counted_loss(self.as_batch(batch), batch_idx)
-        if batch_idx % LOOK_EVERY == 0:
+        if batch_idx % LOG_EVERY_N_STEPS == 0:
             self.log("loss", total.detach(), prog_bar=True, logger=False)
-        # A rank's mean counts by its share of the global batch, so that the ranks' average is the global mean.
+        # Weight a rank's mean by its share of the global batch, so that DDP's average is the global mean.
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
 
     def counted_loss(self, batch: Batch, batch_idx: int, teacher: Features | None = None) -> Tensor:
-        """The total loss of a batch, counted in the epoch's means and now and then checked to be finite."""
+        """The total loss of a batch; adds it to the epoch's means and regularly checks that it is finite."""
         total, terms, logits = self.losses(batch, teacher)
         self.sums.add(total, terms, logits, batch)
-        if batch_idx % LOOK_EVERY == 0:
+        if batch_idx % LOG_EVERY_N_STEPS == 0:
             self.sums.check_finite(self.current_epoch + 1, self.global_step)
         return total
 
     def train_values(self) -> dict[str, float]:
-        """Losses, training accuracy and learning rate of the epoch that ends.
+        """Losses, training accuracy and learning rate of the epoch that is ending.
 
         Raises:
-            NonFiniteLoss: a loss became infinite or NaN.
+            NonFiniteLoss: a loss is infinite or NaN.
         """
         self.sums.check_finite(self.current_epoch + 1, self.global_step)
         return {**self.sums.means(self.trainer), "lr": self._lr}
@@ -233,19 +234,19 @@ class DistillationModule(StudentModule):
         return optimizer_of([self])
 
     def parameter_group(self) -> dict[str, Any]:
-        """All that the module trains, with every option of its SGD: the one place where they are named."""
+        """The SGD parameter group: all trainable parameters and every option. The only place that lists the options."""
         hp = self.hparams
         return {
             "params": list(self.trainable()),
             "lr": hp["lr"],
             "momentum": hp["momentum"],
             "weight_decay": hp["weight_decay"],
-            # Also on the CPU: fused and foreach SGD differ in the last bits, and runs must compare.
+            # Also on the CPU: fused and foreach SGD differ in the last bits, and runs must be comparable.
             "foreach": True,
         }
 
     def lr_factor(self) -> Callable[[int], float]:
-        """The schedule: from the epoch of the fit, from 0, to the learning rate as a multiple of ``lr``."""
+        """The schedule: maps the epoch of the fit (from 0) to the factor by which ``lr`` is multiplied."""
         return self.stages.lr_factor(float(self.hparams["lr"]), self.hparams["milestones"])
 
     def trainable(self) -> Iterator[nn.Parameter]:
@@ -274,7 +275,7 @@ class DistillationModule(StudentModule):
 
     def _start_epoch(self) -> None:
         self.sums.clear()
-        # Read now: at the epoch's end the schedule has already moved on.
+        # Read the learning rate now: at the end of the epoch the scheduler has already stepped.
         own, groups = next(self.trainable()), self.trainer.optimizers[0].param_groups
         self._lr = next(group["lr"] for group in groups if group["params"][0] is own)
 
@@ -288,10 +289,10 @@ class DistillationModule(StudentModule):
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        leave_teacher_out(self, checkpoint, getattr(self.trainer, "datamodule", None))
+        remove_teacher(self, checkpoint, getattr(self.trainer, "datamodule", None))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         fits = is_fitting(self)
-        put_back(self, checkpoint, evaluating=not fits)
+        complete_checkpoint(self, checkpoint, evaluating=not fits)
         if fits:
             self.stages.resume(checkpoint["epoch"])

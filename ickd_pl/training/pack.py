@@ -1,4 +1,4 @@
-"""Several students on one teacher in one run: the teacher looks at each batch once, for all of them."""
+"""Packs: several students trained in one run, with one forward pass of their shared teacher per batch."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
 from ickd_pl.training.build import optimizer_of
-from ickd_pl.training.checkpoint import leave_teacher_out, put_back
+from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.pack_members import ForMember, check_members
 
 
 class Pack(pl.LightningModule):
-    """Train several :class:`~ickd_pl.DistillationModule` at once, each exactly as it would train alone.
+    """Train several :class:`~ickd_pl.DistillationModule` together, each exactly as in a run of its own (solo run).
 
-    The members see the same batches, and one teacher's forward pass serves them all. Each member has a backward pass
-    of its own, which frees its graph before the next member's is built. One SGD steps all of them, with a parameter
-    group per member. On a CPU in float32 every member ends bit for bit where its solo run ends.
+    The members see the same batches and share the teacher's forward pass. Each member has its own backward pass, which
+    frees its graph before the next member's is built. One SGD updates all members, with a parameter group each. On a
+    CPU in float32 every member is bitwise equal to its solo run.
 
-    A member whose loss becomes infinite or NaN is named and stopped; the others go on.
+    A member whose loss becomes infinite or NaN is reported and stopped; the others continue.
 
     Args:
-        members: modules of the same data; those with a teacher must have the same one (the first one's is kept).
-        names: what to call the members in messages; default: their methods.
+        members: modules for the same data. Those with a teacher must have the same one; the first member's is used.
+        names: the members' names in messages; default: their methods.
         gradient_clip_val: clip each member's gradient, as ``Trainer(gradient_clip_val=...)`` does for a solo run; the
-            Trainer's own would clip all members together and is refused by Lightning.
-        gradient_clip_algorithm: ``norm`` (the default) or ``value``, as the Trainer's.
+            Trainer's option would clip all members together, and Lightning refuses it.
+        gradient_clip_algorithm: ``norm`` (the default) or ``value``, as in the Trainer.
 
     Raises:
-        UserError: no members, different teachers or class counts, and what cannot be packed (see :func:`why_alone`).
+        UserError: no members, different teachers or numbers of classes, or a member that cannot be packed (see
+            :func:`~ickd_pl.training.pack_members.why_alone`).
         NonFiniteLoss: the loss of every member became infinite or NaN.
     """
 
@@ -66,7 +67,7 @@ class Pack(pl.LightningModule):
         return [member for member in self if member.teacher is not None]
 
     def active(self) -> Iterator[tuple[int, DistillationModule]]:
-        """Position and module of each member that still trains."""
+        """Position and module of each member that has not been stopped."""
         for position, (name, member) in enumerate(zip(self.names, self, strict=True)):
             if name not in self.stopped:
                 yield position, member
@@ -85,11 +86,11 @@ class Pack(pl.LightningModule):
             if loss is None:
                 continue
             if not synchronised:
-                # DDP expects to be told once that gradients will come; each member brings a part of them.
+                # DDP expects this call once per step; each member contributes a part of the gradients.
                 self.trainer.strategy.pre_backward(loss)  # private: lightning strategy.pre_backward
                 synchronised = True
-            # training_step runs under autocast and a solo run's backward pass does not: in it, the gradients of losses
-            # in full precision would be taken in half.
+            # Lightning runs training_step under autocast but a solo run's backward pass outside it: under autocast the
+            # gradients of losses computed in full precision would be in half precision.
             with torch.autocast(self.device.type, enabled=False):
                 (loss if self.trainer.world_size == 1 else loss * factor).backward()  # type: ignore[no-untyped-call]
             del loss
@@ -99,7 +100,7 @@ class Pack(pl.LightningModule):
             self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def _in_step(self) -> Iterator[tuple[int, DistillationModule]]:
-        """Under DDP a stopped member still computes, unrecorded: the other ranks wait for its gradients."""
+        """Members to compute. Under DDP also the stopped ones: the other ranks wait for their gradients."""
         yield from enumerate(self) if isinstance(self.trainer.strategy, DDPStrategy) else self.active()
 
     def _loss(
@@ -122,7 +123,7 @@ class Pack(pl.LightningModule):
 
     def _stop(self, name: str, error: Exception) -> None:
         self.stopped[name] = str(error)
-        rank_zero_warn(f"{name} is stopped, the others go on: {error}")
+        rank_zero_warn(f"{name} is stopped, the others continue: {error}")
         if len(self.stopped) == len(self.names):
             raise NonFiniteLoss(f"every member of the pack is stopped: {error}")
 
@@ -133,7 +134,7 @@ class Pack(pl.LightningModule):
             for _, member in self.active():
                 clip(list(member.trainable()), self.gradient_clip_val)
 
-    # -- evaluation and epochs: each member as it does alone ---------------------------------------------------------
+    # -- evaluation and epochs: as each member does in a solo run ----------------------------------------------------
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         for _, member in self.active():
@@ -152,11 +153,11 @@ class Pack(pl.LightningModule):
                 self._stop(self.names[position], error)
 
     def _keep(self, position: int, values: dict[str, float]) -> None:
-        """Keep a member's values as Lightning keeps those of a solo run: in float32."""
+        """Store a member's metrics in float32, as Lightning stores those of a solo run."""
         self.values[position].update({name: torch.tensor(value).item() for name, value in values.items()})
 
     def _agree(self) -> None:
-        """A member that one rank has stopped, or is about to stop, stops on all: they go on in step."""
+        """Stop a member on all ranks if one rank has stopped it or is about to, so that ranks stay in step."""
         if self.trainer.world_size == 1:
             return
         bad = [float(name in self.stopped or bool(m.sums.bad())) for name, m in zip(self.names, self, strict=True)]
@@ -211,22 +212,24 @@ class Pack(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = checkpoint.get("ickd_pl_pack")
-        if kept is None or kept["names"] != self.names:
-            raise UserError(f"the checkpoint is of another pack: expected {self.names}, got {kept and kept['names']}")
-        self.stopped = dict(kept["stopped"])
-        # Packs once kept their first member twice, with the teacher.
+        stored = checkpoint.get("ickd_pl_pack")
+        if stored is None or stored["names"] != self.names:
+            raise UserError(
+                f"the checkpoint is of another pack: expected {self.names}, got {(stored or {}).get('names')}"
+            )
+        self.stopped = dict(stored["stopped"])
+        # Older packs stored their first member twice, with the teacher.
         state = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_first.")}
         checkpoint["state_dict"] = state
-        for position, (member, note) in enumerate(zip(self, kept["members"], strict=True)):
+        for position, (member, note) in enumerate(zip(self, stored["members"], strict=True)):
             own: dict[str, Any] = {"state_dict": {}, **note}
-            put_back(member, own, evaluating=False)
+            complete_checkpoint(member, own, evaluating=False)
             prefix = f"members.{position}."
             state.update({prefix + key: value for key, value in own["state_dict"].items()})
 
 
 def _note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
-    """What a solo checkpoint of the member holds beside weights and progress."""
+    """What a solo checkpoint of the member contains besides weights and progress."""
     own: dict[str, Any] = {"state_dict": {}}
-    leave_teacher_out(member, own, data)
+    remove_teacher(member, own, data)
     return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}

@@ -1,4 +1,4 @@
-"""Who can be a member of a pack, and a member's methods as the pack's callbacks."""
+"""Which modules can be members of a pack, and their methods as callbacks of the pack."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ickd_pl.strategies import LossStrategy
 from ickd_pl.training.module import DistillationModule
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-# Hooks around a member's backward pass and its step, of which a pack has one for all.
+# Hooks around the backward pass and the optimizer step, which a pack runs once for all members.
 _NOT_IN_A_PACK = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
 
 
 def why_alone(strategies: Sequence[LossStrategy]) -> str | None:
-    """Why a run with these methods cannot be a member of a pack, or None where it can."""
+    """The reason why a run with these methods cannot be packed; None if it can."""
     for strategy in strategies:
         if strategy.pretrain_epochs:
             return f"{type(strategy).__name__} has a first stage of its own"
@@ -28,25 +28,25 @@ def why_alone(strategies: Sequence[LossStrategy]) -> str | None:
     return None
 
 
-def _random(student: nn.Module) -> str | None:
-    """Dropout draws from the one global stream, so that a member's draws would depend on the other members."""
+def _uses_dropout(student: nn.Module) -> str | None:
+    """Why a student with dropout is refused: it draws from the global generator, which all members share."""
     drops = any(isinstance(m, _DROPOUT) and m.p > 0 for m in student.modules())
     return "its student has dropout" if drops else None
 
 
 def check_members(members: Sequence[DistillationModule], names: Sequence[str]) -> None:
-    """Raise :class:`UserError` where modules cannot be the members of one pack."""
+    """Raise :class:`UserError` if the modules cannot be members of one pack."""
     if not members:
         raise UserError("a pack needs at least one member")
     if len(set(names)) != len(names) or len(names) != len(members):
-        raise UserError(f"the members of a pack need different names, one each, got {list(names)}")
+        raise UserError(f"the members of a pack need one name each, all different, got {list(names)}")
     for name, member in zip(names, members, strict=True):
-        if reason := why_alone(member.strategies) or _random(member.student):
-            raise UserError(f"{name} cannot be packed, for {reason}: run it alone")
+        if reason := why_alone(member.strategies) or _uses_dropout(member.student):
+            raise UserError(f"{name} cannot be packed, because {reason}: run it alone")
         for what in ("num_classes", "image_size"):
             first, own = members[0].hparams[what], member.hparams[what]
             if first != own:
-                raise UserError(f"the members of a pack share their data: {what} is {first} and, of {name}, {own}")
+                raise UserError(f"the members of a pack share their data: {what} is {first}, but {own} for {name}")
     taught = [member for member in members if member.teacher is not None]
     teachers = {
         (member.teacher_name, id(member.teacher) if member.teacher_weights.ready else member.teacher_weights.path)
@@ -58,7 +58,7 @@ def check_members(members: Sequence[DistillationModule], names: Sequence[str]) -
 
 
 class ForMember(pl.Callback):
-    """A member's method as a callback of the pack: its hooks get the member in place of the pack."""
+    """Runs a member's method as a callback of the pack: its hooks receive the member instead of the pack."""
 
     def __init__(self, strategy: pl.Callback, member: DistillationModule, position: int) -> None:
         self._strategy, self._member, self._position = strategy, member, position

@@ -1,4 +1,4 @@
-"""A student in a trainer: how it is evaluated, what it predicts, and how it comes out of a checkpoint."""
+"""The student's part of the training module: evaluation, prediction and loading from a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class StudentModule(pl.LightningModule):
-    """What :class:`~ickd_pl.DistillationModule` does without its teacher, methods and optimizer.
+    """The part of :class:`~ickd_pl.DistillationModule` that needs no teacher, methods or optimizer.
 
     Attributes:
-        student: from normalised images (B, 3, H, W) to logits (B, K).
-        metrics: of the evaluation that is going on.
-        best_acc1: top-1 accuracy in percent of the best epoch so far.
+        student: maps normalised images (B, 3, H, W) to logits (B, K).
+        metrics: accuracies of the current evaluation.
+        best_acc1: top-1 accuracy in % of the best epoch so far.
     """
 
     student: FeatureNet | HookedNet
@@ -33,7 +33,7 @@ class StudentModule(pl.LightningModule):
 
     @property
     def in_first_stage(self) -> bool:
-        """Whether the student is only prepared, so that its accuracy is no result."""
+        """Whether this is a method's first stage, in which the student's accuracy does not count."""
         return False
 
     def forward(self, image: Tensor) -> Tensor:
@@ -53,9 +53,9 @@ class StudentModule(pl.LightningModule):
         return logits.float().softmax(dim=1)
 
     def validation_values(self) -> dict[str, float]:
-        """The accuracies of the evaluation that ends, in percent, by the names under which they are logged.
+        """Accuracies in % of the evaluation that is ending, by the names under which they are logged.
 
-        None after Lightning's trial of a few batches. ``fit`` adds the best epoch's.
+        Empty after Lightning's sanity check. In ``fit`` the best epoch's accuracy is included.
         """
         values = self.metrics.percentages()
         if self.trainer.sanity_checking:
@@ -74,25 +74,25 @@ class StudentModule(pl.LightningModule):
         self.log_values({f"test/{name}": value for name, value in self.metrics.percentages().items()})
 
     def log_values(self, values: dict[str, float]) -> None:
-        """Log values that are the same on every rank already; sync_dist only keeps Lightning from warning."""
+        """Log values that are already equal on all ranks; ``sync_dist`` only avoids Lightning's warning."""
         for name, value in values.items():
             shown = name.startswith(("val/", "test/")) and not name.endswith("_best")
             self.log(name, value, prog_bar=shown, sync_dist=True)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = None, *, strict: bool = True, **given: Any
+        cls, checkpoint_path: str | Path, map_location: Any = None, *, strict: bool = True, **kwargs: Any
     ) -> Self:
-        """A module with the settings and weights of a checkpoint. Nothing in the file is run, imported or fetched.
+        """Load a module with its settings and weights. Nothing in the file is executed, imported or downloaded.
 
         Args:
-            checkpoint_path: of the file.
-            map_location: device that the module is put on; None: the CPU.
-            strict: every key of the weights must agree.
-            given: arguments that replace the file's. A network of your own is none of them: give it again, as
+            checkpoint_path: path of the checkpoint.
+            map_location: device of the module; None: the CPU.
+            strict: all keys of the state dict must match.
+            **kwargs: arguments that replace the stored ones. A custom network is not stored: pass it again, as
                 ``student=NET, student_layers=LAYERS``. ``weights_only`` is accepted and always true.
 
         Raises:
-            UserError: the file is missing, damaged, of another network, or asks for more than a file may.
+            UserError: the file is missing, damaged, of another network, or has settings that a file may not set.
         """
-        return load_module(cls, checkpoint_path, map_location, strict, given)
+        return load_module(cls, checkpoint_path, map_location, strict, kwargs)

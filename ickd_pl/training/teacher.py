@@ -1,4 +1,4 @@
-"""What has to be true of a teacher before a student learns from it: its weights are read, its accuracy is enough."""
+"""Checks of a teacher before distillation: its weights are loaded, its accuracy reaches the minimum."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from ickd_pl.training.evaluation import accuracy
 from ickd_pl.weights import load_weights
 
 
-def check_floor_value(floor: float | None) -> None:
-    """Raise :class:`UserError` where the minimum is no percentage; 0.7 for 70 percent would never refuse anything."""
-    if floor is not None and not (floor == 0 or 1 < floor <= 100):
-        raise UserError(f"teacher_floor: expected percent above 1 and up to 100, such as 70, got {floor}")
+def check_floor_value(minimum: float | None) -> None:
+    """Raise :class:`UserError` if the minimum accuracy is not in %: 0.7 instead of 70 would accept any teacher."""
+    if minimum is not None and not (minimum == 0 or 1 < minimum <= 100):
+        raise UserError(f"teacher_floor: expected a percentage above 1 and up to 100, such as 70, got {minimum}")
 
 
 class TeacherWeights:
-    """Where a teacher's weights are, and whether the network has them.
+    """The weights file of a teacher, and whether it has been loaded.
 
     Args:
-        name: the teacher's, for messages.
-        path: file of the weights.
-        ready: the network was handed over trained; nothing is read.
+        name: the teacher's name, for messages.
+        path: the weights file.
+        ready: the network is already trained; nothing is loaded.
     """
 
     def __init__(self, name: str | None, path: str | None, ready: bool) -> None:
         self.name, self.path, self.ready = name, path, ready
 
     def read_into(self, net: nn.Module) -> None:
-        """Read the weights, unless the network has them.
+        """Load the weights, unless that has been done.
 
         Raises:
-            UserError: no file was named, or it is missing, damaged or of another network; the message has the command
-                that makes one.
+            UserError: no file is set, or it is missing, damaged or of another network; the message has the command
+                that creates one.
         """
         if self.ready:
             return
@@ -49,25 +49,25 @@ class TeacherWeights:
         self.ready = True
 
     def skip(self) -> None:
-        """Leave the teacher untrained: a measurement of speed needs no weights."""
+        """Leave the teacher untrained: timing needs no weights."""
         self.ready = True
 
     def _how_to_get(self) -> str:
         return (
-            f"for CIFAR-100 get it with `teachers fetch {self.name}` where `teachers list` has it; else "
-            f"train it with `fit --config configs/base.yaml --model.student {self.name}` on the same data and give its "
+            f"for CIFAR-100, if `teachers list` shows it, get it with `teachers fetch {self.name}`; else "
+            f"train it with `fit --config configs/base.yaml --model.student {self.name}` on the same data and set its "
             f"checkpoints/last.ckpt as --model.teacher_weights (in Python: teacher=load_teacher({self.name!r}, FILE))"
         )
 
 
 def check_accuracy(net: nn.Module, name: str, minimum: float, trainer: pl.Trainer) -> None:
-    """Measure a teacher on the images that every epoch is evaluated on.
+    """Measure a teacher's accuracy on the images that every epoch is evaluated on.
 
     Args:
         net: the teacher.
-        name: the teacher's.
-        minimum: top-1 accuracy in percent.
-        trainer: in its ``fit``, before the first step.
+        name: the teacher's name, for messages.
+        minimum: top-1 accuracy in %.
+        trainer: the trainer, in ``fit`` before the first step.
 
     Raises:
         UserError: the teacher is below the minimum, or there are no images to measure it on.
@@ -77,22 +77,22 @@ def check_accuracy(net: nn.Module, name: str, minimum: float, trainer: pl.Traine
     if found < minimum:
         raise UserError(
             f"teacher {name} reaches {found:.2f} percent on the {split} images, below model.teacher_floor {minimum:g}: "
-            "is it trained, on these data and with their normalisation? Give better weights, or lower the floor"
+            "was it trained on these data, with the same normalisation? Set better weights, or lower the minimum"
         )
-    rank_zero_info(f"teacher {name}: {found:.2f} percent on the {split} images (floor {minimum:g})")
+    rank_zero_info(f"teacher {name}: {found:.2f} percent on the {split} images (minimum {minimum:g})")
 
 
 def _evaluation_loader(trainer: pl.Trainer, name: str) -> Any:
-    """What every epoch is evaluated on. Lightning has it before the first step only where it evaluates epoch 1."""
+    """The evaluation loader. Before the first step, Lightning has loaded it only if it evaluates epoch 1."""
     loader: Any = trainer.val_dataloaders
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    shows = data is not None and type(data).val_dataloader is not pl.LightningDataModule.val_dataloader
-    if loader is None and shows and trainer.limit_val_batches != 0:
+    has_loader = data is not None and type(data).val_dataloader is not pl.LightningDataModule.val_dataloader
+    if loader is None and has_loader and trainer.limit_val_batches != 0:
         loader = data.val_dataloader()
     if not hasattr(loader, "__iter__") or isinstance(loader, dict | list | tuple):
         raise UserError(
-            f"teacher_floor: there are no images to measure the teacher {name} on: give a data module with one "
-            "evaluation loader, or one loader (val_dataloaders) and evaluate the first epoch; leave the trainer's "
-            "limits on validation alone; or leave the floor out"
+            f"teacher_floor: there are no images to measure the teacher {name} on: use a data module with one "
+            "evaluation loader, or one loader (val_dataloaders) and evaluate the first epoch; do not set "
+            "limit_val_batches to 0; or leave teacher_floor out"
         )
     return loader

@@ -14,8 +14,8 @@ from ickd_pl.errors import UserError
 from ickd_pl.strategies import LossStrategy
 
 
-class Staged(Protocol):
-    """What is asked here of a :class:`ickd_pl.DistillationModule`."""
+class StagedModule(Protocol):
+    """What this file needs of a :class:`ickd_pl.DistillationModule`."""
 
     @property
     def trainer(self) -> pl.Trainer: ...
@@ -37,21 +37,21 @@ class Staged(Protocol):
 
 
 class Stages:
-    """Knows to which stage the current epoch belongs, and puts the module into the state that it needs.
+    """Tracks the stage of the current epoch, and freezes or unfreezes parameters accordingly.
 
-    ``max_epochs`` counts main epochs. First-stage epochs come before them and have negative numbers in the order of
-    the data, so that two-stage and one-stage runs see the same batches in their main epochs.
+    ``max_epochs`` counts main epochs. First-stage epochs come before them; the data loader numbers them below 0, so
+    that two-stage and one-stage runs see the same batches in their main epochs.
 
     Args:
         strategies: the module's methods.
-        student: the student's name, on which a method's first learning rate may depend.
+        student: the student's name, on which a method's first-stage learning rate may depend.
 
     Attributes:
-        epochs: length of the first stage; 0 without one.
+        epochs: length of the first stage; 0 if there is none.
         epoch: the current main epoch, from 1; 0 and below in the first stage, None outside a fit.
 
     Raises:
-        UserError: two methods want first stages of different lengths.
+        UserError: two methods have first stages of different lengths.
     """
 
     def __init__(self, strategies: Sequence[LossStrategy], student: str) -> None:
@@ -59,7 +59,7 @@ class Stages:
         if len(lengths) > 1:
             names = ", ".join(f"{type(s).__name__} {s.pretrain_epochs}" for s in strategies if s.pretrain_epochs)
             raise UserError(
-                f"first stages of different lengths cannot run together ({names}): give them the same pretrain_epochs"
+                f"first stages of different lengths cannot run together ({names}): set the same pretrain_epochs"
             )
         self.strategies = strategies
         self.student = student
@@ -73,22 +73,21 @@ class Stages:
         return self.epoch is not None and self.epoch < 1
 
     def lr(self, recipe: float) -> float:
-        """Constant learning rate of the first stage; the recipe's where the method names none."""
-        named = [s.first_stage_lr(self.student) for s in self.strategies if s.pretrain_epochs]
-        own = [lr for lr in named if lr is not None]
-        return own[0] if own else recipe
+        """Constant learning rate of the first stage; ``recipe`` if no method sets one."""
+        rates = [s.first_stage_lr(self.student) for s in self.strategies if s.pretrain_epochs]
+        return next((lr for lr in rates if lr is not None), recipe)
 
     def lr_factor(self, lr: float, milestones: Sequence[int]) -> Callable[[int], float]:
-        """The schedule: from the epoch of the fit, from 0, to the learning rate as a multiple of ``lr``."""
+        """The schedule: maps the epoch of the fit (from 0) to the factor by which ``lr`` is multiplied."""
 
         def factor(epoch: int) -> float:
             main = epoch - self.epochs
             return self.lr(lr) / lr if main < 0 else float(0.1 ** bisect_right(milestones, main))
 
-        return factor  # a plain function: of other callables the scheduler keeps the attributes in checkpoints
+        return factor  # a plain function: the scheduler would store the attributes of other callables in checkpoints
 
     def extend(self, trainer: pl.Trainer) -> None:
-        """Add the first stage to ``max_epochs``; parts of the student idle in it, which DDP must be told."""
+        """Add the first stage to ``max_epochs``, and tell DDP that it leaves parameters unused."""
         if not self.epochs or self._extended is trainer:
             return
         self._extended = trainer
@@ -99,39 +98,39 @@ class Stages:
             trainer.strategy._ddp_kwargs["find_unused_parameters"] = True  # private: lightning strategy._ddp_kwargs
 
     def _offset_loader(self, trainer: pl.Trainer) -> None:
-        """Let the order of the data count main epochs from 0."""
+        """Shift the data loader's epochs so that main epochs count from 0."""
         loader: Any = trainer.train_dataloader
         if hasattr(loader, "epoch_offset"):
             loader.epoch_offset = -self.epochs
 
     def resume(self, epoch: int) -> None:
-        """Take up the stage of a checkpoint.
+        """Restore the stage of a checkpoint.
 
         Args:
-            epoch: that the checkpoint was written in, from 0, as Lightning counts.
+            epoch: epoch in which the checkpoint was written, counted from 0 as in Lightning.
         """
         self.epoch = epoch - self.epochs + 1
 
-    def start(self, module: Staged) -> None:
-        """Begin or continue a fit. One that left the first stage with its last batch begins the main stage."""
+    def start(self, module: StagedModule) -> None:
+        """Start or resume a fit; resuming after the last batch of the first stage starts the main stage."""
         self._offset_loader(module.trainer)
         was_first = self.first
-        self._enter(module)  # Lightning leaves out on_train_epoch_start where it continues within an epoch
+        self._enter(module)  # Lightning skips on_train_epoch_start when it resumes within an epoch
         if was_first and not self.first:
             self._restart_optimizer(module)
 
-    def start_epoch(self, module: Staged) -> None:
-        """Begin an epoch; with the first main epoch the optimizer starts anew."""
+    def start_epoch(self, module: StagedModule) -> None:
+        """Start an epoch; the first main epoch resets the optimizer."""
         self._enter(module)
         if self.epochs and self.epoch == 1:
             self._restart_optimizer(module)
 
     def leave(self) -> None:
-        """The fit has ended."""
+        """Call at the end of the fit."""
         self.epoch = None
 
-    def _enter(self, module: Staged) -> None:
-        """Freeze and thaw for the epoch that begins or is continued."""
+    def _enter(self, module: StagedModule) -> None:
+        """Freeze and unfreeze parameters for the epoch that starts or resumes."""
         self.epoch = module.current_epoch - self.epochs + 1
         if not self.epochs:
             return
@@ -148,7 +147,7 @@ class Stages:
             elif not self.first:
                 _set(strategy.frozen_in_main(adapter), trains=False)
 
-    def _restart_optimizer(self, module: Staged) -> None:
+    def _restart_optimizer(self, module: StagedModule) -> None:
         for optimizer in module.trainer.optimizers:
             optimizer.state.clear()
             optimizer.zero_grad(set_to_none=True)

@@ -58,7 +58,7 @@ def stop_after() -> Iterator[Stop]:
 
             patch.setattr(kind, "on_train_epoch_end", on_train_epoch_end)
             stopped = run()
-            assert stopped.status == 130 and "stopped by Ctrl-C: the same command goes on" in stopped.err
+            assert stopped.status == 130 and "stopped by Ctrl-C: run the same command to resume" in stopped.err
             patch.undo()
             signal.signal(signal.SIGINT, handler)  # Lightning has switched it off
 
@@ -187,7 +187,7 @@ def test_sigterm_has_its_exit_status_and_one_line() -> None:
     process.terminate()
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 143
-    assert error.strip().splitlines()[-1] == "stopped by SIGTERM: the same command goes on"
+    assert error.strip().splitlines()[-1] == "stopped by SIGTERM: run the same command to resume"
 
 
 # -- losses that are not finite --------------------------------------------------------------------------------------

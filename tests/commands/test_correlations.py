@@ -1,4 +1,4 @@
-"""``correlations`` on the real command line: the distances, what is compared with what, and mistakes as one line."""
+"""``correlations`` on the command line: the distances, what is compared, and errors in one line."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ROWS = ("channels", "class logits", "ICKD's loss")
 
 
 def numbers(out: str) -> dict[str, list[str]]:
-    """The table: before and after, as printed."""
+    """The printed table: distances before and after."""
     lines = {row: next(line for line in out.splitlines() if line.startswith(row)) for row in ROWS}
     return {row: line.split()[-2:] for row, line in lines.items()}
 
 
 def changed(student: Run, where: str, **arguments: Any) -> Path:
-    """The checkpoint with other hyper-parameters; with other methods it has no adapters."""
+    """A copy of the checkpoint with other hyper-parameters; with other methods, without adapters."""
     content = load(student.last)
     content["hyper_parameters"].update(arguments)
     if "strategies" in arguments:
@@ -58,8 +58,8 @@ def test_distillation_brings_the_student_closer(student: Run) -> None:
     assert Path("out/c.png").read_bytes() == Path("out/d.png").read_bytes()
 
 
-def test_the_numbers_are_those_of_the_networks(student: Run, teacher: Run) -> None:
-    """Made again from the weights and the test images, without the command's code."""
+def test_distances_equal_those_computed_from_the_networks(student: Run, teacher: Run) -> None:
+    """Recomputed from the weights and the test images, without the command's code."""
     done = cli("correlations", "--ckpt_path", student.last, "--images", 90, "--output", "c.png")
     data = Digits(train_size=100)
     data.setup("test")
@@ -71,20 +71,20 @@ def test_the_numbers_are_those_of_the_networks(student: Run, teacher: Run) -> No
         {k.rpartition(".")[2]: v for k, v in state.items() if ".bn." in k},
     )
     with torch.no_grad():
-        theirs = load_teacher("resnet20", teacher.last, 10).features(images)
-        ours = load_student(student.last).features(images)
-        adapted = torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0], ours.final)
+        teacher_features = load_teacher("resnet20", teacher.last, 10).features(images)
+        student_features = load_student(student.last).features(images)
+        adapted = torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0], student_features.final)
         adapted = torch.nn.functional.batch_norm(
             adapted, norm["running_mean"], norm["running_var"], norm["weight"], norm["bias"]
         )
-    channels = (mean_channel_correlation(adapted) - mean_channel_correlation(theirs.final)).abs().mean()
-    logits = (logit_correlation(ours.logits) - logit_correlation(theirs.logits)).abs().mean()
+    channels = (mean_channel_correlation(adapted) - mean_channel_correlation(teacher_features.final)).abs().mean()
+    logits = (logit_correlation(student_features.logits) - logit_correlation(teacher_features.logits)).abs().mean()
     table = numbers(done.out)
     assert float(table["channels"][1]) == pytest.approx(float(channels), abs=1e-4)
     assert float(table["class logits"][1]) == pytest.approx(float(logits), abs=1e-4)
 
 
-def test_the_picture_lies_in_the_run_folder(student: Run) -> None:
+def test_the_picture_is_written_to_the_run_folder(student: Run) -> None:
     last = Path("run/checkpoints/last.ckpt")
     last.parent.mkdir(parents=True)
     last.write_bytes(student.last.read_bytes())
@@ -93,25 +93,25 @@ def test_the_picture_lies_in_the_run_folder(student: Run) -> None:
     assert sorted(p.name for p in Path("run").iterdir()) == ["checkpoints", "correlations.png"]
 
 
-def test_another_student_stands_before(student: Run) -> None:
-    """With an adapter of its own that is used; a student without one takes the checkpoint's, which is said."""
-    words = ["correlations", "--ckpt_path", student.last, "--images", 60, "--output", "c.png"]
-    itself = cli(*words, "--before", student.last)
+def test_before_can_be_another_student(student: Run) -> None:
+    """Its own adapter is used; a student without one uses the checkpoint's, which a note says."""
+    args = ["correlations", "--ckpt_path", student.last, "--images", 60, "--output", "c.png"]
+    itself = cli(*args, "--before", student.last)
     assert (itself.status, itself.err) == (0, "")
     assert all(before == after for before, after in numbers(itself.out).values())
     assert "note" not in itself.out
 
     vanilla = changed(student, "vanilla.ckpt", strategies=[], teacher=None, teacher_weights=None)
-    plain = cli(*words, "--before", vanilla)
+    plain = cli(*args, "--before", vanilla)
     assert (plain.status, plain.err) == (0, "")
     assert "note: Before: this student never trained with the adapter" in plain.out
     assert numbers(plain.out)["class logits"] == numbers(itself.out)["class logits"]
-    # The student after is seen as ever, though the other one's adapter began as its own.
+    # The distances after are unchanged, although the other adapter had the same initial weights.
     for row in ("channels", "ICKD's loss"):
         assert numbers(plain.out)[row][1] == numbers(itself.out)[row][1] != numbers(plain.out)[row][0]
 
 
-def test_without_an_adapter_the_own_channels_are_compared(student: Run) -> None:
+def test_without_an_adapter_the_students_channels_are_compared(student: Run) -> None:
     last = changed(student, "kd.ckpt", strategies=KD)
     done = cli("correlations", "--ckpt_path", last, "--images", 60)
     assert (done.status, done.err) == (0, "")
@@ -120,11 +120,11 @@ def test_without_an_adapter_the_own_channels_are_compared(student: Run) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["svg", "pdf"])
-def test_networks_of_other_channels_have_no_difference(student: Run, suffix: str) -> None:
+def test_networks_with_different_channels_have_no_channel_distance(student: Run, suffix: str) -> None:
     with seeded("test"):
         torch.save(get_model("resnet8x4", 10).state_dict(), "wide.pth")
-    words = ["correlations", "--ckpt_path", changed(student, "kd.ckpt", strategies=KD), "--images", 20]
-    done = cli(*words, "--teacher", "resnet8x4", "--teacher_weights", "wide.pth", "--output", f"c.{suffix}")
+    args = ["correlations", "--ckpt_path", changed(student, "kd.ckpt", strategies=KD), "--images", 20]
+    done = cli(*args, "--teacher", "resnet8x4", "--teacher_weights", "wide.pth", "--output", f"c.{suffix}")
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith("resnet8x4 teaches resnet8")
     assert "note: teacher 256 channels, student 64, and no ICKD adapter between them: no difference is def" in done.out
@@ -133,27 +133,27 @@ def test_networks_of_other_channels_have_no_difference(student: Run, suffix: str
     assert all(float(value) > 0 for value in table["class logits"])
 
 
-def test_the_data_may_be_others(student: Run) -> None:
+def test_the_data_can_be_changed(student: Run) -> None:
     """Options change the checkpoint's data; another data set replaces them; images are normalised as in training."""
     content = load(student.last)
     content["Digits"]["mean"] = [0.9, 0.9, 0.9]
     torch.save(content, "other_mean.ckpt")
     del content["ickd_pl"]["data"]
     torch.save(content, "no_data.ckpt")
-    words = ["--images", 30, "--output", "c.png"]
-    usual = cli("correlations", "--ckpt_path", student.last, *words)
-    smaller = cli("correlations", "--ckpt_path", student.last, "--data.eval_batch_size=7", *words)
-    named = cli("correlations", "--ckpt_path", student.last, "--data", "Digits", *words)
-    without = cli("correlations", "--ckpt_path", "no_data.ckpt", "--data=Digits", *words)
-    normalised = cli("correlations", "--ckpt_path", "other_mean.ckpt", *words)
+    args = ["--images", 30, "--output", "c.png"]
+    usual = cli("correlations", "--ckpt_path", student.last, *args)
+    smaller = cli("correlations", "--ckpt_path", student.last, "--data.eval_batch_size=7", *args)
+    named = cli("correlations", "--ckpt_path", student.last, "--data", "Digits", *args)
+    without = cli("correlations", "--ckpt_path", "no_data.ckpt", "--data=Digits", *args)
+    normalised = cli("correlations", "--ckpt_path", "other_mean.ckpt", *args)
     for done in (usual, smaller, named, without, normalised):
         assert (done.status, done.err) == (0, "")
     assert numbers(smaller.out) == numbers(named.out) == numbers(usual.out)
     assert numbers(normalised.out)["channels"] != numbers(usual.out)["channels"]
 
 
-def test_own_images_whose_folder_looks_like_a_number(student: Run) -> None:
-    """Sorted by class as they are, every class is seen; the folder may have moved."""
+def test_an_image_folder_whose_name_is_a_number(student: Run) -> None:
+    """Images of every class are used although they are sorted by class; the folder can be moved."""
     for split in ("train", "test"):
         for k in range(10):
             folder = Path("2024", split, f"class_{k}")
@@ -165,19 +165,19 @@ def test_own_images_whose_folder_looks_like_a_number(student: Run) -> None:
     content["ickd_pl"]["data"] = {"class_path": "ickd_pl.data.image_folder.ImageFolder", "init_args": arguments}
     Path("run/checkpoints").mkdir(parents=True)
     torch.save(content, "run/checkpoints/own.ckpt")
-    words = ["correlations", "--ckpt_path", "run/checkpoints/own.ckpt", "--images", 10, "--output", "c.png"]
-    alone = cli(*words)
+    args = ["correlations", "--ckpt_path", "run/checkpoints/own.ckpt", "--images", 10, "--output", "c.png"]
+    alone = cli(*args)
     assert alone.status == 2
     assert "data.init_args.root is '2024'" in alone.err
-    assert alone.err.endswith("give --data.init_args.root\n")
+    assert alone.err.endswith("set --data.init_args.root\n")
     own = {"data": {"class_path": "ickd_pl.data.ImageFolder", "init_args": {"root": "2024"}}}
     Path("run/config.yaml").write_text(yaml.safe_dump(own))
-    done = cli(*words)
+    done = cli(*args)
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith("resnet20 teaches resnet8: 10 test images of 2024")
     assert "note: data of the checkpoint: ImageFolder, root '2024'" in done.out
     Path("2024").rename("2025")
-    gone, moved = cli(*words), cli(*words, "--data.root", "2025")
+    gone, moved = cli(*args), cli(*args, "--data.root", "2025")
     assert gone.status == 2
     assert "2024 is no folder" in gone.err
     assert numbers(moved.out) == numbers(done.out)
@@ -189,7 +189,7 @@ def damaged_adapter(content: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("words", "needle"),
+    ("args", "needle"),
     [
         ([], "required: --ckpt_path"),
         (["--ckpt_path", "good.ckpt", "--ouput", "x.png"], "unknown --ouput: did you mean --output"),
@@ -219,7 +219,7 @@ def damaged_adapter(content: dict[str, Any]) -> dict[str, Any]:
         (["--ckpt_path", "good.ckpt", "--data.rot", "x"], "rot"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line_and_leave_nothing(student: Run, teacher: Run, words: list[str], needle: str) -> None:
+def test_errors_are_one_line_and_leave_no_files(student: Run, teacher: Run, args: list[str], needle: str) -> None:
     content = load(student.last)
     torch.save(content, "good.ckpt")
     Path("cut.ckpt").write_bytes(Path("good.ckpt").read_bytes()[:5000])
@@ -232,7 +232,7 @@ def test_mistakes_are_one_line_and_leave_nothing(student: Run, teacher: Run, wor
     Path("folder.png").mkdir()
     Path("text").write_text("")
     before = snapshot(Path())
-    done = cli("correlations", *[str(teacher.last) if word == "TEACHER" else word for word in words])
+    done = cli("correlations", *[str(teacher.last) if word == "TEACHER" else word for word in args])
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
@@ -241,13 +241,13 @@ def test_mistakes_are_one_line_and_leave_nothing(student: Run, teacher: Run, wor
 
 
 class Touch:
-    """Makes a file when it is unpickled without restriction."""
+    """Creates a file when unpickled without restrictions."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch hacked",)
 
 
-def test_a_missing_matplotlib_is_named(student: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_matplotlib_is_reported(student: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     done = cli("correlations", "--ckpt_path", student.last, "--output", "c.png")
@@ -256,7 +256,7 @@ def test_a_missing_matplotlib_is_named(student: Run, monkeypatch: pytest.MonkeyP
     assert not list(Path().iterdir())
 
 
-def test_help_says_what_is_shown() -> None:
+def test_help_explains_the_figure() -> None:
     done = cli("correlations", "--help")
     assert done.status == 0
     assert "--before" in done.out

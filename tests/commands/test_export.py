@@ -1,4 +1,4 @@
-"""``export`` on the real command line: a trained student with its configuration, and every mistake as one line."""
+"""``export`` on the command line: a trained student with its configuration, and errors in one line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_trained_student_in_every_format(student: Run) -> None:
 
 
 def test_the_configuration_is_that_of_the_data(student: Run) -> None:
-    """What the run trained with, not what somebody computes again."""
+    """The values of the training run, not recomputed ones."""
     cli("export", "--ckpt_path", student.last, "--format", "safetensors", "--output", "s.safetensors")
     config, data = read_config("s.safetensors"), Digits(train_size=100)
     assert config == read_config(student.last)
@@ -58,14 +58,14 @@ def test_the_configuration_is_that_of_the_data(student: Run) -> None:
     assert config.class_names == list("0123456789")
 
 
-def test_repdistiller_says_how_far_and_how_good(student: Run) -> None:
+def test_repdistiller_format_has_epoch_and_accuracy(student: Run) -> None:
     cli("export", "--ckpt_path", student.last, "--format", "repdistiller", "--output", "s.pth")
     content = torch.load("s.pth", weights_only=True)
     assert content["epoch"] == 3
     assert content["best_acc"] == pytest.approx(float(student.rows[-1]["test/acc1"]), abs=1e-4)
 
 
-def test_onnx_states_its_opset_and_leaves_the_batch_free(student: Run) -> None:
+def test_onnx_has_its_opset_and_a_dynamic_batch_size(student: Run) -> None:
     cli("export", "--ckpt_path", student.last, "--format", "onnx", "--output", "s.onnx")
     model = onnx.load("s.onnx")
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
@@ -76,8 +76,8 @@ def test_onnx_states_its_opset_and_leaves_the_batch_free(student: Run) -> None:
     assert shapes == {"image": ["batch", 3, 32, 32], "logits": ["batch", 10]}
 
 
-def test_an_export_is_exported_again(student: Run) -> None:
-    """Without the checkpoint: what another format needs is in the file."""
+def test_an_exported_file_can_be_exported_again(student: Run) -> None:
+    """Without the checkpoint: the file contains all that another format needs."""
     cli("export", "--ckpt_path", student.last, "--format", "safetensors", "--output", "s.safetensors")
     done = cli("export", "--ckpt_path", "s.safetensors", "--format", "repdistiller")
     assert done.status == 0, done.err
@@ -85,7 +85,7 @@ def test_an_export_is_exported_again(student: Run) -> None:
 
 
 def copied(student: Run, where: str, **changes: Any) -> Path:
-    """A checkpoint with other entries; None takes one out."""
+    """A copy of a checkpoint with other entries; None removes one."""
     content = load(student.last)
     for name, value in changes.items():
         content[name] = value
@@ -97,35 +97,35 @@ def copied(student: Run, where: str, **changes: Any) -> Path:
     return path
 
 
-def test_the_file_lies_in_the_run_folder_and_is_not_lost(student: Run) -> None:
+def test_the_file_is_written_to_the_run_folder_and_not_overwritten(student: Run) -> None:
     last = copied(student, "run/checkpoints/last.ckpt")
-    words = ["export", "--ckpt_path", last, "--format", "safetensors"]
-    assert cli(*words).status == 0
+    args = ["export", "--ckpt_path", last, "--format", "safetensors"]
+    assert cli(*args).status == 0
     path = Path("run/student.safetensors")
     with safe_open(path, "pt") as file:
         assert file.metadata()["format"] == "pt"
     path.write_bytes(b"mine")
-    again = cli(*words)
+    again = cli(*args)
     assert again.status == 2
     assert again.err.count("\n") == 1
     assert "run/student.safetensors exists: give another --output, or --overwrite" in again.err
     assert path.read_bytes() == b"mine"
-    assert cli(*words, "--overwrite").status == 0
+    assert cli(*args, "--overwrite").status == 0
     load_student(path)
     assert sorted(p.name for p in Path("run").iterdir()) == ["checkpoints", "student.safetensors"]
 
 
-def test_a_checkpoint_without_the_constants_of_its_data(student: Run) -> None:
+def test_a_checkpoint_without_normalisation_constants(student: Run) -> None:
     last = copied(student, "last.ckpt", Digits=None)
     done = cli("export", "--ckpt_path", last, "--format", "safetensors")
     assert done.status == 0, done.err
-    assert "note: last.ckpt does not say how its images were normalised" in done.out
+    assert "note: last.ckpt lacks the normalisation of its images" in done.out
     config = read_config("student.safetensors")
     assert (config.network, config.mean, config.std, config.class_names) == ("resnet8", None, None, None)
 
 
 @pytest.mark.parametrize(
-    ("words", "needle"),
+    ("args", "needle"),
     [
         ([], "required: --ckpt_path, --format"),
         (["--format", "onnx"], "required: --ckpt_path"),
@@ -144,10 +144,10 @@ def test_a_checkpoint_without_the_constants_of_its_data(student: Run) -> None:
         (["--ckpt_path", "good.ckpt", "--format", "onnx", "--output", "folder.onnx"], "folder.onnx is a folder"),
         (["--ckpt_path", "good.ckpt", "--format", "repdistiller", "--output", "text/x.pth"], "cannot write text/x.pth"),
         (["--ckpt_path", "e.safetensors", "--format", "safetensors", "--output", "e.safetensors", "--overwrite"],
-         "e.safetensors is the file that is exported"),
+         "e.safetensors is the file to export"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line_and_leave_nothing(student: Run, words: list[str], needle: str) -> None:
+def test_errors_are_one_line_and_leave_no_files(student: Run, args: list[str], needle: str) -> None:
     arguments = load(student.last)["hyper_parameters"]
     good = copied(student, "good.ckpt")
     Path("cut.ckpt").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
@@ -161,7 +161,7 @@ def test_mistakes_are_one_line_and_leave_nothing(student: Run, words: list[str],
         Path(folder).mkdir()
     cli("export", "--ckpt_path", good, "--format", "safetensors", "--output", "e.safetensors")
     before = snapshot(Path())
-    done = cli("export", *words)
+    done = cli("export", *args)
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
@@ -170,14 +170,14 @@ def test_mistakes_are_one_line_and_leave_nothing(student: Run, words: list[str],
 
 
 class Touch:
-    """Makes a file when it is unpickled without restriction."""
+    """Creates a file when unpickled without restrictions."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch hacked",)
 
 
 @pytest.mark.parametrize("library", ["onnx", "onnxscript"])
-def test_a_missing_library_is_named(student: Run, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+def test_a_missing_library_is_reported(student: Run, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     done = cli("export", "--ckpt_path", student.last, "--format", "onnx", "--output", "s.onnx")
     assert done.status == 2
@@ -185,11 +185,11 @@ def test_a_missing_library_is_named(student: Run, monkeypatch: pytest.MonkeyPatc
     assert not list(Path().iterdir())
 
 
-def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(
+def test_without_onnxruntime_the_file_is_written_but_not_verified(
     student: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     done = cli("export", "--ckpt_path", student.last, "--format", "onnx", "--output", "s.onnx")
     assert done.status == 0, done.err
-    assert "note: not read back, since onnxruntime is not installed" in done.out
+    assert "note: not verified, because onnxruntime is missing" in done.out
     onnx.checker.check_model("s.onnx")

@@ -1,4 +1,4 @@
-"""``teachers list`` and ``teachers fetch`` on the real command line, alone, twice at once, and killed."""
+"""``teachers list`` and ``teachers fetch`` on the command line: one process, two at once, and killed ones."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
 
 
 def rows(out: str) -> dict[str, list[str]]:
-    """The lines of `teachers list` by name, split where columns are apart."""
+    """The lines of `teachers list` by name, split into columns."""
     return {line.split()[0]: re.split(r"  +", line) for line in out.partition("\n\n")[0].splitlines()}
 
 
 # -- list ----------------------------------------------------------------------------
 
 
-def test_the_list_of_a_newcomer() -> None:
+def test_list_without_any_files() -> None:
     done = cli("teachers", "list")
     assert (done.status, done.err) == (0, "")
     table = rows(done.out)
@@ -50,7 +50,7 @@ def test_the_list_of_a_newcomer() -> None:
     assert not list(Path().iterdir()), "a list writes nothing"
 
 
-def test_the_list_tells_what_is_here() -> None:
+def test_list_shows_which_files_are_here() -> None:
     names = ["resnet8", "resnet14", "resnet20", "resnet32"]
     Path("t").mkdir()
     manifest(
@@ -65,7 +65,7 @@ def test_the_list_tells_what_is_here() -> None:
     done = cli("teachers", "list", "--checkpoints", "t")
     table = rows(done.out)
     assert table["resnet8"][1:] == ["70.50", "70.45", "verified", "yes, SHA-256 as recorded", "1 2"]
-    assert table["resnet14"][2:] == ["-", "recorded", "ANOTHER FILE than recorded", "1 2"]
+    assert table["resnet14"][2:] == ["-", "recorded", "SHA-256 DIFFERS from the recorded", "1 2"]
     assert table["resnet20"][2:] == ["-", "unverified", "yes, SHA-256 not recorded", "1 2"]
     assert table["resnet32"][2:] == ["-", "unverified", "no", "1 2"]
     assert "  1  http://a/<file>\n  2  http://b/c.tar (archive)\n" in done.out
@@ -89,7 +89,7 @@ def test_fetch_one_and_all(mirror: Mirror) -> None:
     assert "yes, SHA-256 as recorded" in rows(cli("teachers", "list").out)["resnet14"]
 
 
-def test_fetch_in_vain_is_one_line(mirror: Mirror) -> None:
+def test_a_failed_fetch_is_one_line(mirror: Mirror) -> None:
     urls = [mirror.url + "/none", mirror.url + "/page.pth"]
     mirror.files["/page.pth"] = b"<html>"
     manifest({"resnet8": urls})
@@ -101,8 +101,8 @@ def test_fetch_in_vain_is_one_line(mirror: Mirror) -> None:
     assert not (Path("t") / FILE.format("resnet8")).parent.exists()
 
 
-def test_a_first_fetch_writes_the_manifest_of_the_folder() -> None:
-    """A user of the installed package has none yet."""
+def test_the_first_fetch_writes_the_manifest() -> None:
+    """With the installed package there is no manifest yet."""
     content = weights("resnet56")
     Path("given.pth").write_bytes(content)
     assert cli("teachers", "fetch", "resnet56", "--from", "given.pth").status == 0
@@ -112,12 +112,12 @@ def test_a_first_fetch_writes_the_manifest_of_the_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "needle"),
+    ("args", "needle"),
     [
         ([], "teachers: the following arguments are required: list|fetch"),
         (["fetsh"], "did you mean fetch?"),
-        (["fetch"], "give the NAMEs of teachers, or --all"),
-        (["fetch", "resnet56", "--all"], "give the NAMEs of teachers, or --all"),
+        (["fetch"], "expected the NAMEs of teachers, or --all"),
+        (["fetch", "resnet56", "--all"], "expected the NAMEs of teachers, or --all"),
         (["fetch", "resnet65"], "no teacher resnet65 in checkpoints/manifest.json: did you mean resnet"),
         (["fetch", "resnet56", "--forse"], "unknown --forse: did you mean --force, --from?"),
         (["list", "resnet56"], "unknown resnet56"),
@@ -128,8 +128,8 @@ def test_a_first_fetch_writes_the_manifest_of_the_folder() -> None:
         (["list", "--manifest", "none.json"], "--manifest none.json does not exist"),
     ],
 )
-def test_mistakes_are_one_line(words: list[str], needle: str) -> None:
-    done = cli("teachers", *words)
+def test_errors_are_one_line(args: list[str], needle: str) -> None:
+    done = cli("teachers", *args)
     assert done.status == 2
     assert needle in done.err and len(done.err.splitlines()) == 1
     assert not list(Path().iterdir())
@@ -144,17 +144,17 @@ def test_help_names_the_options() -> None:
 # -- processes -----------------------------------------------------------------------
 
 
-def started(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(REPOSITORY / "cli.py"), "teachers", "fetch", *words]
+def started(*args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "teachers", "fetch", *args]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
 
 
-def test_killed_and_two_at_once(mirror: Mirror) -> None:
-    """Killed in the middle of a body, a fetch leaves no file; two at once after it both end well, with one download."""
+def test_a_killed_fetch_and_two_at_once(mirror: Mirror) -> None:
+    """A fetch killed during a download leaves no file; two at once afterwards both succeed with one download."""
     manifest({"resnet8": [mirror.url + "/a.pth"]})
     mirror.files["/a.pth"] = mirror.stalled(GOOD)
-    words = ["resnet8", "--manifest", "m.json", "--timeout", "40"]
-    first = started(*words)
+    args = ["resnet8", "--manifest", "m.json", "--timeout", "40"]
+    first = started(*args)
     assert mirror.half.wait(60)
     deadline = time.monotonic() + 20
     while not any(p.stat().st_size for p in Path("checkpoints").rglob("*.pth")) and time.monotonic() < deadline:
@@ -166,10 +166,10 @@ def test_killed_and_two_at_once(mirror: Mirror) -> None:
     assert teacher_of(Path("m.json"), "resnet8").status == "unverified"
 
     mirror.half.clear()
-    both = [started(*words) for _ in range(2)]
+    both = [started(*args) for _ in range(2)]
     assert mirror.half.wait(60)
     waiter = None
-    for process in both:  # the one that does not download says that it waits, before the body goes on
+    for process in both:  # the one that does not download reports that it waits, before the download continues
         assert process.stdout is not None
         if "waiting for it" in process.stdout.readline():
             waiter = process

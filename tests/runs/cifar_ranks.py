@@ -1,9 +1,8 @@
-"""The command line with a small made-up CIFAR-100, also in ranks that Lightning starts: a program for test_faults.py.
+"""Run the command line with a small synthetic CIFAR-100, also in the ranks that Lightning starts; for test_faults.py.
 
-    python -m tests.runs.cifar_ranks SPEC LOG WORDS...
+    python -m tests.runs.cifar_ranks SPEC LOG ARGS...
 
-SPEC is a JSON file of torchvision's attributes (address, file names, md5 sums). Every download adds a line to LOG: the
-rank.
+SPEC is a JSON file of torchvision's attributes (URL, file names, md5 sums). Every download appends its rank to LOG.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ download_url = utils.download_url
 
 
 def logged(*arguments: Any) -> None:
-    """Download, and note that this rank did."""
+    """Download, and log this rank."""
     with Path(sys.argv[2]).open("a") as log:
         log.write(f"{os.environ.get('LOCAL_RANK', '0')}\n")
     download_url(*arguments)

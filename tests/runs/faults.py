@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: callbacks for ``--trainer.callbacks+=``, data that are wrong, files that are damaged."""
+"""Deliberate faults: callbacks for ``--trainer.callbacks+=``, invalid data and damaged files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Stopped(RuntimeError):
 
 
 class StopBeforeEpoch(pl.Callback):
-    """Raise when an epoch (counted from 0) begins: the checkpoint of the one before is written by then."""
+    """Raise at the start of an epoch (from 0), after the previous epoch's checkpoint has been written."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -32,7 +32,7 @@ class StopBeforeEpoch(pl.Callback):
 
 
 class KillInEpoch(pl.Callback):
-    """Kill the process, with no chance to clean up, after a batch in the middle of an epoch (counted from 0)."""
+    """Kill the process without any clean-up, after a batch in the middle of an epoch (from 0)."""
 
     def __init__(self, epoch: int, batch: int = 1) -> None:
         self.epoch = epoch
@@ -46,7 +46,7 @@ class KillInEpoch(pl.Callback):
 
 
 class Pad(pl.Callback):
-    """Make every checkpoint so large that writing it takes a while."""
+    """Make every checkpoint so large that writing it takes some time."""
 
     def __init__(self, megabytes: int = 32) -> None:
         self.pad = torch.zeros(megabytes, 2**20, dtype=torch.uint8)
@@ -56,7 +56,7 @@ class Pad(pl.Callback):
 
 
 class LimitFiles(pl.Callback):
-    """From an epoch on (counted from 0) no file of this process can grow beyond so many bytes: a full disk."""
+    """Simulate a full disk: from an epoch on (from 0), no file of this process can exceed ``size`` bytes."""
 
     def __init__(self, epoch: int, size: int) -> None:
         self.epoch = epoch
@@ -64,12 +64,12 @@ class LimitFiles(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch == self.epoch:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, as of a full disk, in place of a signal
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, as on a full disk, instead of a signal
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
 
 class WrongLabels(TensorDataModule):
-    """Two classes, and among the images of a split one with the label 2."""
+    """Two classes, but one image of a split has the label 2."""
 
     name = "wrong"
     num_classes = 2
@@ -90,7 +90,7 @@ class WrongLabels(TensorDataModule):
 
 
 def damage(path: Path, how: str) -> None:
-    """Cut a file short ("empty", "one byte", "50 %", "-1"), or flip a bit of the first tensor in it ("flip")."""
+    """Truncate a file ("empty", "one byte", "50 %", "-1"), or flip a bit of the first tensor in it ("flip")."""
     content = bytearray(path.read_bytes())
     if how == "flip":
         with zipfile.ZipFile(path) as archive:

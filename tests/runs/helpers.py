@@ -1,4 +1,4 @@
-"""Run the command line in this process, and look at what it left behind."""
+"""Run the command line in this process, and read the files it has written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ickd_pl.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Digits, as few as make several batches with an uneven last one.
+# Just enough digits for several batches with a smaller last one.
 TINY = [
     "--config=configs/base.yaml",
     "--data=Digits",
@@ -38,7 +38,7 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the user sees of a command."""
+    """Exit status and output of a command."""
 
     status: Any
     out: str
@@ -47,11 +47,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its root, and the words after ``fit``."""
+    """A finished run: its folder, its root, and the arguments after ``fit``."""
 
     path: Path
     root: Path
-    words: list[str]
+    args: list[str]
 
     @property
     def last(self) -> Path:
@@ -62,57 +62,57 @@ class Run:
         return rows_of(self.path)
 
 
-def cli(*words: object) -> Outcome:
-    """``python cli.py WORDS`` in this process."""
+def cli(*args: object) -> Outcome:
+    """``python cli.py ARGS`` in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status: Any = main([str(word) for word in words])
+            status: Any = main([str(word) for word in args])
         except SystemExit as stop:
             status = stop.code
     return Outcome(status, out.getvalue(), err.getvalue())
 
 
-def subprocess_cli(*words: object, seconds: int = 120) -> Outcome:
-    """The real thing: ``python cli.py WORDS`` as a process of its own, with one thread."""
-    command = [sys.executable, str(REPOSITORY / "cli.py"), *map(str, words)]
+def subprocess_cli(*args: object, seconds: int = 120) -> Outcome:
+    """``python cli.py ARGS`` in a separate process, with one thread."""
+    command = [sys.executable, str(REPOSITORY / "cli.py"), *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # left in this process by earlier runs
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # set in this process by earlier runs
         environment.pop(name, None)
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def fit_words(root: Path, words: list[str], epochs: int = 1) -> list[str]:
-    """A tiny ``fit`` into a root."""
-    return ["fit", *TINY, f"--trainer.max_epochs={epochs}", f"--trainer.default_root_dir={root}", *words]
+def fit_args(root: Path, args: list[str], epochs: int = 1) -> list[str]:
+    """Arguments of a tiny ``fit`` with the output root ``root``."""
+    return ["fit", *TINY, f"--trainer.max_epochs={epochs}", f"--trainer.default_root_dir={root}", *args]
 
 
-def student_words(teacher: Run, method: str = "ickd", *more: str) -> list[str]:
-    """ICKD from its file with KD added on the command line, or a method's file alone."""
+def student_args(teacher: Run, method: str = "ickd", *more: str) -> list[str]:
+    """Arguments for a student: ICKD's file with KD added on the command line, or only a method's file."""
     stacked = ["configs/pairs/resnet20_resnet8.yaml", f"configs/methods/{method}.yaml"]
     kd = ["--model.strategies+=KD"] if method == "ickd" else []
     return [f"--config={file}" for file in stacked] + [*kd, f"--model.teacher_weights={teacher.last}", *more]
 
 
-def finished_run(root: Path, where: str, words: list[str], epochs: int) -> Run:
-    """Train; the run's folder must be ``root/where``."""
-    outcome = cli(*fit_words(root, words, epochs))
+def finished_run(root: Path, where: str, args: list[str], epochs: int) -> Run:
+    """Train a run, whose folder must be ``root/where``."""
+    outcome = cli(*fit_args(root, args, epochs))
     assert outcome.status == 0, outcome.err
-    run = Run(root / where, root, words)
+    run = Run(root / where, root, args)
     assert run.last.is_file(), sorted(root.rglob("*"))
     return run
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first process of a test run fills and all its processes read.
+    """A folder that the first process of a test run fills and all processes read.
 
     Args:
-        factory: pytest's.
-        name: of the folder.
-        make: fills the folder, which is there and empty.
+        factory: pytest's ``tmp_path_factory``.
+        name: name of the folder.
+        make: fills the folder, which exists and is empty.
     """
-    # pytest-xdist gives each of its processes a folder below the one of the test run.
+    # pytest-xdist gives each process a subfolder of the test run's folder.
     root = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
     folder, ready = root / name, root / f"{name}.ready"
     with FileLock(root / f"{name}.lock"):
@@ -125,41 +125,41 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """metrics.csv without the seconds, which no two runs share."""
+    """The rows of metrics.csv without the seconds, which differ between runs."""
     with (path / "metrics.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint, safely."""
+    """Load a checkpoint with ``weights_only=True``."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return content
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time of change and content of every file."""
+    """Modification time and content of every file."""
     return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def assert_equal(one: Any, other: Any, place: str = "") -> None:
-    """Nested plain data and tensors, bit for bit."""
-    assert type(one) is type(other), place
+def assert_equal(one: Any, other: Any, key_path: str = "") -> None:
+    """Compare nested plain data and tensors, bit for bit."""
+    assert type(one) is type(other), key_path
     if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), place
+        assert torch.equal(one, other), key_path
     elif isinstance(one, dict):
-        assert one.keys() == other.keys(), place
+        assert one.keys() == other.keys(), key_path
         for key in one:
-            assert_equal(one[key], other[key], f"{place}/{key}")
+            assert_equal(one[key], other[key], f"{key_path}/{key}")
     elif isinstance(one, list | tuple):
-        assert len(one) == len(other), place
+        assert len(one) == len(other), key_path
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal(a, b, f"{place}/{i}")
+            assert_equal(a, b, f"{key_path}/{i}")
     else:
-        assert one == other, place
+        assert one == other, key_path
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, optimizer, schedule and metrics of two run folders agree bit for bit."""
+    """Assert that two run folders agree bit for bit in weights, optimizer, schedule and metrics."""
     a, b = load(one / "checkpoints" / "last.ckpt"), load(other / "checkpoints" / "last.ckpt")
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         assert_equal(a[part], b[part], part)

@@ -1,4 +1,4 @@
-"""Every shipped YAML file works with the real command line; files are found by looking, never listed here."""
+"""Every shipped YAML file works on the command line; the files are discovered, not listed here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shipped(folder: str) -> list[Any]:
     return [pytest.param(path, id=path.stem) for path in sorted((ROOT / folder).glob("*.yaml"))]
 
 
-# Tables of benchmarks are read by the benchmark, not by the command line.
+# Benchmark files are read by ``bench``, not by ``fit``.
 COVERED = {"pairs", "methods", "teachers", "benchmarks"}
 OTHERS = [
     pytest.param(path, id=f"{path.parent.name}-{path.stem}")
@@ -32,18 +32,18 @@ OTHERS = [
 
 
 class Parsed(Exception):
-    """Ends a command line when it is parsed, with its configuration."""
+    """Raised with the configuration once the command line is parsed."""
 
 
 class Parses(IckdCLI):
-    """Parses, builds nothing, runs nothing."""
+    """Only parses: builds and runs nothing."""
 
     def before_instantiate_classes(self) -> None:
         raise Parsed(self.config)
 
 
 class Built(IckdCLI):
-    """Builds data, networks and methods, no trainer of theirs (which wants the teacher's file), and runs nothing."""
+    """Builds data, networks and methods, but no trainer (which needs the teacher's file), and runs nothing."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         return pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
@@ -53,9 +53,9 @@ class Built(IckdCLI):
 
 
 def parsed(*files: Path, more: tuple[str, ...] = ()) -> Any:
-    words = [f"--config={file}" for file in files]
+    args = [f"--config={file}" for file in files]
     with pytest.raises(Parsed) as stop:
-        Parses(find_configs(["fit", *words, *more]))
+        Parses(find_configs(["fit", *args, *more]))
     return stop.value.args[0]["fit"]
 
 
@@ -90,7 +90,7 @@ def test_a_pair_parses_with_the_first_methods(pair: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", shipped("pairs"))
-def test_a_pair_names_networks_there_are(pair: Path) -> None:
+def test_a_pair_names_known_networks(pair: Path) -> None:
     model = plain(pair)["model"]
     assert pair.stem == f"{model['teacher']}_{model['student']}"
     assert {model["teacher"], model["student"]} <= set(model_names())
@@ -106,14 +106,14 @@ def test_every_pairs_teacher_can_be_trained(pair: Path) -> None:
 
 
 @pytest.mark.parametrize("method", shipped("methods"))
-def test_a_method_builds_and_replaces_the_one_before(method: Path) -> None:
-    """The file is stacked on one that sets another cross-entropy weight and another list of methods."""
+def test_a_method_builds_and_replaces_the_previous_one(method: Path) -> None:
+    """It follows a file with another cross-entropy weight and another list of methods."""
     own = plain(method)["model"]
     assert {"strategies", "ce_weight"} <= own.keys()
     before = ROOT / "methods" / ("ickd_kl.yaml" if method.stem == "kd" else "kd.yaml")
     files = [ROOT / "pairs" / "resnet20_resnet8.yaml", before, method]
-    words = [*TINY, *(f"--config={file}" for file in files), "--trainer.max_epochs=1"]
-    model = Built(find_configs(["fit", *words])).model
+    args = [*TINY, *(f"--config={file}" for file in files), "--trainer.max_epochs=1"]
+    model = Built(find_configs(["fit", *args])).model
     assert model.ce_weight == own["ce_weight"]
     assert [type(s).__name__ for s in model.strategies] == classes(own["strategies"])
     for strategy, given in zip(model.strategies, own["strategies"], strict=True):
@@ -133,7 +133,7 @@ def test_a_teacher_trains_alone(teacher: Path) -> None:
 
 @pytest.mark.parametrize("file", OTHERS)
 def test_every_other_file_parses(file: Path) -> None:
-    """Schedules, data sets, demos: what they say arrives, and no milestone lies beyond the run's end."""
+    """Schedules, data sets, demos: their settings are applied, and no milestone is after the last epoch."""
     config = parsed(ROOT / "base.yaml", file, more=("--model.student=resnet8",))
     content = plain(file)
     assert {key: config["trainer"][key] for key in content.get("trainer", {})} == content.get("trainer", {})

@@ -1,4 +1,4 @@
-"""Shipped configuration files are found from anywhere; the autouse fixture has put these tests elsewhere."""
+"""Shipped configuration files are found from any folder; an autouse fixture runs the tests in a temporary one."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def test_every_shipped_file_is_found_from_elsewhere() -> None:
         assert Path(find_configs(["--config", file])[1]).is_file()
 
 
-def test_a_file_that_is_here_comes_first() -> None:
+def test_a_local_file_comes_first() -> None:
     Path("configs").mkdir()
     Path("configs/base.yaml").write_text("model: {}\n")
     assert find_configs(["--config", "configs/base.yaml"]) == ["--config", "configs/base.yaml"]
 
 
-def test_other_words_are_left_alone() -> None:
-    words = ["test", "--ckpt_path", "configs/base.yaml", "--model.lr=0.1"]
-    assert find_configs(words) == words
+def test_other_arguments_are_unchanged() -> None:
+    args = ["test", "--ckpt_path", "configs/base.yaml", "--model.lr=0.1"]
+    assert find_configs(args) == args
 
 
-def test_a_missing_file_names_near_ones() -> None:
+def test_a_missing_file_hints_at_similar_ones() -> None:
     with pytest.raises(UserError, match=r"configs/bass\.yaml does not exist.*configs/base\.yaml"):
         find_configs(["--config", "configs/bass.yaml"])
 

@@ -1,4 +1,4 @@
-"""Messages of the parser become one line that names what came and what would have been accepted."""
+"""The parser's messages become one line with what came and what is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""predictions.csv."""
+"""The rows of predictions.csv."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a run starts, continues, is finished, or is refused."""
+"""Whether a run starts, resumes, is finished or is refused."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.runs.helpers import (
     Run,
     assert_same_run,
     cli,
-    fit_words,
+    fit_args,
     load,
     rows_of,
     snapshot,
-    student_words,
+    student_args,
     subprocess_cli,
 )
 
@@ -27,7 +27,7 @@ STOP_EPOCH = "--trainer.callbacks.init_args.epoch="
 KILL = "--trainer.callbacks+=tests.runs.faults.KillInEpoch"
 
 
-def place(root: Path) -> Path:
+def folder_in(root: Path) -> Path:
     return root / "digits/resnet20_resnet8/ickd_kd/seed_0"
 
 
@@ -38,25 +38,25 @@ def test_names_of_the_folder() -> None:
     assert RunFolder.of(root, "digits", None, "b", [], 0).path == root / "digits/b/vanilla/seed_0"
 
 
-def test_settings_that_only_show_do_not_count() -> None:
+def test_settings_that_do_not_change_results_are_ignored() -> None:
     one = {"trainer": {"max_epochs": 3, "callbacks": [{"class_path": "X"}], "enable_progress_bar": True}, "model": {}}
     other = {"trainer": {"max_epochs": 3, "callbacks": None, "enable_progress_bar": False}, "model": {}}
     assert differing(flat(one), flat(other)) == []
 
 
-def test_differences_name_key_and_both_values() -> None:
+def test_differences_have_the_key_and_both_values() -> None:
     one = {"model": {"lr": 0.1, "strategies": [{"class_path": "KD", "init_args": {"weight": 1.0}}]}, "a": [1, 2]}
     other = {"model": {"lr": 0.2, "strategies": [{"class_path": "KD", "init_args": {"weight": 2.0}}]}, "b": None}
     assert differing(flat(one), flat(other)) == [
-        "a: [1, 2] -> None",  # and null is as good as a setting that is not there
+        "a: [1, 2] -> None",  # and null equals a missing setting
         "model.lr: 0.1 -> 0.2",
         "model.strategies[0].init_args.weight: 1.0 -> 2.0",
     ]
 
 
-def test_finished_says_so_and_changes_nothing(student: Run) -> None:
+def test_a_finished_run_is_reported_and_unchanged(student: Run) -> None:
     before = snapshot(student.path)
-    outcome = cli(*fit_words(student.root, student.words, epochs=3))
+    outcome = cli(*fit_args(student.root, student.args, epochs=3))
     assert outcome.status == 0, outcome.err
     assert "finished" in outcome.out
     assert str(student.last) in outcome.out
@@ -74,66 +74,66 @@ def test_finished_says_so_and_changes_nothing(student: Run) -> None:
 )
 def test_another_configuration_is_refused_and_nothing_changes(student: Run, more: list[str], needle: str) -> None:
     before = snapshot(student.path)
-    outcome = cli(*fit_words(student.root, [*student.words, *more], epochs=3))
+    outcome = cli(*fit_args(student.root, [*student.args, *more], epochs=3))
     assert outcome.status == 2
     assert outcome.err.startswith("error: ")
     assert needle in outcome.err
-    assert "->" not in outcome.err.replace(needle, "").replace("(there -> now)", "")
+    assert "->" not in outcome.err.replace(needle, "").replace("(stored -> new)", "")
     assert snapshot(student.path) == before
 
 
 def test_another_seed_is_another_folder(student: Run) -> None:
-    outcome = cli(*fit_words(Path("out"), [*student.words, "--seed_everything=7", "--trainer.limit_train_batches=1"]))
+    outcome = cli(*fit_args(Path("out"), [*student.args, "--seed_everything=7", "--trainer.limit_train_batches=1"]))
     assert outcome.status == 0, outcome.err
-    assert (place(Path("out")).with_name("seed_7") / "checkpoints" / "last.ckpt").is_file()
+    assert (folder_in(Path("out")).with_name("seed_7") / "checkpoints" / "last.ckpt").is_file()
 
 
 @pytest.mark.parametrize("epochs_done", [1, 2])
-def test_a_run_stopped_between_epochs_continues_to_the_same_end(student: Run, epochs_done: int) -> None:
+def test_a_run_stopped_between_epochs_resumes_to_the_same_result(student: Run, epochs_done: int) -> None:
     root = Path("out")
     with pytest.raises(Stopped):
-        cli(*fit_words(root, [*student.words, STOP, f"{STOP_EPOCH}{epochs_done}"], epochs=3))
-    assert len(rows_of(place(root))) == epochs_done
-    outcome = cli(*fit_words(root, student.words, epochs=3))
+        cli(*fit_args(root, [*student.args, STOP, f"{STOP_EPOCH}{epochs_done}"], epochs=3))
+    assert len(rows_of(folder_in(root))) == epochs_done
+    outcome = cli(*fit_args(root, student.args, epochs=3))
     assert outcome.status == 0, outcome.err
     assert "continuing" in outcome.out
-    assert_same_run(place(root), student.path)
+    assert_same_run(folder_in(root), student.path)
 
 
-def test_a_checkpoint_given_by_its_path_is_continued(student: Run) -> None:
+def test_a_checkpoint_passed_by_path_is_resumed(student: Run) -> None:
     with pytest.raises(Stopped):
-        cli(*fit_words(Path("part"), [*student.words, STOP, f"{STOP_EPOCH}1"], epochs=3))
-    part = place(Path("part")) / "checkpoints" / "last.ckpt"
+        cli(*fit_args(Path("part"), [*student.args, STOP, f"{STOP_EPOCH}1"], epochs=3))
+    part = folder_in(Path("part")) / "checkpoints" / "last.ckpt"
     before = snapshot(part.parent)
-    outcome = cli(*fit_words(Path("out"), [*student.words, f"--ckpt_path={part}"], epochs=3))
+    outcome = cli(*fit_args(Path("out"), [*student.args, f"--ckpt_path={part}"], epochs=3))
     assert outcome.status == 0, outcome.err
-    assert_same_run(place(Path("out")), student.path)
+    assert_same_run(folder_in(Path("out")), student.path)
     assert snapshot(part.parent) == before
 
 
-def test_a_checkpoint_given_by_its_path_overwrites_no_other_run(student: Run) -> None:
+def test_a_checkpoint_passed_by_path_overwrites_no_other_run(student: Run) -> None:
     before = snapshot(student.path)
-    words = [*student.words, f"--ckpt_path={student.last}", "--model.lr=0.1"]
-    outcome = cli(*fit_words(student.root, words, epochs=3))
+    args = [*student.args, f"--ckpt_path={student.last}", "--model.lr=0.1"]
+    outcome = cli(*fit_args(student.root, args, epochs=3))
     assert outcome.status == 2
     assert "model.lr: 0.05 -> 0.1" in outcome.err
     assert snapshot(student.path) == before
 
 
-def test_a_run_killed_in_an_epoch_continues_to_the_same_end(student: Run) -> None:
+def test_a_run_killed_in_an_epoch_resumes_to_the_same_result(student: Run) -> None:
     root = Path("out")
     kill = [KILL, "--trainer.callbacks.init_args.epoch=2"]
-    outcome = subprocess_cli(*fit_words(root, [*student.words, *kill], epochs=3))
+    outcome = subprocess_cli(*fit_args(root, [*student.args, *kill], epochs=3))
     assert outcome.status == -9, outcome.err
-    assert len(rows_of(place(root))) == 2
-    outcome = cli(*fit_words(root, student.words, epochs=3))
+    assert len(rows_of(folder_in(root))) == 2
+    outcome = cli(*fit_args(root, student.args, epochs=3))
     assert outcome.status == 0, outcome.err
-    assert_same_run(place(root), student.path)
+    assert_same_run(folder_in(root), student.path)
 
 
 @pytest.mark.parametrize("epoch", [2, 3])
 def test_rows_beyond_the_checkpoint_are_cut_back(student: Run, monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """Killed after an epoch's row and before its checkpoint, the last epoch included."""
+    """For a run killed between an epoch's row and its checkpoint, also in the last epoch."""
     root, save, calls = Path("out"), pl.Trainer.save_checkpoint, []
 
     def fail(self: pl.Trainer, path: Path, **kwargs: object) -> None:
@@ -144,19 +144,19 @@ def test_rows_beyond_the_checkpoint_are_cut_back(student: Run, monkeypatch: pyte
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(pl.Trainer, "save_checkpoint", fail)
-        cli(*fit_words(root, student.words, epochs=3))
-    metrics = place(root) / "metrics.csv"
+        cli(*fit_args(root, student.args, epochs=3))
+    metrics = folder_in(root) / "metrics.csv"
     assert len(rows_of(metrics.parent)) == epoch
     metrics.write_text(metrics.read_text() + metrics.read_text().splitlines()[-1] + "\n")
     with pytest.raises(Stopped):
-        cli(*fit_words(root, [*student.words, STOP, f"{STOP_EPOCH}{epoch - 1}"], epochs=3))
+        cli(*fit_args(root, [*student.args, STOP, f"{STOP_EPOCH}{epoch - 1}"], epochs=3))
     assert len(rows_of(metrics.parent)) == epoch - 1
-    assert cli(*fit_words(root, student.words, epochs=3)).status == 0
+    assert cli(*fit_args(root, student.args, epochs=3)).status == 0
     assert_same_run(metrics.parent, student.path)
 
 
-def test_a_killed_run_leaves_the_checkpoint_before_it_whole(student: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second save fails half-way: the first checkpoint is still there, and nothing partial beside it."""
+def test_a_failed_save_keeps_the_previous_checkpoint(student: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second save fails half-way: the first checkpoint remains, and no partial file."""
     save, calls = pl.Trainer.save_checkpoint, []
 
     def fail(self: pl.Trainer, path: Path, **kwargs: object) -> None:
@@ -167,8 +167,8 @@ def test_a_killed_run_leaves_the_checkpoint_before_it_whole(student: Run, monkey
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pl.Trainer, "save_checkpoint", fail)
-    outcome = cli(*fit_words(Path("out"), student.words, epochs=3))
-    checkpoints = place(Path("out")).resolve() / "checkpoints"
+    outcome = cli(*fit_args(Path("out"), student.args, epochs=3))
+    checkpoints = folder_in(Path("out")).resolve() / "checkpoints"
     assert outcome.status == 2
     assert "last.ckpt: No space left on device" in outcome.err
     assert [p.name for p in checkpoints.iterdir()] == ["last.ckpt"]
@@ -183,15 +183,15 @@ def damaged(content: bytes, how: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["empty", "1 %", "50 %", "-1", "flip"])
-def test_a_damaged_checkpoint_is_named_and_left(student: Run, how: str) -> None:
-    path = place(Path("out").resolve())
+def test_a_damaged_checkpoint_is_reported_and_kept(student: Run, how: str) -> None:
+    path = folder_in(Path("out").resolve())
     (path / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "metrics.csv"):
         (path / name).write_bytes((student.path / name).read_bytes())
     last = path / "checkpoints" / "last.ckpt"
     last.write_bytes(damaged(student.last.read_bytes(), how))
     before = snapshot(path)
-    outcome = cli(*fit_words(Path("out"), student.words, epochs=3))
+    outcome = cli(*fit_args(Path("out"), student.args, epochs=3))
     assert outcome.status == 2
     assert outcome.err.startswith(f"error: checkpoint {last.relative_to(Path.cwd())} cannot be continued")
     assert len(outcome.err.splitlines()) == 1
@@ -199,25 +199,25 @@ def test_a_damaged_checkpoint_is_named_and_left(student: Run, how: str) -> None:
 
 
 def test_a_folder_without_its_configuration_is_refused(student: Run) -> None:
-    path = place(Path("out").resolve())
+    path = folder_in(Path("out").resolve())
     (path / "checkpoints").mkdir(parents=True)
     (path / "checkpoints" / "last.ckpt").write_bytes(student.last.read_bytes())
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         RunFolder(path).decide({})
 
 
-def test_a_trial_run_leaves_no_trace(student: Run) -> None:
+def test_fast_dev_run_writes_no_files(student: Run) -> None:
     before = snapshot(student.path)
     for root in (student.root, Path("out")):
-        outcome = cli(*fit_words(root, [*student.words, "--trainer.fast_dev_run=1"], epochs=3))
+        outcome = cli(*fit_args(root, [*student.args, "--trainer.fast_dev_run=1"], epochs=3))
         assert outcome.status == 0, outcome.err
     assert snapshot(student.path) == before
-    assert not place(Path("out")).exists()
+    assert not folder_in(Path("out")).exists()
 
 
-def test_a_validation_split_chooses_a_best_checkpoint(teacher: Run) -> None:
-    words = student_words(teacher, "kd", "--data.init_args.val_size=20", "--trainer.limit_train_batches=1")
-    outcome = cli(*fit_words(Path("out"), words, epochs=2))
+def test_a_validation_split_selects_a_best_checkpoint(teacher: Run) -> None:
+    args = student_args(teacher, "kd", "--data.init_args.val_size=20", "--trainer.limit_train_batches=1")
+    outcome = cli(*fit_args(Path("out"), args, epochs=2))
     assert outcome.status == 0, outcome.err
     path = Path("out/digits/resnet20_resnet8/kd/seed_0")
     rows = rows_of(path)
@@ -228,7 +228,7 @@ def test_a_validation_split_chooses_a_best_checkpoint(teacher: Run) -> None:
     assert values[best] == max(values)
 
 
-def test_without_one_no_checkpoint_is_chosen_by_the_test_images(student: Run) -> None:
+def test_the_test_images_select_no_checkpoint(student: Run) -> None:
     assert sorted(p.name for p in (student.path / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 

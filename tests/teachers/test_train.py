@@ -128,7 +128,7 @@ def test_train_writes_what_the_published_ones_are() -> None:
     assert refused.status == 2 and "is there already" in refused.err
     path.unlink()
     again = cli("teachers", "train", "resnet8", "--seed", "3", *SHORT)
-    assert again.status == 0 and "finished before" in again.out
+    assert again.status == 0 and "already finished" in again.out
     assert torch.equal(torch.load(path, weights_only=True)["model"]["fc.weight"], content["model"]["fc.weight"])
     assert snapshot(Path("outputs")) == before
 

@@ -17,7 +17,7 @@ from tests.runs.helpers import assert_equal, load, rows_of
 
 
 def data() -> Digits:
-    return Digits(train_size=72, batch_size=32)  # an uneven last batch
+    return Digits(train_size=72, batch_size=32)  # a smaller last batch
 
 
 def make_teacher() -> nn.Module:
@@ -51,7 +51,7 @@ def packed(root: Path, modules: dict[str, DistillationModule], **settings: Any) 
 
 
 def assert_solo(one: Path, other: Path) -> None:
-    """Two checkpoints agree in all but the seconds, the counters of Lightning's loops, and a name that is None."""
+    """Two checkpoints agree except for the seconds, the counters of Lightning's loops, and a name that is None."""
     a, b = load(one / "checkpoints" / "last.ckpt"), load(other / "checkpoints" / "last.ckpt")
     for content in (a, b):
         for row in content["callbacks"]["EpochRecord"]["rows"]:

@@ -1,4 +1,4 @@
-"""The module itself: what starts where, what is kept, what is refused."""
+"""The module: initial weights, checkpoints, and refused arguments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trainer(tmp_path: Path, **kwargs: Any) -> pl.Trainer:
 
 
 class Watch(pl.Callback):
-    """Notes the training batches."""
+    """Records the training batches."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
@@ -43,10 +43,10 @@ class Watch(pl.Callback):
 
 
 def test_methods_of_one_seed_are_paired(tmp_path: Path) -> None:
-    """Vanilla, KD and ICKD: same start of the student, same batches; whatever drew before changes nothing."""
+    """Vanilla, KD and ICKD have the same initial student and batches, whatever was drawn from the global generator."""
     starts, batches = [], []
     for strategies in ([], [KD()], [ICKD(), KD()]):
-        torch.rand(7)  # somebody else's draw
+        torch.rand(7)  # an unrelated draw
         module = DistillationModule("resnet8", get_model("resnet14", 10), strategies=strategies, num_classes=10, seed=3)
         starts.append(torch.cat([p.flatten() for p in module.student.parameters()]).clone())
         watch = Watch()
@@ -81,14 +81,14 @@ def test_total_is_the_weighted_sum() -> None:
     torch.testing.assert_close(total, expected)
 
 
-def test_the_same_method_twice_has_two_keys() -> None:
+def test_one_method_used_twice_has_two_keys() -> None:
     module = DistillationModule("resnet8", get_model("resnet8", 10), strategies=[ICKD(), ICKD()], num_classes=10)
     assert module.keys == ["ickd", "ickd_2"]
     assert module.adapter_of(module.strategies[1]) is module.adapters["ickd_2"]
 
 
 def test_no_method_means_no_teacher(tmp_path: Path) -> None:
-    """Vanilla neither builds nor reads the teacher that the pair's file names."""
+    """Vanilla neither builds nor loads the teacher in the pair's file."""
     module = DistillationModule("resnet8", "resnet110", tmp_path / "not there.pth", num_classes=10)
     assert module.teacher is None
     module.prepare_teacher()
@@ -103,7 +103,7 @@ def test_teacher_without_weights_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path).fit(module, Digits(train_size=20))
 
 
-def test_teacher_stays_as_it_is(tmp_path: Path) -> None:
+def test_the_teacher_does_not_change(tmp_path: Path) -> None:
     teacher = get_model("resnet8", 10)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     module = DistillationModule("resnet8", teacher, strategies=[ICKD(), KD()], num_classes=10)
@@ -114,7 +114,7 @@ def test_teacher_stays_as_it_is(tmp_path: Path) -> None:
     assert module.student.training and not teacher.training
 
 
-def test_optimizer_is_the_recipe_on_student_and_adapters(tmp_path: Path) -> None:
+def test_the_optimizer_has_the_recipe_for_student_and_adapters(tmp_path: Path) -> None:
     module = DistillationModule(
         "resnet8", get_model("resnet8", 10), strategies=[ICKD()], num_classes=10, milestones=[1, 2]
     )
@@ -136,7 +136,7 @@ def test_optimizer_is_the_recipe_on_student_and_adapters(tmp_path: Path) -> None
 
 
 def test_metrics_of_an_epoch(tmp_path: Path) -> None:
-    """Loss terms and accuracies are means over images; the last epoch's accuracy has the best one beside it."""
+    """Loss terms and accuracies are means over images; the best epoch's accuracy is logged as well."""
     module = DistillationModule("resnet8", get_model("resnet8", 10), strategies=[KD()], num_classes=10)
     run = trainer(tmp_path, max_epochs=2)
     run.fit(module, Digits(train_size=40, batch_size=16))
@@ -150,7 +150,7 @@ def test_metrics_of_an_epoch(tmp_path: Path) -> None:
     assert result["test/acc1"] == pytest.approx(metrics["test/acc1"])
 
 
-def test_validation_split_is_reported_under_its_own_name(tmp_path: Path) -> None:
+def test_a_validation_split_is_logged_as_val(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.fit(DistillationModule("resnet8", num_classes=10), Digits(val_size=100, train_size=40))
     assert "val/acc1" in run.callback_metrics and "test/acc1" not in run.callback_metrics
@@ -162,7 +162,7 @@ def test_few_classes_have_no_top5() -> None:
 
 def test_infinite_loss_stops_the_run(tmp_path: Path) -> None:
     module = DistillationModule("resnet8", get_model("resnet8", 10), strategies=[KD()], num_classes=10)
-    module.strategies[0].weight = float("inf")  # as an argument it is refused
+    module.strategies[0].weight = float("inf")  # the constructor would refuse it
     with pytest.raises(UserError, match="loss/total became infinite or NaN in epoch 1"):
         trainer(tmp_path).fit(module, Digits(train_size=40, batch_size=16))
 
@@ -182,7 +182,7 @@ def test_learning_rate_of_the_paraphraser(file: Path) -> None:
     assert Stages([FT()], "ResNet50").lr(0.05) == 0.05
 
 
-def test_student_sets_the_paraphrasers_learning_rate() -> None:
+def test_the_student_determines_the_paraphrasers_learning_rate() -> None:
     strategy = FT(pretrain_epochs=1)
     module = DistillationModule("resnet8", get_model("resnet8", 10), strategies=[strategy], num_classes=10)
     rates = [0.05 * module.lr_factor()(epoch) for epoch in (0, 1)]
@@ -208,12 +208,12 @@ def test_wrong_arguments(wrong: dict[str, Any], says: str) -> None:
 def test_class_counts_must_agree(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 100 classes, the data 10"):
         DistillationModule("resnet8", get_model("resnet8", 100), strategies=[KD()], num_classes=10)
-    with pytest.raises(UserError, match="the data have 10 classes, the networks 100"):
+    with pytest.raises(UserError, match="num_classes mismatch: data 10, networks 100"):
         trainer(tmp_path).fit(DistillationModule("resnet8", num_classes=100), Digits(train_size=20))
 
 
 class Own(nn.Module):
-    """A network of a user's own."""
+    """A custom network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,8 +226,8 @@ class Own(nn.Module):
         return out
 
 
-def test_own_network_and_plain_data(tmp_path: Path) -> None:
-    """Any module with a LayerMap, and any loader of (image, label), with checkpoints that load again."""
+def test_custom_network_and_data_loader(tmp_path: Path) -> None:
+    """Any module with a LayerMap and any loader of (image, label) work; their checkpoints can be loaded."""
     layers = LayerMap(stem="a", stages=("a", "b"), final="b", pooled="fc:in")
     teacher = get_model("resnet8", 10)
     module = DistillationModule(Own(), teacher, strategies=[ICKD(), KD()], num_classes=10, student_layers=layers)
@@ -243,8 +243,8 @@ def test_own_network_and_plain_data(tmp_path: Path) -> None:
     assert torch.equal(again.eval()(images), module.eval()(images))
 
 
-def test_networks_of_the_project_are_kept_by_name(tmp_path: Path) -> None:
-    """Handed over as objects they are still found again: the checkpoint needs no further argument."""
+def test_built_in_networks_are_stored_by_name(tmp_path: Path) -> None:
+    """Also if passed as objects: loading the checkpoint needs no further argument."""
     module = DistillationModule(get_model("resnet8", 10), get_model("resnet14", 10), strategies=[KD()], num_classes=10)
     run = trainer(tmp_path, limit_val_batches=0)
     run.fit(module, Digits(train_size=20))
@@ -254,7 +254,7 @@ def test_networks_of_the_project_are_kept_by_name(tmp_path: Path) -> None:
     assert (again.student_name, again.teacher_name) == ("resnet8", "resnet14")
 
 
-def test_own_network_without_layers_is_refused() -> None:
+def test_a_custom_network_without_layers_is_refused() -> None:
     with pytest.raises(UserError, match=r"Own does not show its features.*student_layers"):
         DistillationModule(Own(), num_classes=10)
 
@@ -293,17 +293,17 @@ def test_two_stages_in_one_fit(tmp_path: Path) -> None:
     [
         (KD(), 2),
         (FSP(pretrain_epochs=1), 2),
-        (FSP(pretrain_epochs=1), 3),  # the last step of the first stage: its momentum must not go on
+        (FSP(pretrain_epochs=1), 3),  # the last step of the first stage: its momentum must be dropped
         (AB(pretrain_epochs=2), 6),
         (FT(pretrain_epochs=1), 3),
-        (FSP(pretrain_epochs=1), 4),  # the first main step: its momentum must go on
+        (FSP(pretrain_epochs=1), 4),  # the first main step: its momentum must be restored
         (FSP(pretrain_epochs=1), 5),
         (FSP(pretrain_epochs=1), 6),
     ],
     ids=lambda value: value.name() if isinstance(value, LossStrategy) else str(value),
 )
-def test_continues_after_a_step(strategy: LossStrategy, step: int, tmp_path: Path) -> None:
-    """From a checkpoint after any step (three make an epoch) the rest follows with the same batches and weights."""
+def test_resumes_after_any_step(strategy: LossStrategy, step: int, tmp_path: Path) -> None:
+    """A run resumed from any step (an epoch has three) has the same batches and weights."""
     runs = []
     for resumed in (False, True):
         module = DistillationModule("resnet8", get_model("resnet8", 10), strategies=[strategy], num_classes=10)
@@ -365,8 +365,8 @@ class SaveAt(pl.Callback):
             trainer.save_checkpoint(self.file, weights_only=False)
 
 
-def test_a_student_is_taken_out_without_its_teacher(tmp_path: Path) -> None:
-    """Also when the teacher is of the user's own making, so that the checkpoint cannot name it."""
+def test_a_student_is_loaded_without_its_teacher(tmp_path: Path) -> None:
+    """Also for a custom teacher, which the checkpoint cannot name."""
     layers = LayerMap(stem="a", stages=("a", "b"), final="b", pooled="fc:in")
     module = DistillationModule("resnet8", Own(), strategies=[ICKD()], num_classes=10, teacher_layers=layers)
     run = trainer(tmp_path, limit_val_batches=0)
@@ -375,7 +375,7 @@ def test_a_student_is_taken_out_without_its_teacher(tmp_path: Path) -> None:
     assert torch.equal(load_student(tmp_path / "own.ckpt")(batch().image), module.eval()(batch().image))
 
 
-def test_first_stage_is_no_result(tmp_path: Path) -> None:
+def test_the_first_stage_logs_no_accuracy_of_the_student(tmp_path: Path) -> None:
     module = DistillationModule(
         "resnet8", get_model("resnet8", 10), strategies=[FSP(pretrain_epochs=1)], num_classes=10
     )

@@ -1,4 +1,4 @@
-"""A pack's members are their solo runs, bit for bit; a member that fails leaves the others alone."""
+"""A pack's members are their solo runs, bit for bit; a member that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ickd_pl.runs import RunFolder
 from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies.base import discover
 from ickd_pl.training.pack import Pack
-from tests.runs.helpers import QUIET, Run, cli, fit_words, load, rows_of, student_words
+from tests.runs.helpers import QUIET, Run, cli, fit_args, load, rows_of, student_args
 from tests.training.packs import assert_solo, data, make_teacher, member, packed, solo, trainer
 
 # Every method that needs no first stage, Vanilla, and a sum of two.
@@ -61,7 +61,7 @@ def test_a_finished_member_serves_as_its_solo_run_does(teacher: Run) -> None:
     """It is tested, exported and loaded, and ``fit`` on its folder has nothing left to do."""
     jobs = []
     for method in ("kd", "at"):
-        words = fit_words(Path("out"), student_words(teacher, method))
+        words = fit_args(Path("out"), student_args(teacher, method))
         cell = Cell("student", "resnet8", 0, "resnet20_resnet8", "resnet20", method)
         jobs.append(Job(cell, words, Path("out/digits/resnet20_resnet8") / method / "seed_0"))
     assert [outcome.status for outcome in train_pack(jobs, Path("pack.ckpt"))] == ["done", "done"]
@@ -79,7 +79,7 @@ def test_a_finished_member_serves_as_its_solo_run_does(teacher: Run) -> None:
 
 
 def test_bfloat16() -> None:
-    """Losses in full precision have their gradients in full precision too, also within a pack's step."""
+    """Gradients of losses in full precision are in full precision, also in a pack's step."""
     taught = make_teacher()
     settings: dict[str, Any] = {"precision": "bf16-mixed", "epochs": 1}
     packed(Path("pack"), {name: member(names, taught) for name, names in MEMBERS.items()}, **settings)
@@ -88,7 +88,7 @@ def test_bfloat16() -> None:
         assert_solo(Path("pack") / name, Path("solo") / name)
 
 
-def test_a_packs_checkpoint_continues_it() -> None:
+def test_a_pack_resumes_from_its_checkpoint() -> None:
     taught = make_teacher()
 
     def modules() -> dict[str, DistillationModule]:
@@ -98,7 +98,7 @@ def test_a_packs_checkpoint_continues_it() -> None:
     packed(Path("half"), modules(), epochs=2)
     pack = Pack(list(modules().values()), list(modules()))
     folders = [RunFolder(Path("half") / name) for name in modules()]
-    # Packs once kept their first member with a teacher twice, with the teacher.
+    # Older packs stored their first member twice, with the teacher.
     content = load(Path("half/pack.ckpt"))
     state = content["state_dict"]
     state |= {key.replace("members.1.", "_first."): v for key, v in state.items() if key.startswith("members.1.")}
@@ -110,10 +110,10 @@ def test_a_packs_checkpoint_continues_it() -> None:
         assert_solo(Path("whole") / name, Path("half") / name)
 
 
-def test_a_member_that_fails_is_named_and_the_others_go_on() -> None:
+def test_a_failing_member_is_reported_and_the_others_continue() -> None:
     taught = make_teacher()
     bomb = DistillationModule("resnet8", taught, strategies=[Bomb()], num_classes=10, milestones=[1])
-    with pytest.warns(UserWarning, match="bomb is stopped, the others go on: .*loss/bomb"):
+    with pytest.warns(UserWarning, match="bomb is stopped, the others continue: .*loss/bomb"):
         pack = packed(Path("pack"), {"kd": member(["kd"], taught), "bomb": bomb, "sp": member(["sp"], taught)})
     assert list(pack.stopped) == ["bomb"]
     for name in ("kd", "sp"):
@@ -123,7 +123,7 @@ def test_a_member_that_fails_is_named_and_the_others_go_on() -> None:
     assert not (Path("pack/bomb") / "finished").exists()
 
 
-def test_every_member_failing_ends_the_run() -> None:
+def test_the_run_ends_if_every_member_fails() -> None:
     bomb = DistillationModule("resnet8", make_teacher(), strategies=[Bomb()], num_classes=10)
     with pytest.raises(UserError, match="every member of the pack is stopped"), pytest.warns(UserWarning):
         packed(Path("pack"), {"bomb": bomb})
@@ -142,7 +142,7 @@ def test_clipping_is_per_member(algorithm: str, value: float) -> None:
 
 
 class Hooked(Bomb):
-    """Uses a hook of which a pack has one for all members."""
+    """Uses a hook that a pack runs once for all members."""
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         pass
@@ -151,10 +151,10 @@ class Hooked(Bomb):
 def test_what_cannot_be_packed() -> None:
     taught = make_teacher()
     fsp = DistillationModule("resnet8", taught, strategies=[discover()["fsp"]()], num_classes=10)
-    with pytest.raises(UserError, match="fsp cannot be packed, for FSP has a first stage"):
+    with pytest.raises(UserError, match="fsp cannot be packed, because FSP has a first stage"):
         Pack([fsp])
     hooked = DistillationModule("resnet8", taught, strategies=[Hooked()], num_classes=10)
-    with pytest.raises(UserError, match="for Hooked uses the hook on_after_backward: run it alone"):
+    with pytest.raises(UserError, match="because Hooked uses the hook on_after_backward: run it alone"):
         Pack([hooked])
     dropping = member(["kd"], taught)
     dropping.student.fc = nn.Sequential(nn.Dropout(0.1), dropping.student.fc)
@@ -162,7 +162,7 @@ def test_what_cannot_be_packed() -> None:
         Pack([dropping])
     with pytest.raises(UserError, match="at least one member"):
         Pack([])
-    with pytest.raises(UserError, match="different names"):
+    with pytest.raises(UserError, match="all different"):
         Pack([member(["kd"], taught), member(["kd"], taught)])
     with pytest.raises(UserError, match="share one teacher"):
         Pack([member(["kd"], taught), member(["sp"], make_teacher())])

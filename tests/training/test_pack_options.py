@@ -1,4 +1,4 @@
-"""A packed member is its solo run whatever the module's arguments: all of them, found in the signature."""
+"""A packed member equals its solo run for every argument in the module's signature."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def tapped(role: str) -> dict[str, Any]:
         return {role: get_model("resnet8", 10), f"{role}_layers": LAYERS}
 
 
-# What a member may have for itself: packed it is its solo run. Functions, for every run needs a network of its own.
+# Arguments that may differ between members. Functions, because every run needs a new network.
 EQUAL: dict[str, Callable[[], dict[str, Any]]] = {
     "student": lambda: {"student": "resnet14"},
     "student_layers": lambda: tapped("student"),
     "strategies": lambda: {"strategies": [SP(weight=2.0)]},
     "ce_weight": lambda: {"ce_weight": 0.3},
-    "num_samples": lambda: {"num_samples": 71},  # of the methods here, none has a memory
+    "num_samples": lambda: {"num_samples": 71},  # no method here has a memory bank
     "seed": lambda: {"seed": 5},
     "lr": lambda: {"lr": 0.01},
     "momentum": lambda: {"momentum": 0.5},
@@ -39,13 +39,13 @@ EQUAL: dict[str, Callable[[], dict[str, Any]]] = {
     "milestones": lambda: {"milestones": [1]},
     "teacher_floor": lambda: {"teacher_floor": 0.0},
 }
-# What the members of a pack have in common, and what a pack says of a member that differs.
+# Arguments that all members must share, and the message for a member that differs.
 REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "num_classes": (lambda: {"num_classes": 4, "strategies": []}, "share their data: num_classes is 10"),
     "image_size": (lambda: {"image_size": 64}, "share their data: image_size is 32"),
     "teacher": (lambda: {"teacher": "resnet20"}, "share one teacher"),
     "teacher_weights": (lambda: {"teacher": "resnet14", "teacher_weights": "other.pth"}, "share one teacher"),
-    # Taps are set on a network of its own, even where two members name the same ones.
+    # Each member has its own hooked network, even with the same layers.
     "teacher_layers": (lambda: tapped("teacher"), "share one teacher"),
 }
 

@@ -1,4 +1,4 @@
-"""The floor on the teacher's accuracy: measured once, before anything is trained."""
+"""The teacher's minimum accuracy (``teacher_floor``) is checked once, before training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ickd_pl import DistillationModule, UserError, get_model
 from ickd_pl.strategies import KD
-from tests.runs.helpers import Run, assert_same_run, cli, finished_run, fit_words, load, student_words, subprocess_cli
+from tests.runs.helpers import Run, assert_same_run, cli, finished_run, fit_args, load, student_args, subprocess_cli
 
 
-def test_below_the_floor_nothing_is_trained(teacher: Run) -> None:
+def test_below_the_minimum_nothing_is_trained(teacher: Run) -> None:
     reached = float(teacher.rows[-1]["test/acc1"])
     floor = f"--model.teacher_floor={reached + 0.1}"
-    outcome = cli(*fit_words(Path("out"), student_words(teacher, "kd", floor)))
+    outcome = cli(*fit_args(Path("out"), student_args(teacher, "kd", floor)))
     assert outcome.status == 2
     message = outcome.err.strip().splitlines()[-1]
     assert f"teacher resnet20 reaches {reached:.2f} percent on the test images, below model.teacher_floor" in message
@@ -31,18 +31,18 @@ def test_an_untrained_teacher_is_refused(teacher: Run) -> None:
         if value.is_floating_point() and value.ndim > 1:
             value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
     torch.save(content, "random.ckpt")
-    words = student_words(teacher, "kd", "--model.teacher_weights=random.ckpt", "--model.teacher_floor=50")
-    outcome = cli(*fit_words(Path("out"), words))
+    args = student_args(teacher, "kd", "--model.teacher_weights=random.ckpt", "--model.teacher_floor=50")
+    outcome = cli(*fit_args(Path("out"), args))
     assert outcome.status == 2
-    assert "is it trained" in outcome.err
+    assert "was it trained" in outcome.err
 
 
-def test_at_the_floor_the_run_is_the_run_without_one(teacher: Run) -> None:
+def test_above_the_minimum_the_run_equals_one_without_it(teacher: Run) -> None:
     reached = float(teacher.rows[-1]["test/acc1"])
     floor = f"--model.teacher_floor={reached - 0.1}"
     where = "digits/resnet20_resnet8/kd/seed_0"
-    with_floor = finished_run(Path("with"), where, student_words(teacher, "kd", floor), epochs=1)
-    without = finished_run(Path("without"), where, student_words(teacher, "kd"), epochs=1)
+    with_floor = finished_run(Path("with"), where, student_args(teacher, "kd", floor), epochs=1)
+    without = finished_run(Path("without"), where, student_args(teacher, "kd"), epochs=1)
     assert_same_run(with_floor.path, without.path)
 
 
@@ -50,18 +50,18 @@ def test_at_the_floor_the_run_is_the_run_without_one(teacher: Run) -> None:
 def test_ranks_measure_their_shares_and_agree(teacher: Run) -> None:
     reached = float(teacher.rows[-1]["test/acc1"])
     two = ["--model.teacher_floor=99.9", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    outcome = subprocess_cli(*fit_words(Path("out"), student_words(teacher, "kd", *two)))
+    outcome = subprocess_cli(*fit_args(Path("out"), student_args(teacher, "kd", *two)))
     assert outcome.status == 2, outcome.err
     assert set(re.findall(r"reaches ([\d.]+) percent", outcome.err)) == {f"{reached:.2f}"}
 
 
 @pytest.mark.parametrize("floor", [0.7, -1.0, 101.0, float("nan")])
-def test_a_floor_is_a_percentage(floor: float) -> None:
-    with pytest.raises(UserError, match="teacher_floor: expected percent"):
+def test_the_minimum_is_a_percentage(floor: float) -> None:
+    with pytest.raises(UserError, match="teacher_floor: expected a percentage"):
         DistillationModule("resnet8", num_classes=10, teacher_floor=floor)
 
 
-def test_a_loader_of_ones_own_is_measured_as_well() -> None:
+def test_a_custom_loader_is_used_for_the_measurement() -> None:
     images, labels = torch.randn(24, 3, 32, 32), torch.arange(24) % 4
     loader = DataLoader(TensorDataset(images, labels), batch_size=10)
     teacher = get_model("resnet8", 4)
@@ -75,7 +75,7 @@ def test_a_loader_of_ones_own_is_measured_as_well() -> None:
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
-def test_without_images_there_is_nothing_to_measure() -> None:
+def test_without_images_the_minimum_is_refused() -> None:
     loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 4), batch_size=4)
     module = DistillationModule(
         "resnet8", get_model("resnet8", 4), strategies=[KD()], num_classes=4, teacher_floor=50.0
@@ -84,16 +84,16 @@ def test_without_images_there_is_nothing_to_measure() -> None:
         pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False).fit(module, loader)
 
 
-@pytest.mark.parametrize("words", [["--trainer.precision=bf16-true"], ["--trainer.precision=64-true"]])
-def test_the_floor_in_other_precisions(teacher: Run, words: list[str]) -> None:
-    outcome = cli(*fit_words(Path("out"), student_words(teacher, "kd", "--model.teacher_floor=2", *words)))
+@pytest.mark.parametrize("args", [["--trainer.precision=bf16-true"], ["--trainer.precision=64-true"]])
+def test_the_minimum_in_other_precisions(teacher: Run, args: list[str]) -> None:
+    outcome = cli(*fit_args(Path("out"), student_args(teacher, "kd", "--model.teacher_floor=2", *args)))
     assert outcome.status == 0, outcome.err
 
 
-def test_the_floor_where_the_first_epoch_is_not_evaluated(teacher: Run) -> None:
+def test_the_minimum_if_the_first_epoch_is_not_evaluated(teacher: Run) -> None:
     every = "--trainer.check_val_every_n_epoch=2"
-    words = student_words(teacher, "kd", "--model.teacher_floor=99.9", every)
-    outcome = cli(*fit_words(Path("out"), words, epochs=2))
+    args = student_args(teacher, "kd", "--model.teacher_floor=99.9", every)
+    outcome = cli(*fit_args(Path("out"), args, epochs=2))
     assert outcome.status == 2 and "below model.teacher_floor" in outcome.err
-    fine = student_words(teacher, "kd", "--model.teacher_floor=2", every)
-    assert cli(*fit_words(Path("out"), fine, epochs=2)).status == 0
+    fine = student_args(teacher, "kd", "--model.teacher_floor=2", every)
+    assert cli(*fit_args(Path("out"), fine, epochs=2)).status == 0

@@ -1,4 +1,4 @@
-"""What a two-stage method trains, keeps still and forgets, epoch by epoch: two epochs of each stage in one fit."""
+"""What a two-stage method trains, freezes and resets: two epochs of each stage in one fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Case:
 
 CASES = {
     "fsp": Case(FSP(**OPTIONS), "wrn_16_1", FEATURE_LAYERS, ("student.",)),
-    # The wider teacher, so that every stage has a connector.
+    # A wider teacher, so that every stage has a connector.
     "ab": Case(AB(**OPTIONS), "wrn_16_2", (*FEATURE_LAYERS, "adapters.ab."), ("student.",)),
     "ft": Case(FT(**OPTIONS), "wrn_16_1", ("adapters.ft.paraphraser.",), ("student.", "adapters.ft.translator.")),
 }
@@ -40,7 +40,7 @@ CASES = {
 
 @dataclass
 class Seen:
-    """One epoch: what its first batch found, and which tensors were others at its end."""
+    """One epoch: the state at its first batch, and the tensors that have changed at its end."""
 
     lr: float
     remembers: bool
@@ -53,7 +53,7 @@ Watched = tuple[Case, list[Seen]]
 
 
 class Watch(pl.Callback):
-    """Notes every epoch."""
+    """Records every epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[Seen] = []
@@ -112,19 +112,19 @@ def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def by_prefix(names: dict[str, bool], prefixes: tuple[str, ...]) -> dict[str, bool]:
-    """True for the names under one of the prefixes, of which each has some."""
+    """Whether each name has one of the prefixes; every prefix must occur."""
     assert all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
     return {name: name.startswith(prefixes) for name in names}
 
 
-def test_what_changes(watched: Watched) -> None:
-    """Weights and running statistics of all that is trained, and nothing else."""
+def test_only_trained_tensors_change(watched: Watched) -> None:
+    """Weights and running statistics of the trained parts, and nothing else."""
     case, epochs = watched
     for number, seen in enumerate(epochs):
         assert seen.changed == by_prefix(seen.changed, case.trained(number)), f"epoch {number}"
 
 
-def test_who_is_in_training_mode_and_has_gradients(watched: Watched) -> None:
+def test_training_mode_and_gradients(watched: Watched) -> None:
     case, epochs = watched
     for number, seen in enumerate(epochs):
         assert seen.training == by_prefix(seen.training, case.trained(number)), f"epoch {number}"
@@ -132,7 +132,7 @@ def test_who_is_in_training_mode_and_has_gradients(watched: Watched) -> None:
 
 
 def test_learning_rates(watched: Watched) -> None:
-    """The method's own in the first stage; then the recipe's, whose milestone counts main epochs."""
+    """The method's in the first stage, then the recipe's, whose milestones count main epochs."""
     assert [seen.lr for seen in watched[1]] == pytest.approx([0.02, 0.02, 0.04, 0.004])
 
 
@@ -141,7 +141,7 @@ def test_main_stage_starts_without_momentum(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("method", [FSP, AB])
-def test_first_stage_takes_the_recipes_learning_rate(method: type[Any]) -> None:
+def test_first_stage_uses_the_recipes_learning_rate(method: type[Any]) -> None:
     module = DistillationModule(
         "wrn_16_1", get_model("wrn_16_1", 10), strategies=[method(pretrain_epochs=2)], num_classes=10, lr=0.04
     )
