@@ -253,7 +253,7 @@ def test_networks_of_the_project_are_kept_by_name(tmp_path: Path) -> None:
 
 
 def test_own_network_without_layers_is_refused() -> None:
-    with pytest.raises(UserError, match=r"Own does not show its features.*student_layers"):
+    with pytest.raises(UserError, match=r"Own does not return features.*student_layers"):
         DistillationModule(Own(), num_classes=10)
 
 
