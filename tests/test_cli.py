@@ -263,7 +263,7 @@ def test_an_epoch_without_evaluation_has_no_accuracy() -> None:
 def test_another_data_set_does_not_inherit_arguments(student: Run) -> None:
     """The train_size of the checkpoint's Digits is not passed to an image folder."""
     refused = cli("test", "--ckpt_path", student.last, *QUIET, "--data=ImageFolder", "--data.init_args.root=none")
-    assert refused.status == 2 and "none is no folder" in refused.err
+    assert refused.status == 2 and "none is not a folder" in refused.err
 
 
 @pytest.mark.ddp

@@ -225,8 +225,8 @@ def bare_lightning(path: Path) -> None:
         (Path.mkdir, "is a folder"),
         (Path.touch, "is empty"),
         (lambda path: path.write_text("no checkpoint"), "damaged"),
-        (foreign, "is no checkpoint of ickd_pl"),
-        (bare_lightning, "is no checkpoint of ickd_pl"),
+        (foreign, "is not a checkpoint of ickd_pl"),
+        (bare_lightning, "is not a checkpoint of ickd_pl"),
     ],
 )
 def test_a_checkpoint_path(command: str, make: Callable[[Path], object] | None, needle: str) -> None:

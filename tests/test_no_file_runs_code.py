@@ -172,7 +172,7 @@ def test_a_checkpoint_that_asks_for_a_class(student: Run, route: str, asked: str
         ("strategy's argument", "strategies[0]: init_args.weight is {"),
         ("layer map", "its student_layers is {"),
         ("a number", "give --model.lr"),
-        ("instantiator", "'_instantiator', which is no setting"),
+        ("instantiator", "'_instantiator', which is not a setting"),
         ("data's argument", "its data: init_args.train_size is {"),
     ],
 )  # fmt: skip
@@ -334,7 +334,7 @@ def test_a_method_is_looked_up_but_not_imported() -> None:
 def test_data_of_a_checkpoint_in_python(student: Run) -> None:
     assert Digits.load_from_checkpoint(student.last).train_size == 100
     assert Digits.load_from_checkpoint(student.last, train_size=50).train_size == 50
-    with pytest.raises(UserError, match="is of other data"):
+    with pytest.raises(UserError, match="stores other data"):
         CIFAR100.load_from_checkpoint(student.last)
     with pytest.raises(UserError, match="does not exist"):
         Digits.load_from_checkpoint("none.ckpt")

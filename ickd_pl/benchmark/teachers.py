@@ -104,7 +104,7 @@ class Teachers:
         from ickd_pl.teachers.manifest import manifest_of
 
         try:
-            fetch([cell.network], self.checkpoints, manifest_of(self.checkpoints), say=self.say)
+            fetch([cell.network], self.checkpoints, manifest_of(self.checkpoints), log=self.say)
         except UserError as error:
             if self.settings.get == "fetch":
                 raise UserError(f"{error}; or set teachers.get to fetch_or_train") from error

@@ -212,7 +212,7 @@ def _fetch(options: argparse.Namespace, rest: Sequence[str]) -> int:
         options.origin,
         options.timeout,
         options.force,
-        say=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     return 0
 

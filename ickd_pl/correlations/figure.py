@@ -15,7 +15,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.files import replacing
 
 FORMATS = ("png", "svg", "pdf")
-VALUES, SIGNED, SIZE = "viridis", "RdBu_r", "Reds"  # of magnitudes, of what has a sign, of absolute differences
+VALUES, SIGNED, SIZE = "viridis", "RdBu_r", "Reds"  # for magnitudes, signed values, absolute differences
 MINUS = chr(0x2212)
 WIDTH, HEIGHT = 14.0, 8.3  # inches
 
@@ -25,11 +25,11 @@ class Comparison:
     """What the figure shows.
 
     Attributes:
-        teacher: seen of the teacher.
-        before: seen of the student before distillation.
-        after: seen of the student after it.
+        teacher: view of the teacher.
+        before: view of the student before distillation.
+        after: view of the student after it.
         title: a line above all.
-        names: what stands above the teacher's panels and the student's two.
+        names: titles of the teacher's panels and of the student's two.
         adapted: the student's channels are those of ICKD's adapter.
         note: a line below all; may be empty.
     """
@@ -48,17 +48,17 @@ class Comparison:
 
     @property
     def channels_apart(self) -> str | None:
-        """Why no difference of the channels' matrices is defined; None where it is."""
-        theirs, ours = len(self.teacher.channels), sorted({len(view.channels) for view in self.students})
-        if ours == [theirs]:
+        """Why no difference of the channels' matrices is defined; None if it is."""
+        teacher, students = len(self.teacher.channels), sorted({len(view.channels) for view in self.students})
+        if students == [teacher]:
             return None
         return (
-            f"teacher {theirs} channels, student {' and '.join(map(str, ours))}, and no ICKD adapter between them: "
-            "no difference is defined"
+            f"teacher {teacher} channels, student {' and '.join(map(str, students))}, and no ICKD adapter between "
+            "them: no difference is defined"
         )
 
     def channel_distances(self) -> tuple[float, float] | None:
-        """Mean absolute difference to the teacher before and after; None where it is not defined."""
+        """Mean absolute difference to the teacher before and after; None if it is not defined."""
         if self.channels_apart:
             return None
         before, after = (mean_absolute_difference(v.channels, self.teacher.channels) for v in self.students)
@@ -71,7 +71,7 @@ class Comparison:
 
 
 def check_picture(path: Path) -> None:
-    """Raise :class:`UserError` where a picture cannot be written there: its suffix, a folder, no matplotlib."""
+    """Raise :class:`UserError` if a picture cannot be written to a path: wrong suffix, a folder, no matplotlib."""
     if path.suffix.lower().lstrip(".") not in FORMATS:
         raise UserError(f"{path}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
     if path.is_dir():
@@ -92,7 +92,7 @@ def write_picture(shown: Comparison, path: Path) -> None:
 
     kind = path.suffix.lower().lstrip(".")
     dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    # Whatever style the user has set, the picture has dark letters on white.
+    # The picture has dark text on white, whatever style the user has set.
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "svg.hashsalt": "ickd_pl", "font.size": 10}):
         figure = draw(shown)
         with replacing(path) as temporary:
@@ -111,13 +111,13 @@ def draw(shown: Comparison) -> Any:
     axes = figure.subplots(2, 5)
     _channels(figure, axes[0], shown)
     _logits(figure, axes[1], shown)
-    for row, label in zip(axes, ("channels (alike ones together)", "classes"), strict=True):
+    for row, label in zip(axes, ("channels (similar ones together)", "classes"), strict=True):
         row[0].set_ylabel(label, fontsize=11)
     return figure
 
 
 def _channels(figure: Any, axes: Any, shown: Comparison) -> None:
-    """Inter-channel correlation. Channels have no order of their own: the teacher's likeness orders all panels."""
+    """Inter-channel correlation. Channels have no natural order: the teacher's orders all panels."""
     views = (shown.teacher, *shown.students)
     order = likeness_order(shown.teacher.channels)
     apart = shown.channels_apart
@@ -195,7 +195,7 @@ def _row(
 
 
 def _value_scale(matrices: Sequence[Tensor]) -> tuple[str, float, float]:
-    """One scale for all: of the entries beside the diagonal, which would leave the rest without contrast."""
+    """One scale for all, from off-diagonal entries: the diagonal would leave the rest without contrast."""
     beside = torch.cat([matrix[~torch.eye(len(matrix), dtype=torch.bool)] for matrix in matrices])
     if len(beside) == 0:  # one channel
         return VALUES, 0.0, 1.0
@@ -205,6 +205,6 @@ def _value_scale(matrices: Sequence[Tensor]) -> tuple[str, float, float]:
 
 
 def _far(values: Tensor) -> float:
-    """What 99.5 percent of the sizes stay below, so that a few large ones do not wash the rest out; never 0."""
+    """The 99.5th percentile of the absolute values, so that a few large ones do not hide the rest; never 0."""
     sizes = values.abs().flatten().sort().values  # torch.quantile takes no more than 16 million
     return max(float(sizes[int(0.995 * (len(sizes) - 1))]), 1e-6)

@@ -17,44 +17,44 @@ from ickd_pl.weights.checkpoint import RunCheckpoint
 BATCH = 100
 """Images in one forward pass."""
 RECALIBRATION_IMAGES = 1000
-"""About as many training images set the batch norms of what was never trained."""
+"""About this many training images re-estimate the batch norms of untrained modules."""
 
 
 def data_of(
-    args: Sequence[str], given: DataArguments, known: dict[str, type], run: RunCheckpoint, num_classes: int
+    args: Sequence[str], parsed: DataArguments, known: dict[str, type], run: RunCheckpoint, num_classes: int
 ) -> tuple[Any, str]:
-    """A data module whose data are ready: the checkpoint's, changed by the user's arguments, or another of the user's.
+    """A prepared data module: the checkpoint's with the user's arguments, or another one that the user names.
 
     Args:
         args: options of the data, such as ``--data Digits``.
-        given: what they say; see :func:`ickd_pl.runs.stored_settings.data_arguments`.
+        parsed: the same, parsed; see :func:`ickd_pl.runs.stored_settings.data_arguments`.
         known: classes that the checkpoint may name; see :func:`ickd_pl.runs.stored_settings.known_data`.
         run: the checkpoint.
         num_classes: of its student.
 
     Returns:
-        The data module, and what the checkpoint decided of where its data are read; may be empty.
+        The data module, and a note on where its data are read if the checkpoint decides that; may be empty.
 
     Raises:
-        UserError: no data set is named, wrong options, or another number of classes.
+        UserError: no data set is named, wrong options, or a different number of classes.
     """
-    settings, source = data_settings(run, given, known)
+    settings, source = data_settings(run, parsed, known)
     args = _without_class(args)
     if settings is not None:
         arguments = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings["init_args"].items()}
         kept = [f"--data.init_args.{key}={value}" for key, value in arguments.items()]
         data = data_from_args([f"--data={settings['class_path']}", *kept, *args])
-        # The constants that the student was trained with, and no others.
+        # The constants that the student was trained with.
         if run.data_state and hasattr(data, "load_state_dict"):
             data.load_state_dict(run.data_state)
-    elif given.name is None:
+    elif parsed.name is None:
         raise UserError(f"{run.path} does not say on which data it was trained: give --data NAME")
     else:
-        data = data_from_args([f"--data={given.name}", *args])
+        data = data_from_args([f"--data={parsed.name}", *args])
     classes = getattr(data, "num_classes", num_classes)
     if classes != num_classes:
         raise UserError(
-            f"the data have {classes} classes, {run.path} has {num_classes}: give --data of as many classes"
+            f"the data have {classes} classes, {run.path} has {num_classes}: give --data with as many classes"
         )
     data.prepare_data()
     return data, source
@@ -86,7 +86,7 @@ def test_images(data: Any, most: int) -> Iterator[Tensor]:
 
 
 def training_images(data: Any) -> Iterator[Tensor]:
-    """The first batches of a training."""
+    """The first training batches."""
     data.setup("fit")
     seen = 0
     for batch in data.train_dataloader():

@@ -25,15 +25,15 @@ from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for.
+    """The user's options.
 
     Attributes:
         checkpoint: of a run.
-        before: the checkpoint of a student of the same network; None: the run's own start.
+        before: the checkpoint of a student of the same network; None: the run's initial weights.
         teacher: a network's name; None: the checkpoint's.
         teacher_weights: None: the checkpoint's.
-        images: test images, at most.
-        data: options of the data, such as ``--data Digits``; the checkpoint's stand for what is not given.
+        images: maximum number of test images.
+        data: options of the data, such as ``--data Digits``; the checkpoint's are the defaults.
     """
 
     checkpoint: Path
@@ -46,17 +46,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was read.
+    """What is compared.
 
     Attributes:
         teacher: trained.
         before: the student before distillation.
         after: the student after it.
         images: normalised test images in batches.
-        title: teacher, student, methods, images and data in words.
+        title: line with teacher, student, number of images and data.
         names: of the teacher and the two students, for panels.
-        note: what a reader must know of this comparison; may be empty.
-        source: what the checkpoint decided of where the data are read; may be empty.
+        note: what a reader must know about this comparison; may be empty.
+        source: where the data are read, if the checkpoint decides that; may be empty.
     """
 
     teacher: FeatureNet
@@ -74,7 +74,7 @@ class Checkpoint:
     """A run's checkpoint.
 
     Attributes:
-        run: what it says of its run.
+        run: its content.
         config: its network and classes.
     """
 
@@ -101,10 +101,10 @@ class Checkpoint:
         return " + ".join(self.methods) or "Vanilla"
 
     def adapter(self, channels: int) -> ConvBN | None:
-        """ICKD's trained adapter, in eval mode; None without ICKD, or where it does not lead to so many channels.
+        """ICKD's trained adapter, in eval mode; None without ICKD, or with another number of output channels.
 
         Raises:
-            UserError: it should be there and is not.
+            UserError: it is missing or damaged.
         """
         if "ICKD" not in self.methods:
             return None
@@ -117,7 +117,7 @@ class Checkpoint:
         return adapter.eval() if adapter.conv.out_channels == channels else None
 
     def start(self, adapter: ConvBN | None) -> Subject:
-        """The student, and where there is one the adapter, as the run began with them: functions of its seed."""
+        """The student, and the adapter if there is one, with the initial weights that the run's seed gives."""
         net = make_network(str(self.config.network), self.config.num_classes, None, self.seed, "student").eval()
         if adapter is None:
             return Subject(net)
@@ -126,10 +126,10 @@ class Checkpoint:
 
 
 def read_run(path: Path) -> Checkpoint:
-    """Read a checkpoint that ``fit`` has written.
+    """Read a checkpoint of ``fit``.
 
     Raises:
-        UserError: the file is missing, damaged or none of these, or its network is one of the user's own.
+        UserError: the file is missing, damaged or of another kind, or its network is the user's own.
     """
     config = read_config(path)
     run = read_checkpoint(path)
@@ -141,26 +141,24 @@ def read_run(path: Path) -> Checkpoint:
 
 
 def read_inputs(request: Request) -> Inputs:
-    """Read files first, then data, so that what is wrong is found before anything takes time.
+    """Read the files first, then the data, so that errors come before anything slow.
 
     Raises:
         UserError: a file that is missing, damaged or of another network, no teacher, wrong options of the data.
     """
-    given = data_arguments(request.data)
-    known = known_data(given.name)  # before any file is opened
+    parsed = data_arguments(request.data)
+    known = known_data(parsed.name)  # before any file is opened
     checkpoint = read_run(request.checkpoint)
     net = load_student(request.checkpoint)
     name, teacher = _teacher(request, checkpoint)
     other = None if request.before is None else _other(request.before, checkpoint)
-    data, source = data_of(request.data, given, known, checkpoint.run, checkpoint.config.num_classes)
+    data, source = data_of(request.data, parsed, known, checkpoint.run, checkpoint.config.num_classes)
     network, size = str(checkpoint.config.network), int(getattr(data, "image_size", checkpoint.config.image_size))
-    theirs, ours = (probe(n, m, size, False).final[0] for n, m in ((teacher, name), (net, network)))
-    adapter = checkpoint.adapter(theirs)
+    teacher_channels, channels = (probe(n, m, size, False).final[0] for n, m in ((teacher, name), (net, network)))
+    adapter = checkpoint.adapter(teacher_channels)
     before, note = _before(checkpoint, other, adapter, data)
-    if adapter is None and ours == theirs:
-        note = (
-            "No ICKD adapter: the student's own channels are compared, and nothing puts them into the teacher's order."
-        )
+    if adapter is None and channels == teacher_channels:
+        note = "No ICKD adapter: the student's own channels are compared, whose order is unrelated to the teacher's."
     images = list(test_images(data, request.images))
     title = f"{name} teaches {network}: {sum(map(len, images))} test images of {data_name(data)}"
     start = f"before: its start, seed {checkpoint.seed}" if other is None else f"before: {other.taught_by}"
@@ -169,7 +167,7 @@ def read_inputs(request: Request) -> Inputs:
 
 
 def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]:
-    """The teacher's name and the teacher: what was asked for, else the checkpoint's."""
+    """The teacher's name and the teacher: from the options, else from the checkpoint."""
     own = checkpoint.run.settings.get("teacher")
     name = request.teacher or own
     if not isinstance(name, str):
@@ -182,7 +180,7 @@ def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]
         path = Path(str(checkpoint.run.settings["teacher_weights"]))
         if not path.is_file():
             raise UserError(
-                f"{checkpoint.path} learnt from the teacher {name} in {path}, which is not there now: "
+                f"{checkpoint.path} learnt from the teacher {name} in {path}, which no longer exists: "
                 "give --teacher_weights FILE"
             )
     if path is None:
@@ -191,22 +189,22 @@ def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]
 
 
 def _other(path: Path, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint of ``--before``, when it is of the same network and classes."""
+    """The checkpoint of ``--before``, which must have the same network and classes."""
     other = read_run(path)
-    theirs, own = ((c.config.network, c.config.num_classes) for c in (other, checkpoint))
-    if theirs != own:
+    before, after = ((c.config.network, c.config.num_classes) for c in (other, checkpoint))
+    if before != after:
         raise UserError(
-            f"{path} is a {theirs[0]} of {theirs[1]} classes, {checkpoint.path} a {own[0]} of {own[1]}: "
+            f"{path} is a {before[0]} of {before[1]} classes, {checkpoint.path} a {after[0]} of {after[1]}: "
             "give --before a student of the same network and classes"
         )
     return other
 
 
 def _before(checkpoint: Checkpoint, other: Checkpoint | None, adapter: ConvBN | None, data: Any) -> tuple[Subject, str]:
-    """The student before distillation, and what must be said of it.
+    """The student before distillation, and a note about it.
 
-    Batch norms that were never trained have statistics of 0 and 1, with which no network is ever run; theirs are set
-    from training images, as the first step of a training would.
+    Untrained batch norms have statistics of 0 and 1, which no trained network has; they are re-estimated from training
+    images.
     """
     note = ""
     if other is None:
@@ -214,8 +212,7 @@ def _before(checkpoint: Checkpoint, other: Checkpoint | None, adapter: ConvBN | 
         fresh: list[nn.Module] = [m for m in (before.net, before.adapter) if m is not None]
     else:
         own = None if adapter is None else other.adapter(adapter.conv.out_channels)
-        # Another student's adapter mixes the channels as that one's training left it; only its statistics can be made
-        # to fit.
+        # The adapter was trained with another student; only its statistics can be adapted to this one.
         borrowed = copy.deepcopy(adapter) if own is None else None
         before = Subject(load_student(other.path), own or borrowed)
         fresh = [borrowed] if borrowed is not None else []

@@ -1,4 +1,4 @@
-"""How alike two networks are: correlation matrices of channels and of class logits, averaged over images."""
+"""How similar two networks are: correlation matrices of channels and of class logits, averaged over images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ickd_pl.models.hooked import HookedNet
 from ickd_pl.strategies.components.shapes import check_shapes
 from ickd_pl.strategies.ickd import channel_correlation, ickd_loss
 
-# Matrix entries that are held at once: the matrices of a batch of 2,048 channels would take gigabytes.
+# Matrix entries in memory at once: the matrices of a batch of 2,048 channels would take gigabytes.
 ENTRIES_AT_ONCE = 2**24
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -25,10 +25,10 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def mean_channel_correlation(maps: Tensor) -> Tensor:
-    """Inter-channel correlation as ICKD's loss sees it, averaged over images.
+    """Inter-channel correlation as ICKD's loss computes it, averaged over images.
 
-    Of every image the Gram matrix of the channels over all positions, ``f f^T``, each row of unit length (see
-    :func:`ickd_pl.strategies.ickd.channel_correlation`); then the mean. Rows of unit length make it unsymmetric.
+    For every image the Gram matrix of the channels over all positions, ``f f^T``, each row of unit length (see
+    :func:`ickd_pl.strategies.ickd.channel_correlation`), then the mean. The unit rows make it asymmetric.
 
     Args:
         maps: feature maps, shape (B, C, H, W).
@@ -49,17 +49,17 @@ def mean_ickd_loss(student: Tensor, teacher: Tensor) -> float:
         teacher: feature maps, shape (B, C, H', W').
     """
     parts = zip(_parts(student), _parts(teacher), strict=True)
-    return sum(float(ickd_loss(ours, theirs)) * len(ours) for ours, theirs in parts) / len(student)
+    return sum(float(ickd_loss(s, t)) * len(s) for s, t in parts) / len(student)
 
 
 def logit_correlation(logits: Tensor) -> Tensor:
-    """Pearson's correlation of every two classes' logits over images, as figures on logits show it (CRD, ICLR 2020).
+    """Pearson correlation of every two classes' logits over images, as in CRD's figures (ICLR 2020).
 
     Args:
         logits: shape (N, K), N at least 2.
 
     Returns:
-        Shape (K, K), float64, symmetric, entries from -1 to 1. A class whose logit never changes has 0 everywhere.
+        Shape (K, K), float64, symmetric, entries from -1 to 1. A class with a constant logit has 0 everywhere.
 
     Raises:
         UserError: fewer than two images.
@@ -68,7 +68,7 @@ def logit_correlation(logits: Tensor) -> Tensor:
     if len(logits) < 2:
         raise UserError(f"logit_correlation: a correlation needs at least 2 images, got {len(logits)}")
     values = logits.double()
-    # An exact mean leaves exact zeros of a constant column; what rounding leaves is no correlation.
+    # A constant column must become exact zeros: what rounding leaves of it would correlate.
     centred = values - values.mean(dim=0)
     centred = torch.where(centred.abs().amax(dim=0) > 1e-12 * values.abs().amax(dim=0), centred, 0.0)
     unit = normalize(centred, dim=0, eps=torch.finfo(torch.float64).tiny)
@@ -86,11 +86,11 @@ def mean_absolute_difference(one: Tensor, other: Tensor) -> float:
 
 
 def likeness_order(matrix: Tensor) -> Tensor:
-    """An order of the channels in which alike ones stand together, so that a picture of the matrix shows its blocks.
+    """An order of the channels that groups similar ones, so that a picture of the matrix shows its blocks.
 
     The channels are sorted by the second eigenvector of the normalised graph Laplacian, with the symmetric part of the
-    matrix as weights (Atkins, Boman, Hendrickson: A spectral algorithm for seriation, 1998). Channels that are alike to
-    none (all zero, dead after their ReLU) come last. No distance depends on it.
+    matrix as weights (Atkins, Boman, Hendrickson: A spectral algorithm for seriation, 1998). Channels that are similar
+    to none (all zero, dead after their ReLU) come last. No distance depends on the order.
 
     Args:
         matrix: (C, C).
@@ -107,7 +107,7 @@ def likeness_order(matrix: Tensor) -> Tensor:
     root = degree[alive].rsqrt()
     likeness = weights[alive][:, alive] * root[:, None] * root
     second = torch.linalg.eigh(likeness).eigenvectors[:, -2] * root
-    # An eigenvector's sign means nothing: the same picture on every machine begins with the busier end.
+    # An eigenvector's sign is arbitrary: begin with the end of larger degree, so that all machines agree.
     low, high = second < 0, second > 0
     if degree[alive][low].sum() < degree[alive][high].sum():
         second = -second
@@ -123,11 +123,11 @@ def _parts(maps: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A student, and what brings its last map to the teacher's channels.
+    """A student, and the adapter from its last map to the teacher's channels.
 
     Attributes:
         net: the network, in eval mode.
-        adapter: (B, C, H, W) to (B, C', H, W), in eval mode; None shows the student's own channels.
+        adapter: (B, C, H, W) to (B, C', H, W), in eval mode; None: the student's own channels.
     """
 
     net: FeatureNet | HookedNet
@@ -136,12 +136,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class View:
-    """What was seen of a network.
+    """What :func:`compare` measures on a network.
 
     Attributes:
         channels: (C, C), :func:`mean_channel_correlation` of the map that enters the pooling (of the adapter's map).
         classes: (K, K), :func:`logit_correlation`.
-        loss: :func:`mean_ickd_loss` with the teacher's maps; None of the teacher, and where channel counts differ.
+        loss: :func:`mean_ickd_loss` with the teacher's maps; None for the teacher, and if channel counts differ.
     """
 
     channels: Tensor
@@ -152,12 +152,12 @@ class View:
 def compare(
     images: Iterable[Tensor], teacher: FeatureNet | HookedNet, students: Mapping[str, Subject]
 ) -> tuple[View, dict[str, View]]:
-    """Look at a teacher and its students on the same images, once.
+    """Measure a teacher and its students on the same images, in one pass.
 
     Args:
         images: batches, each (B, 3, H, W), normalised; together at least 2 images.
         teacher: in eval mode.
-        students: by a name of the caller's.
+        students: by any names.
 
     Returns:
         The teacher's view, and the students' by their names.
@@ -165,16 +165,16 @@ def compare(
     Raises:
         UserError: fewer than two images.
     """
-    everyone: dict[str | None, Subject] = {None: Subject(teacher)}
-    everyone.update(students)
+    subjects: dict[str | None, Subject] = {None: Subject(teacher)}
+    subjects.update(students)
     count = 0
     channels: dict[str | None, Tensor] = {}
-    logits: dict[str | None, list[Tensor]] = {name: [] for name in everyone}
-    losses: dict[str | None, float | None] = dict.fromkeys(everyone)
+    logits: dict[str | None, list[Tensor]] = {name: [] for name in subjects}
+    losses: dict[str | None, float | None] = dict.fromkeys(subjects)
     with torch.no_grad():
         for batch in images:
             reference: Tensor | None = None
-            for name, subject in everyone.items():
+            for name, subject in subjects.items():
                 features: Features = subject.net.features(batch)
                 maps = features.final if subject.adapter is None else subject.adapter(features.final)
                 added = mean_channel_correlation(maps) * len(maps)
@@ -189,7 +189,7 @@ def compare(
         raise UserError(f"correlations need at least 2 images, got {count}")
     views = {
         name: View(channels[name].cpu() / count, logit_correlation(torch.cat(logits[name])), _over(losses[name], count))
-        for name in everyone
+        for name in subjects
     }
     return views[None], {name: views[name] for name in students}
 
@@ -199,14 +199,14 @@ def _over(total: float | None, count: int) -> float | None:
 
 
 def recalibrate_batch_norm(modules: Iterable[nn.Module], batches: Iterable[Tensor], subject: Subject) -> None:
-    """Re-estimate BatchNorm statistics from images, for networks that were never trained: they start at 0 and 1.
+    """Re-estimate BatchNorm statistics from images, for untrained networks, where they are 0 and 1.
 
-    Only the statistics change: plain means over the batches. Modes are put back.
+    Only the statistics change: plain means over the batches. Modes are restored.
 
     Args:
-        modules: whose batch norms are set; parts of the subject.
+        modules: whose batch norms are re-estimated; parts of the subject.
         batches: normalised images, each (B, 3, H, W).
-        subject: what the images pass.
+        subject: the network that the images pass through.
     """
     norms = [m for module in modules for m in module.modules() if isinstance(m, BATCH_NORMS)]
     kept = [(norm, norm.training, norm.momentum) for norm in norms]

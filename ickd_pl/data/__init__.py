@@ -1,6 +1,6 @@
-"""The data: one batch format, one loader and the data sets of the project.
+"""The data modules of the project, their loader and the batch format.
 
-Every data module in a file of this folder can be imported from here, and is known on the command line by its name.
+Every data module in a file of this folder can be imported from here, and has its class name on the command line.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ickd_pl.data.image_folder import ImageFolder
 from ickd_pl.data.loader import TensorLoader
 from ickd_pl.models.discovery import classes_in
 
-# Type checkers know those above by their types, and a new file's by this alone.
+# For type checkers: classes of new files, beside the imports above.
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any: ...

@@ -1,6 +1,6 @@
 """Random crop, flip and normalisation of a whole batch at once, bit for bit what torchvision does image by image.
 
-Every function is pure, runs where its tensors lie (CPU or GPU) and never waits for the device.
+Every function is pure, runs on its tensors' device (CPU or GPU) and never waits for that device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MIRROR_LIMIT = 2**30
 
 
 class Constants(NamedTuple):
-    """Normalisation constants as tensors on one device; made by :func:`constants`.
+    """Normalisation constants as tensors on one device; built by :func:`constants`.
 
     Attributes:
         mean: (3, 1, 1) float32.
@@ -32,7 +32,7 @@ class Constants(NamedTuple):
 
 
 class Padded(NamedTuple):
-    """Images with a black border, laid out for :func:`crop_flip`; made by :func:`pad_images`.
+    """Images with a black border, laid out for :func:`crop_flip`; built by :func:`pad_images`.
 
     Attributes:
         pixels: (copies, N, 3, H + 2 * padding, W + 2 * padding) uint8. The second copy, if any, is mirrored.
@@ -54,7 +54,7 @@ def constants(mean: Sequence[float], std: Sequence[float], device: torch.device 
 
 
 def normalise(image: Tensor, consts: Constants) -> Tensor:
-    """Scale uint8 pixels to 0..1, subtract the mean and divide by the std, in this order (others round differently).
+    """Scale uint8 pixels to 0..1, subtract the mean and divide by the std, in this order (another rounds differently).
 
     Args:
         image: (B, 3, H, W) uint8.
@@ -125,8 +125,8 @@ def augment(padded: Padded, index: Tensor, offset: Tensor, flip: Tensor, consts:
     """A training batch: :func:`crop_flip`, then :func:`normalise`.
 
     Returns:
-        (B, 3, H, W) float32, bit for bit what ``RandomCrop``, ``RandomHorizontalFlip``, ``ToTensor`` and ``Normalize``
-        make of the same images with the same offsets and flips.
+        (B, 3, H, W) float32, bit for bit the result of ``RandomCrop``, ``RandomHorizontalFlip``, ``ToTensor`` and
+        ``Normalize`` for the same images, offsets and flips.
     """
     return normalise(crop_flip(padded, index, offset, flip), consts)
 

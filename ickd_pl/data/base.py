@@ -1,4 +1,4 @@
-"""What all data modules of the project share: splits, loaders, normalisation constants."""
+"""Base class of the project's data modules: splits, loaders, normalisation constants."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Images(NamedTuple):
-    """One split as it was read.
+    """The images and labels of one split.
 
     Attributes:
         image: (N, 3, H, W) uint8.
-        label: (N,) int64, -1 where there is none.
+        label: (N,) int64, -1 for an image without a label.
     """
 
     image: Tensor
@@ -39,16 +39,16 @@ class Images(NamedTuple):
 class TensorDataModule(pl.LightningDataModule, ABC):
     """A data set held in memory as uint8 tensors.
 
-    A subclass says how to read a split, and sets ``name``, ``num_classes``, ``image_size`` and ``num_available``: as
-    class attributes, or in an ``__init__`` of its own before it calls this one.
+    A subclass implements :meth:`_read` and sets ``name``, ``num_classes``, ``image_size`` and ``num_available``, as
+    class attributes or in its ``__init__`` before it calls this one.
 
     Args:
-        batch_size: of training, over all ranks.
-        eval_batch_size: of validation, test and predict, over all ranks.
+        batch_size: for training, over all ranks.
+        eval_batch_size: for validation, test and predict, over all ranks.
         val_size: images split off the training set for validation, class-balanced, the same for every seed. With 0
-            nothing is split off and the TEST images are shown after every epoch, as the benchmark's protocol does.
-        train_size: train on this many only, class-balanced, the same for every seed. None: on all that remain.
-        seed: of order and augmentation.
+            nothing is split off and validation uses the TEST images, as the benchmark's protocol does.
+        train_size: number of images to train on, class-balanced, the same for every seed. None: all that remain.
+        seed: for order and augmentation.
 
     Attributes:
         name: short name of the data set, safe as a folder name.
@@ -100,45 +100,45 @@ class TensorDataModule(pl.LightningDataModule, ABC):
 
     @property
     def num_train(self) -> int:
-        """Images really trained on; known before anything is read."""
+        """Number of images trained on; known before any image is read."""
         return self.num_available - self.val_size if self.train_size is None else self.train_size
 
     @property
     def eval_split(self) -> str:
-        """Which images ``val_dataloader`` shows: "val" or "test"."""
+        """The split that ``val_dataloader`` loads: "val" or "test"."""
         return "val" if self.val_size > 0 else "test"
 
     @property
     def train_labels(self) -> Tensor:
-        """(num_train,) int64 on the CPU, labels of the images trained on, by ``Batch.index``. Reads them if need be."""
+        """(num_train,) int64 on the CPU, labels of the images trained on, by ``Batch.index``. Reads them if needed."""
         return self._part("train").label
 
     @property
     def mean(self) -> list[float]:
-        """Per channel, of pixels scaled to 0..1: those of a loaded checkpoint, else those of the data."""
+        """Mean per channel of pixels scaled to 0..1: from a loaded checkpoint, else from the data."""
         return self._stats()[0]
 
     @property
     def std(self) -> list[float]:
-        """Per channel, of pixels scaled to 0..1: those of a loaded checkpoint, else those of the data."""
+        """Std per channel of pixels scaled to 0..1: from a loaded checkpoint, else from the data."""
         return self._stats()[1]
 
     @property
     def class_names(self) -> list[str]:
-        """One name for each class, in the order of the labels: those of a loaded checkpoint, else those of the data."""
+        """One name for each class, in the order of the labels: from a loaded checkpoint, else from the data."""
         if self._class_names is None:
             self._class_names = self._read_class_names()
         return self._class_names
 
     def predict_paths(self) -> list[str]:
-        """One text for each image of ``predict_dataloader``, by ``Batch.index``: its file, or its number."""
+        """One string for each image of ``predict_dataloader``, by ``Batch.index``: its file, or its number."""
         return [str(i) for i in range(len(self._part(self.predict_split).label))]
 
     @abstractmethod
     def _read(self, split: str) -> Images:
         """Read "train" (all images, before the split) or "test", or another split that the subclass knows.
 
-        Labels are from 0 to num_classes - 1; -1 where there is none, which no training image may have.
+        Labels are from 0 to num_classes - 1; -1 is "no label", which training images must not have.
         """
 
     @abstractmethod
@@ -155,7 +155,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         return self._parts[split]
 
     def _checked(self, split: str) -> Images:
-        """Read a split; on a GPU a label that is no class fails with an error that does not name it."""
+        """Read a split and check its labels: on a GPU, the error for a wrong label would not show it."""
         images = self._read(split)
         least = 0 if split == "train" else -1
         if len(images.label):
@@ -185,7 +185,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         return self._constants
 
     def setup(self, stage: str | None = None) -> None:
-        """Read what the stage needs; what was read before is kept.
+        """Read the splits that the stage needs, each only once.
 
         Args:
             stage: "fit", "validate", "test", "predict", or None for the training and the test images.
@@ -212,7 +212,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         return self._loader("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> TensorLoader:
-        """The images to predict: the test images unless the data module was given others."""
+        """The images to predict: the test images, unless the data module has others."""
         return self._loader(self.predict_split, self.eval_batch_size)
 
     def _loader(self, split: str, batch_size: int, train: bool = False) -> TensorLoader:
@@ -243,7 +243,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         return device if need < torch.cuda.mem_get_info(device)[0] / 2 else torch.device("cpu")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Nothing to do where the batch was made on the device, as usual; else a plain copy."""
+        """Copy a batch to the device, unless it was built there, as is usual."""
         if not isinstance(batch, Batch):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         if batch.image.device == device:
@@ -251,27 +251,28 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, **given: Any) -> Self:  # type: ignore[override]
-        """The data of a checkpoint of a run on data of this class; arguments that are given replace the file's.
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **overrides: Any) -> Self:  # type: ignore[override]
+        """The data module of a run's checkpoint; keyword arguments override the stored ones.
 
         Raises:
-            UserError: the file is of other data, or asks for more than numbers and texts.
+            UserError: the file stores another data module, or arguments that are not numbers and strings.
         """
         arguments, state = read_data(checkpoint_path, cls)
-        arguments = {name: value for name, value in arguments.items() if name not in given}
+        arguments = {name: value for name, value in arguments.items() if name not in overrides}
         where = f"{checkpoint_path}: its data.init_args"
-        data = cls(**plain_arguments(cls, arguments, where, "give it to load_from_checkpoint as an argument"), **given)
+        plain = plain_arguments(cls, arguments, where, "give it to load_from_checkpoint as an argument")
+        data = cls(**plain, **overrides)
         data.load_state_dict(state)
         return data
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint, plain lists: ``mean``, ``std``, ``class_names``. Empty while nothing was read."""
+        """``mean``, ``std`` and ``class_names`` as plain lists; empty as long as nothing was read."""
         if not self._parts or self._constants is None:
             return {}
         return {"mean": list(self.mean), "std": list(self.std), "class_names": list(self.class_names)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the constants and class names of a checkpoint, so that it is evaluated with its own.
+        """Use a checkpoint's constants and class names, so that it is evaluated as it was trained.
 
         Raises:
             UserError: the checkpoint has another number of classes, or is damaged.
@@ -287,7 +288,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         if names is None:
             return
         if not isinstance(names, list):
-            raise UserError(f"the checkpoint's class_names are damaged: expected a list of texts, got {short(names)}")
+            raise UserError(f"the checkpoint's class_names are damaged: expected a list of strings, got {short(names)}")
         if len(names) != self.num_classes:
             raise UserError(f"the checkpoint was trained on {len(names)} classes, {self.name} has {self.num_classes}.")
         if self._parts and list(names) != self.class_names:

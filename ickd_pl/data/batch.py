@@ -1,4 +1,4 @@
-"""The one batch format: every method gets the same three tensors."""
+"""The batch format: every method gets the same three tensors."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Batch(NamedTuple):
 
 
 def as_batch(batch: Any) -> Batch:
-    """Take what a data module yields: a :class:`Batch`, ``(image, label, index)`` or ``(image, label)``.
+    """Convert a data module's :class:`Batch`, ``(image, label, index)`` or ``(image, label)`` to a :class:`Batch`.
 
-    Without indices every sample counts as real; methods that need to know which image is which refuse earlier.
+    Without indices every sample counts as real; methods with ``needs_index`` refuse such data earlier.
 
     Raises:
-        UserError: something else came.
+        UserError: the batch is something else.
     """
     if isinstance(batch, Batch):
         return batch
@@ -45,11 +45,11 @@ def as_batch(batch: Any) -> Batch:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a method may know of the data when its trainable part is built.
+    """What a method can read about the data when it builds its adapter.
 
     Attributes:
         num_classes: K.
-        num_samples: images really trained on; None when not known yet.
+        num_samples: number of training images; None if not known yet.
     """
 
     num_classes: int

@@ -1,4 +1,4 @@
-"""CIFAR-100 and CIFAR-10: from the internet, from a local archive or from an unpacked folder, always checked."""
+"""CIFAR-100 and CIFAR-10: downloaded, from a local archive or from an unpacked folder, always with md5 checks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ickd_pl.errors import UserError
 from ickd_pl.files import replacing
 
 TIMEOUT = 30.0
-"""Seconds without an answer after which a download is given up."""
+"""Seconds without a response after which a download fails."""
 
 
 class _CIFAR(TensorDataModule):
-    """What both data sets share. Addresses, file names and md5 sums are torchvision's."""
+    """Base class of both data sets. URLs, file names and md5 sums are torchvision's."""
 
     image_size = 32
     num_available = 50_000
@@ -50,10 +50,10 @@ class _CIFAR(TensorDataModule):
         super().__init__(batch_size, eval_batch_size, val_size, train_size, seed)
 
     def prepare_data(self) -> None:
-        """Bring the files into ``root`` and check them; Lightning calls this on one rank only.
+        """Download or copy the files into ``root`` and check them; Lightning calls this on one rank only.
 
         Raises:
-            UserError: a corrupt file, by its name; a missing one that cannot be fetched.
+            UserError: a corrupt file, or a missing one that cannot be obtained; with its name.
         """
         spec, folder = self._spec(), self._folder()
         bad = {name: found for name, md5 in self._sums().items() if (found := _md5_of(folder / name)) != md5}
@@ -99,7 +99,7 @@ class _CIFAR(TensorDataModule):
         )
 
     def _take(self, source: Path) -> None:
-        """Copy the needed files out of an archive or a folder, each checked before it gets its name."""
+        """Copy the needed files out of an archive or a folder, each checked before it is stored."""
         spec, sums, folder = self._spec(), self._sums(), self._folder()
         if source.is_dir():
             inner = source / spec.base_folder
@@ -124,7 +124,7 @@ class _CIFAR(TensorDataModule):
             raise UserError(f"{source} lacks {', '.join(sorted(missing))}; expected {spec.filename} as published.")
 
     def _fetch(self) -> None:
-        """Download into a temporary folder inside ``root``, so that no half a file is ever left under a final name."""
+        """Download into a temporary folder inside ``root``, so that no partial file ever has a final name."""
         from torchvision.datasets.utils import download_url
 
         spec, root = self._spec(), Path(self.root).expanduser()
@@ -171,14 +171,14 @@ class CIFAR100(_CIFAR):
         root: folder that holds, or will hold, ``cifar-100-python/``; it may hold ``cifar-100-python.tar.gz`` instead.
         download: fetch what is missing from the internet.
         archive: a local ``cifar-100-python.tar.gz`` or the unpacked folder; missing or corrupt files are taken from it.
-        batch_size: of training, over all ranks.
-        eval_batch_size: of validation, test and predict, over all ranks.
-        val_size: images split off for validation, class-balanced; 0: the test images are shown after every epoch.
-        train_size: train on this many only, class-balanced; None: on all that remain.
-        seed: of order and augmentation.
+        batch_size: for training, over all ranks.
+        eval_batch_size: for validation, test and predict, over all ranks.
+        val_size: images split off for validation, class-balanced; 0: validation uses the test images.
+        train_size: number of images to train on, class-balanced; None: all that remain.
+        seed: for order and augmentation.
 
     Raises:
-        UserError: a size out of its range; on preparing, a corrupt file (by its name) or no way to get a missing one.
+        UserError: a size out of its range; in ``prepare_data``, a corrupt file or a missing one, by name.
     """
 
     torchvision_name = "CIFAR100"
@@ -193,14 +193,14 @@ class CIFAR10(_CIFAR):
         root: folder that holds, or will hold, ``cifar-10-batches-py/``; it may hold ``cifar-10-python.tar.gz`` instead.
         download: fetch what is missing from the internet.
         archive: a local ``cifar-10-python.tar.gz`` or the unpacked folder; missing or corrupt files are taken from it.
-        batch_size: of training, over all ranks.
-        eval_batch_size: of validation, test and predict, over all ranks.
-        val_size: images split off for validation, class-balanced; 0: the test images are shown after every epoch.
-        train_size: train on this many only, class-balanced; None: on all that remain.
-        seed: of order and augmentation.
+        batch_size: for training, over all ranks.
+        eval_batch_size: for validation, test and predict, over all ranks.
+        val_size: images split off for validation, class-balanced; 0: validation uses the test images.
+        train_size: number of images to train on, class-balanced; None: all that remain.
+        seed: for order and augmentation.
 
     Raises:
-        UserError: a size out of its range; on preparing, a corrupt file (by its name) or no way to get a missing one.
+        UserError: a size out of its range; in ``prepare_data``, a corrupt file or a missing one, by name.
     """
 
     torchvision_name = "CIFAR10"
@@ -209,7 +209,7 @@ class CIFAR10(_CIFAR):
 
 
 def _md5_of(path: Path) -> str | None:
-    """md5 of a file, None where there is none."""
+    """md5 of a file, None if it does not exist."""
     if not path.is_file():
         return None
     digest = hashlib.md5()
@@ -220,7 +220,7 @@ def _md5_of(path: Path) -> str | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file so that its name never shows half of it."""
+    """Write a file atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -232,7 +232,7 @@ def _from_folder(folder: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _from_tar(path: Path, base_folder: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    """The wanted regular files of an archive. Nothing else in it is looked at, so no path of it is ever written to."""
+    """The named regular files of an archive. Nothing else in it is read, and none of its paths is written to."""
     with tarfile.open(path) as tar:
         for member in tar:
             path_inside = PurePosixPath(member.name)
@@ -243,7 +243,7 @@ def _from_tar(path: Path, base_folder: str, names: list[str]) -> Iterator[tuple[
 
 @contextmanager
 def _leaving_no_folder(folder: Path) -> Iterator[None]:
-    """On failure remove the folders that were made for it and are empty, the folder and those above it."""
+    """On failure remove the folder and its parents, if they were created here and are empty."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -256,7 +256,7 @@ def _leaving_no_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Let no socket opened inside wait for ever."""
+    """Set a timeout for all sockets that are opened inside."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

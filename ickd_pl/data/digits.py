@@ -16,7 +16,7 @@ class Digits(TensorDataModule):
     """1,797 handwritten digits in 10 classes, bundled with scikit-learn, as 32x32 RGB images.
 
     The 8x8 images (values 0 to 16) are scaled to 0..255, resized bilinearly with antialias and repeated over the three
-    channels. As they stand in scikit-learn, the first 1,437 are for training and the last 360 for the test. Training
+    channels. In scikit-learn's order, the first 1,437 are for training and the last 360 for the test. Training
     images are cropped at random (padding 4) and, being digits, never mirrored.
     Mean and std are those of the 1,437 training images, before anything is split off.
 

@@ -35,10 +35,10 @@ _CHUNK = 256
 class ImageFolder(TensorDataModule):
     """Images in folders: ``root/train/<class>/*`` and ``root/test/<class>/*``, at any depth below the class.
 
-    Classes are the sorted folder names of ``root/train``; names that begin with a dot are passed over. Images are
+    Classes are the sorted folder names of ``root/train``; names that begin with a dot are ignored. Images are
     converted to RGB and, where their size differs, resized to ``image_size`` on both sides (bilinear, antialias). They
-    are kept in memory as uint8, and on disk in ``root/.ickd_cache/`` where that can be written: a changed, added or
-    removed file, or a damaged cache, makes a new one. Mean and std are those of all images of ``root/train``, also of
+    are kept in memory as uint8, and cached in ``root/.ickd_cache/`` if that is writable; the cache is rebuilt if it is
+    damaged or if a file is changed, added or removed. Mean and std are those of all images of ``root/train``, with
     those that ``val_size`` and ``train_size`` leave out.
 
     Args:
@@ -47,15 +47,15 @@ class ImageFolder(TensorDataModule):
         flip: mirror half of the training images.
         padding: black border in pixels for the random crop of training images, 0 for no crop.
         predict_root: folder of images to predict, flat or nested, without labels; None: the test images.
-        batch_size: of training, over all ranks.
-        eval_batch_size: of validation, test and predict, over all ranks.
-        val_size: images split off for validation, class-balanced; 0: the test images are shown after every epoch.
-        train_size: train on this many only, class-balanced; None: on all that remain.
-        seed: of order and augmentation.
+        batch_size: for training, over all ranks.
+        eval_batch_size: for validation, test and predict, over all ranks.
+        val_size: images split off for validation, class-balanced; 0: validation uses the test images.
+        train_size: number of images to train on, class-balanced; None: all that remain.
+        seed: for order and augmentation.
 
     Raises:
         UserError: a missing folder, no images, a class of the test images that is not in the training images, a size
-            out of its range; on reading, a file that is no readable image. The message names the folder, class or file.
+            out of its range; on reading, a file that is not an image. The message names the folder, class or file.
     """
 
     def __init__(
@@ -130,7 +130,8 @@ def _listing(root: Path) -> tuple[list[str], dict[str, list[str]], dict[str, lis
         if not folder.is_dir():
             there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
             found = f"; found in {root}: {', '.join(there) or 'no folder'}" if root.is_dir() else ""
-            raise UserError(f"{folder} is no folder; expected {root}/train/<class>/ and {root}/test/<class>/{found}.")
+            expected = f"{root}/train/<class>/ and {root}/test/<class>/"
+            raise UserError(f"{folder} is not a folder; expected {expected}{found}.")
     classes = _subfolders(root / "train")
     if not classes:
         raise UserError(f"{root / 'train'} holds no folders; expected one folder of images for each class.")
@@ -165,7 +166,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _images_of(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise UserError(f"predict_root: {folder} is no folder.")
+        raise UserError(f"predict_root: {folder} is not a folder.")
     names = list(_walk(folder))
     if not names:
         raise UserError(f"predict_root: {folder} holds no images ({', '.join(EXTENSIONS)}).")
@@ -217,7 +218,7 @@ def decode_files(folder: Path, names: Sequence[str], size: int) -> Tensor:
 
 
 def _key(folder: Path, names: Sequence[str], size: int) -> str:
-    """What the decoded images depend on: path, length and time of change of every file, and the image size."""
+    """Hash of what the decoded images depend on: path, size and mtime of every file, and the image size."""
     digest = hashlib.sha256(f"{_CACHE_FORMAT} {size}\n".encode())
     for name in names:
         try:
@@ -229,7 +230,7 @@ def _key(folder: Path, names: Sequence[str], size: int) -> str:
 
 
 def _load_cache(path: Path, key: str) -> dict[str, Any] | None:
-    """The cached split, None where there is none, it is damaged, or it is of other files."""
+    """The cached split; None if it is missing, damaged, or of other files."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
@@ -241,6 +242,6 @@ def _load_cache(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _save_cache(path: Path, content: dict[str, Any]) -> None:
-    """Write the cache atomically; where the folder cannot be written or is full, there is none."""
+    """Write the cache atomically; skip it if the folder is not writable or the disk is full."""
     with suppress(UserError, RuntimeError), replacing(path) as temporary:
         torch.save(content, temporary)

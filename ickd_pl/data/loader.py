@@ -1,4 +1,4 @@
-"""A loader without workers: batches are cut out of tensors that lie in memory or on the GPU."""
+"""A loader without workers: batches are slices of tensors in memory or on the GPU."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class TensorLoader:
     Lightning calls ``loader.sampler.set_epoch`` and stores :meth:`state_dict` in its checkpoints.
 
     Args:
-        images: (N, 3, H, W) uint8, on the device where the batches are wanted.
+        images: (N, 3, H, W) uint8, on the device that the batches should be on.
         labels: (N,) int64, moved to the device of ``images``.
         batch_size: size of the GLOBAL batch, over all ranks.
         mean: per channel, of pixels scaled to 0..1.
         std: per channel.
         train: shuffle and augment. False: in order, normalised only.
-        seed: of order and augmentation.
+        seed: for order and augmentation.
         flip: mirror half of the training images.
         padding: black border in pixels for the random crop, 0 for no crop.
         rank: of this process.
@@ -109,7 +109,7 @@ class TensorLoader:
         return {"step": self._next}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration, and only that one, begin at the stored step (the end of an epoch counts as 0)."""
+        """Start the next iteration, and only that one, at the stored step (the end of an epoch counts as 0)."""
         self._start = self._next = int(state["step"]) % len(self)
 
     def share(self, step: int) -> float:
@@ -122,7 +122,7 @@ class TensorLoader:
         return (last - first) * self.world_size / count
 
     def __iter__(self) -> Iterator[Batch]:
-        # The body runs at the first next(): Lightning makes the iterator before it sets the epoch.
+        # The body runs at the first next(): Lightning creates the iterator before it calls set_epoch.
         start, self._start = self._start, 0
         draws = self._draw(self._epoch + self.epoch_offset) if self.train else None
         for step in range(start, len(self)):
@@ -130,7 +130,7 @@ class TensorLoader:
             yield self._batch(step, draws)
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """This rank's batch of any step of any epoch (``epoch_offset`` is not added), without those before it."""
+        """This rank's batch at any epoch and step, computed directly; ``epoch_offset`` is not added."""
         return self._batch(step, self._draw(epoch) if self.train else None)
 
     def _bounds(self, step: int) -> tuple[int, int]:
@@ -142,7 +142,7 @@ class TensorLoader:
         return first, first + each + (self.rank < extra)
 
     def _draw(self, epoch: int) -> _Draws:
-        """Order, crops and flips of one epoch: drawn on the CPU, so the same on every device, and moved at once."""
+        """Order, crops and flips of one epoch: drawn on the CPU, so the same on every device, then moved."""
         count, device = len(self._images), self._images.device
         order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
         crop = generator(self.seed, "crop", epoch)

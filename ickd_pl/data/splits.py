@@ -1,4 +1,4 @@
-"""Which images are trained on, and which are put aside for validation: the same for every seed of a run."""
+"""Which images are trained on, and which are split off for validation: the same for every seed of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.seeding import generator
 
 SPLIT_SEED = 2021
-"""Seeds the order in which images go to the validation split and to a subset: the same for every run seed."""
+"""Seed of the order in which images go to the validation split and to a subset: the same for every run seed."""
 
 
 def check_sizes(name: str | None, available: int, num_classes: int, val_size: int, train_size: int | None) -> None:

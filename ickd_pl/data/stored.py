@@ -16,13 +16,13 @@ def read_data(checkpoint: str | Path, cls: type) -> tuple[dict[str, Any], dict[s
 
     Args:
         checkpoint: the file; nothing in it is imported or called.
-        cls: the data module's class; the file must name this one.
+        cls: the data module's class, which the file must name.
 
     Returns:
-        The arguments by name, not checked yet, and the state (empty where the file has none).
+        The arguments by name, not checked yet, and the state (empty if the file has none).
 
     Raises:
-        UserError: there is no such file, it is damaged, or it is of other data.
+        UserError: the file is missing, damaged, or stores another data module.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -31,8 +31,8 @@ def read_data(checkpoint: str | Path, cls: type) -> tuple[dict[str, Any], dict[s
     except FileNotFoundError:
         raise UserError(f"checkpoint {checkpoint} does not exist") from None
     except Exception as error:  # torch has many kinds of damage
-        raise UserError(f"{checkpoint} is no checkpoint with data of ickd_pl, or is damaged") from error
+        raise UserError(f"{checkpoint} is not a checkpoint with ickd_pl data, or is damaged") from error
     if path != f"{cls.__module__}.{cls.__qualname__}":
-        raise UserError(f"{checkpoint} is of other data: {short(path)}, expected {cls.__qualname__}")
+        raise UserError(f"{checkpoint} stores other data: {short(path)}, expected {cls.__qualname__}")
     state = content.get(cls.__qualname__)
     return arguments, state if isinstance(state, dict) else {}

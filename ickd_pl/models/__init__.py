@@ -1,4 +1,4 @@
-"""Networks for 32x32 images. A new file in this folder that calls ``register`` is found by being there."""
+"""Networks for 32x32 images. Every file in this folder is imported: a new one only has to call ``register``."""
 
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.models.discovery import import_all

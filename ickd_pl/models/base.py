@@ -1,4 +1,4 @@
-"""What every network of the benchmark offers: logits, features, and the modules that make the features."""
+"""Base class of the benchmark's networks, and layers that they share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ickd_pl.models.features import Features
 
 
 class FeatureNet(nn.Module):
-    """A classifier that also shows its inner maps. Called plainly it gives logits: (B, 3, H, W) to (B, K).
+    """A classifier that can also return its features. ``forward`` returns logits: (B, 3, H, W) to (B, K).
 
     Attributes:
-        name: what :func:`ickd_pl.get_model` calls it.
+        name: its name for :func:`ickd_pl.get_model`.
     """
 
     name: str = ""
@@ -22,12 +22,12 @@ class FeatureNet(nn.Module):
 
         Args:
             image: (B, 3, H, W), normalised.
-            preact: also give the stage ends before their last ReLU.
+            preact: also return the stage ends before their last ReLU.
         """
         raise NotImplementedError
 
     def feat_modules(self) -> list[nn.Module]:
-        """The modules up to the last stage, without the classifier: what the two-stage methods train first."""
+        """The modules up to the last stage, without the classifier; two-stage methods train them first."""
         raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tensor:
@@ -50,9 +50,9 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1, groups: int = 
 
 
 def init_convs(net: nn.Module) -> None:
-    """Convolutions start from N(0, 2 / (k * k * out_channels)) with zero bias (He et al., ICCV 2015, fan-out form).
+    """Initialise convolutions from N(0, 2 / (k * k * out_channels)), bias 0 (He et al., ICCV 2015, fan-out form).
 
-    Batch norms keep PyTorch's start (1 and 0). For depthwise convolutions out_channels is not divided by the groups.
+    Batch norms keep PyTorch's default (1 and 0). For depthwise convolutions out_channels is not divided by the groups.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

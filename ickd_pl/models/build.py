@@ -1,4 +1,4 @@
-"""Turn what the user names or hands over into a network that shows Features."""
+"""Build a network by name, or wrap the user's own so that it returns Features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Network = str | nn.Module
 
 
 def network_name(network: Network) -> str:
-    """The name for messages and folders: the registry's, or the class's."""
+    """The name for messages and folders: the registered one, else the class name."""
     if isinstance(network, HookedNet):
         return network_name(network.net)
     if isinstance(network, FeatureNet) and network.name:
@@ -27,20 +27,20 @@ def network_name(network: Network) -> str:
 def make_network(
     network: Network, num_classes: int, layers: LayerMap | None, *seed_parts: object
 ) -> FeatureNet | HookedNet:
-    """Build a network by name (its start is a function of ``seed_parts``), or prepare the user's own.
+    """Build a network by name (its weights depend on ``seed_parts`` alone), or wrap the user's own.
 
     Args:
         network: a registry name, or any ``nn.Module`` from images (B, 3, H, W) to logits (B, K).
         num_classes: K.
-        layers: where to tap the features of a network that is not the project's own.
+        layers: module paths of the features in the user's own network.
         seed_parts: see :func:`ickd_pl.seeding.derive_seed`.
 
     Raises:
-        UserError: unknown name, or a network of the user's without ``layers``.
+        UserError: unknown name, or the user's own network without ``layers``.
     """
     if isinstance(network, str):
         if layers is not None:
-            raise UserError(f"layers are for your own networks; {network} is the project's and knows its features")
+            raise UserError(f"layers are for your own networks; {network} is a network of ickd_pl and needs none")
         with seeded(*seed_parts, network):
             return get_model(network, num_classes)
     if layers is not None:
@@ -48,21 +48,21 @@ def make_network(
     if isinstance(network, FeatureNet | HookedNet):
         return network
     raise UserError(
-        f"{type(network).__name__} does not show its features: say where they are with student_layers or "
-        "teacher_layers, a LayerMap(stem=..., stages=(...), final=..., pooled=...) of module paths"
+        f"{type(network).__name__} does not return features: give their module paths with student_layers or "
+        "teacher_layers, a LayerMap(stem=..., stages=(...), final=..., pooled=...)"
     )
 
 
 def check_classes(num_classes: int, student: FeatureShapes, teacher: FeatureShapes | None) -> None:
-    """Raise :class:`UserError` where a network has other classes than the data; with all their numbers."""
+    """Raise :class:`UserError` with all numbers of classes where a network's differs from the data's."""
     networks = [("student", student)] + ([] if teacher is None else [("teacher", teacher)])
-    networks.sort(key=lambda network: network[1].logits == (num_classes,))  # what is wrong comes first
+    networks.sort(key=lambda network: network[1].logits == (num_classes,))  # the mismatch comes first
     (role, wrong), *others = networks
     if wrong.logits != (num_classes,):
         rest = "".join(f", {other} {shapes.name} {shapes.logits[0]}" for other, shapes in others)
         raise UserError(
             f"{role} {wrong.name} has {wrong.logits[0]} classes, the data {num_classes}{rest}: "
-            "give networks of as many classes as the data, or set num_classes"
+            "give networks with as many classes as the data, or set num_classes"
         )
 
 

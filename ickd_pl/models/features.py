@@ -1,4 +1,4 @@
-"""What a network shows to a distillation method: one set of features, the same names for every architecture."""
+"""The features that distillation methods read, with the same names for every architecture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Features:
         final: map that enters the global pooling, after its activation (``feat[-2]`` of ICKD's own code). Equals
             ``stages[-1]`` for resnet and vgg, but not for wrn, MobileNetV2 and ShuffleV2.
         pooled: vector that enters the classifier (``feat[-1]``), shape (B, D).
-        preact: stage ends before their last ReLU, only when asked for.
+        preact: stage ends before their last ReLU, only if requested.
     """
 
     logits: Tensor
@@ -44,7 +44,7 @@ class FeatureShapes:
 
     @classmethod
     def of(cls, name: str, features: Features) -> FeatureShapes:
-        """Read the shapes off a forward pass."""
+        """Shapes of the features of a forward pass."""
 
         def shape(value: Any) -> Any:
             if value is None:

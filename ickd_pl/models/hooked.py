@@ -1,4 +1,4 @@
-"""Features of networks that are not the project's own: where to find them, and a wrapper that shows them."""
+"""Features of the user's own networks: a map of their module paths, and a wrapper that returns them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ickd_pl.models.features import Features
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Where the features of any network are found, for :class:`HookedNet`.
+    """Module paths of a network's features, for :class:`HookedNet`.
 
-    A path is ``module.path`` (that module's output) or ``module.path:in`` (its input). A module that runs
-    several times in one pass counts with its last run. For torchvision's resnet18::
+    A path is ``module.path`` (that module's output) or ``module.path:in`` (its input). If a module runs
+    several times in one pass, the last run counts. For torchvision's resnet18::
 
         LayerMap(stem="relu", stages=("layer1", "layer2", "layer3", "layer4"), final="layer4", pooled="avgpool",
                  preact=("layer1.1.relu:in", "layer2.1.relu:in", "layer3.1.relu:in", "layer4.1.relu:in"))
@@ -26,7 +26,7 @@ class LayerMap:
         stages: stage ends, shallow to deep.
         final: map that enters the global pooling.
         pooled: vector that enters the classifier; (B, D, 1, 1) is flattened.
-        preact: stage ends before their last ReLU, one for each stage; needed by methods that ask for them.
+        preact: stage ends before their last ReLU, one for each stage; for methods with ``needs_preact``.
     """
 
     stem: str
@@ -36,12 +36,12 @@ class LayerMap:
     preact: tuple[str, ...] | None = None
 
     def paths(self) -> list[str]:
-        """Every path, each once."""
+        """All paths, without duplicates."""
         return list(dict.fromkeys([self.stem, *self.stages, self.final, self.pooled, *(self.preact or ())]))
 
 
 class _Tap:
-    """Keeps the tensor at one path of a network while it is armed."""
+    """Hook that keeps the tensor at one path of a network while ``armed`` is set."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class _Tap:
 
     def _keep(self, value: Any) -> None:
         if not isinstance(value, Tensor):
-            raise UserError(f"layer '{self.path}': a tensor is needed there, found {type(value).__name__}")
+            raise UserError(f"layer '{self.path}': expected a tensor, got {type(value).__name__}")
         self.value, self.version = value, _version(value)
 
     def read(self) -> Tensor:
@@ -73,18 +73,18 @@ class _Tap:
 
 
 def _version(value: Tensor) -> int:
-    """How often a tensor was written in place; not counted in inference mode."""
+    """Number of in-place writes to a tensor; not counted in inference mode."""
     return 0 if value.is_inference() else value._version  # private: torch Tensor._version
 
 
 class HookedNet(nn.Module):
-    """Any classifier as a network with features: its logits when called, :class:`Features` from :meth:`features`.
+    """Wrapper that adds :meth:`features` to any classifier; ``forward`` returns the classifier's logits.
 
-    In-place activations inside ``net`` are switched off, since they would overwrite what was tapped.
+    In-place activations inside ``net`` are switched off, since they would overwrite tapped tensors.
 
     Args:
-        net: gives logits, (B, 3, H, W) to (B, K). It is changed: hooks are added to its modules.
-        layers: where its features are.
+        net: returns logits, (B, 3, H, W) to (B, K). It is changed: hooks are added to its modules.
+        layers: module paths of its features.
 
     Raises:
         UserError: for a path that ``net`` does not have.
@@ -121,11 +121,11 @@ class HookedNet(nn.Module):
 
         Args:
             image: (B, 3, H, W), normalised.
-            preact: also give the stage ends before their last ReLU; ``layers.preact`` must be set.
+            preact: also return the stage ends before their last ReLU; ``layers.preact`` must be set.
         """
         layers = self.layers
         if preact and layers.preact is None:
-            raise UserError("features before the ReLU are asked for: set preact in the LayerMap, one path per stage")
+            raise UserError("features before the ReLU are needed: set preact in the LayerMap, one path per stage")
         try:
             for tap in self._taps.values():
                 tap.armed = True

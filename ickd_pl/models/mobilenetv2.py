@@ -29,7 +29,7 @@ def conv_bn_relu(conv: nn.Conv2d) -> list[nn.Module]:
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise 3x3, linear 1x1 projection; with a shortcut where the shape stays."""
+    """1x1 expansion, depthwise 3x3, linear 1x1 projection; with a shortcut where the shape does not change."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(FeatureNet):
     """The benchmark's "mobile_half": width 0.5, stem at stride 2.
 
-    Stage ends are linear (no ReLU), so the features before the ReLU are the same tensors. ``final`` is the closing
+    Stage ends are linear (no ReLU), so the features before the ReLU are the same tensors. ``final`` is the last
     1x1 convolution's map after its ReLU. For a 32x32 image: stem 16x16x16, stages 12x16x16, 16x8x8, 48x4x4, 160x2x2,
     final 1280x2x2, pooled 1280.
     """

@@ -1,4 +1,4 @@
-"""The networks by name. Every file of this folder registers its own."""
+"""Registry of the networks by name; every file in this folder registers its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _NETWORKS: dict[str, Callable[[int], FeatureNet]] = {}
 
 
 def register(name: str, build: Callable[[int], FeatureNet]) -> None:
-    """Let :func:`get_model` know a network.
+    """Register a network for :func:`get_model`.
 
     Args:
         name: for users, folders and checkpoints.
-        build: gives the network for K classes; the class itself, where it takes nothing else.
+        build: returns the network for K classes; may be the class itself.
 
     Raises:
         ValueError: the name is taken.
@@ -26,19 +26,19 @@ def register(name: str, build: Callable[[int], FeatureNet]) -> None:
 
 
 def model_names() -> list[str]:
-    """Every name :func:`get_model` knows."""
+    """All names that :func:`get_model` accepts."""
     return list(_NETWORKS)
 
 
 def get_model(name: str, num_classes: int = 100) -> FeatureNet:
-    """Build a network. Its start is drawn from torch's global stream: wrap the call in ``seeded(...)`` to fix it.
+    """Build a network. Its weights come from torch's global generator: call it in ``seeded(...)`` to fix them.
 
     Args:
         name: one of :func:`model_names`, such as ``resnet8x4`` or ``wrn_40_2``.
         num_classes: K, size of the logits.
 
     Raises:
-        UserError: for an unknown name (it names the near ones) or fewer than one class.
+        UserError: an unknown name (the message has the closest ones), or fewer than one class.
     """
     if name not in _NETWORKS:
         raise UserError(f"unknown network '{name}': {near(name, _NETWORKS)}")

@@ -17,7 +17,7 @@ WIDE = (32, 64, 128, 256)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; gives the sum BEFORE the closing ReLU, which :func:`run_stage` applies."""
+    """Two 3x3 convolutions and a shortcut; returns the sum BEFORE the last ReLU, which :func:`run_stage` applies."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -36,10 +36,10 @@ class BasicBlock(nn.Module):
 
 
 def run_stage(blocks: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Run blocks that give their sum before the ReLU.
+    """Run blocks that return their sum before the ReLU.
 
     Returns:
-        The stage end after its ReLU and before it.
+        The stage's output after and before its last ReLU.
     """
     total = x
     for block in blocks:

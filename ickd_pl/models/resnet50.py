@@ -14,7 +14,7 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut; gives the sum BEFORE the closing ReLU."""
+    """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut; returns the sum BEFORE the last ReLU."""
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class Unit(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; gives the map BEFORE the closing ReLU.
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; returns the map BEFORE the last ReLU.
 
     A unit of stride 2 concatenates its output with the average-pooled input, the others add the input.
     """
@@ -53,7 +53,7 @@ class Unit(nn.Module):
 class ShuffleNetV1(FeatureNet):
     """1x1 stem and three stages of 4, 8, 4 units.
 
-    For a 32x32 image: stem 24x32x32, stages 240x16x16, 480x8x8, 960x4x4, pooled 960. PyTorch's default start.
+    For a 32x32 image: stem 24x32x32, stages 240x16x16, 480x8x8, 960x4x4, pooled 960. PyTorch's default initialisation.
     """
 
     def __init__(self, num_classes: int) -> None:

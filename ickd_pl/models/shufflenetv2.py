@@ -16,7 +16,7 @@ LAST_CHANNELS = 1024
 
 
 class BasicUnit(nn.Module):
-    """Keeps one half of the channels and transforms the other; gives both halves, the second BEFORE its ReLU."""
+    """Keeps one half of the channels and transforms the other; returns both halves, the second BEFORE its ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class BasicUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Halves the size, both halves transformed; gives both, the second BEFORE its ReLU."""
+    """Halves the spatial size and transforms both halves; returns both, the second BEFORE its ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -64,8 +64,8 @@ class ShuffleNetV2(FeatureNet):
     """1x1 stem (no max pool), three stages of one down unit and 3, 7, 3 basic units, 1x1 convolution to 1024.
 
     Features before the ReLU join the two halves of a stage's last unit without the channel shuffle. ``final`` is the
-    closing 1x1 convolution's map after its ReLU. For a 32x32 image: stem 24x32x32, stages 116x16x16, 232x8x8, 464x4x4,
-    final 1024x4x4, pooled 1024. PyTorch's default start.
+    last 1x1 convolution's map after its ReLU. For a 32x32 image: stem 24x32x32, stages 116x16x16, 232x8x8, 464x4x4,
+    final 1024x4x4, pooled 1024. PyTorch's default initialisation.
     """
 
     def __init__(self, num_classes: int) -> None:

@@ -16,7 +16,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 def conv_block(convs: int, in_channels: int, out_channels: int) -> nn.Sequential:
-    """3x3 convolutions (with bias) and batch norms, ReLUs in between: the closing ReLU is left to the caller."""
+    """3x3 convolutions (with bias) and batch norms, ReLUs in between: the caller applies the last ReLU."""
     layers: list[nn.Module] = []
     for index in range(convs):
         layers += [nn.ReLU(inplace=True)] if index else []

@@ -14,9 +14,9 @@ from ickd_pl.models.registry import register
 
 
 class WideBlock(nn.Module):
-    """Pre-activation block; gives the raw sum and its input after ``bn1``, which serves as a feature.
+    """Pre-activation block; returns the raw sum, and its input after ``bn1``, which is used as a feature.
 
-    Where the width changes, the shortcut is a 1x1 convolution of the activated input, else the raw input.
+    The shortcut is a 1x1 convolution of the activated input where the width changes, else the raw input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -35,7 +35,7 @@ class WideBlock(nn.Module):
 
 
 class Group(nn.Module):
-    """Blocks of one width; only a holder, so that the weights' names are those of the published teachers."""
+    """Blocks of one width; a container that keeps the state dict keys of the published teachers."""
 
     def __init__(self, blocks: int, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class Group(nn.Module):
 class WideResNet(FeatureNet):
     """``wrn_D_k``: depth D = 6n + 4, three groups of n blocks, widths 16k, 32k, 64k, strides 1, 2, 2, no dropout.
 
-    The stem and the stage ends are raw sums, before batch norm and ReLU. Before-ReLU features are the batch norm of
-    a stage end: the next group's first one, for the last group the closing one. ``final`` is the ReLU of the latter.
+    The stem and the stage ends are raw sums, before batch norm and ReLU. Before-ReLU features are stage
+    ends after the next batch norm: the next group's first, or the network's last. ``final`` is the ReLU of that last.
 
     ICKD's variant calls the first batch norm of every block twice in a training step, so that its running statistics
     move twice per step, by 0.19 in all; here once, by 0.1, as in RepDistiller. Outputs in training mode are the same,

@@ -12,15 +12,15 @@ from typing import IO
 from ickd_pl.errors import UserError
 
 LIMIT = 2 * 2**30
-"""Bytes. The largest teacher has some 100 million; a member that grows beyond this when unpacked is no teacher."""
+"""Bytes. The largest teacher has some 100 million; a member that grows beyond this when unpacked is not a teacher."""
 
 
 class MemberError(UserError):
-    """The file is not in there, or the archive is damaged; the message does not have the archive's name."""
+    """The archive is damaged or does not have the file; the message leaves out the archive's name."""
 
 
 def is_archive(path: Path) -> bool:
-    """Tar or zip, by content. A ``.pth`` of torch is a zip file too, but one with a ``data.pkl`` and no networks."""
+    """Whether a file is a tar or zip archive, by content; not torch's ``.pth``, a zip file with a ``data.pkl``."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -31,22 +31,22 @@ def is_archive(path: Path) -> bool:
 
 
 def take_member(path: Path, endings: list[str], target: Path) -> str:
-    """Copy one file of an archive to a path of ours; the archive's own paths are never used as places to write to.
+    """Copy one file of an archive to ``target``; the archive's own paths are never written to.
 
     Args:
         path: a tar archive (plain or compressed) or a zip archive.
-        endings: the ends of the member's path that are taken, the better one first.
+        endings: accepted endings of the member's path, the preferred one first.
         target: the file to write.
 
     Returns:
         The member's path in the archive.
 
     Raises:
-        MemberError: it is no archive, is damaged, or has no such file or several.
+        MemberError: it is not an archive, is damaged, or has no such file or several.
         OSError: the target cannot be written.
     """
     if not is_archive(path):
-        raise MemberError(f"is no tar or zip archive (it starts with {_start(path)!r})")
+        raise MemberError(f"is not a tar or zip archive (it starts with {_start(path)!r})")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as bundle:
@@ -55,24 +55,24 @@ def take_member(path: Path, endings: list[str], target: Path) -> str:
                 _copy(lambda: bundle.open(infos[name]), target)
             return name
         with tarfile.open(path) as archive:
-            # Regular files only: a link would lead to a name of the archive's choice.
+            # Regular files only: a link could point to any path.
             members = {member.name: member for member in archive if member.isreg()}
             name = best(members, endings)
             _copy(lambda: archive.extractfile(members[name]), target)
         return name
     except (MemberError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is None:  # gzip.BadGzipFile, tarfile's and bz2's complaints
+        if isinstance(error, OSError) and error.errno is None:  # gzip.BadGzipFile, errors of tarfile and bz2
             raise MemberError(f"is a damaged archive ({error})") from error
         raise
-    except Exception as error:  # each kind of archive and compression has its own kinds of damage
+    except Exception as error:  # each kind of archive and compression raises its own types
         raise MemberError(f"is a damaged archive ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
 def best(names: Iterable[str], endings: list[str]) -> str:
-    """The one path that ends as asked: by the first ending that any has, then the one that lies least deep.
+    """The one path with an accepted ending: with the first ending that any path has, then the least deep one.
 
     Raises:
-        MemberError: there is none, or there are several as good.
+        MemberError: there is none, or several are equally good.
     """
     every = list(names)
     for ending in endings:
@@ -89,7 +89,7 @@ def best(names: Iterable[str], endings: list[str]) -> str:
 
 
 def _shown(names: list[str]) -> str:
-    """A few names, without what a terminal would act on."""
+    """A few names, with control characters escaped."""
     return ", ".join(name if name.isprintable() else ascii(name) for name in names[:3]) + ", ..." * (len(names) > 3)
 
 
@@ -101,17 +101,17 @@ def _copy(opened: Callable[[], IO[bytes] | None], target: Path) -> None:
         while block := source.read(1 << 20):
             out.write(block)
             if out.tell() > LIMIT:
-                raise MemberError(f"holds a file of more than {LIMIT >> 30} GiB, which is no teacher")
+                raise MemberError(f"holds a file of more than {LIMIT >> 30} GiB, which is not a teacher")
 
 
 def take_from_folder(folder: Path, endings: list[str], target: Path) -> str:
-    """Copy the one file below a folder whose path ends as asked.
+    """Copy the one file below a folder whose path has an accepted ending.
 
     Returns:
         The file's path.
 
     Raises:
-        MemberError: there is none, or there are several as good.
+        MemberError: there is none, or several are equally good.
         OSError: it cannot be read, or the target cannot be written.
     """
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.pth")) if file.is_file()}

@@ -1,4 +1,4 @@
-"""One file from one URL: pooch's downloader, with an end to bodies that trickle, and reasons in a few words."""
+"""Download one URL with pooch, with a minimum speed and short error messages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-FLOOR = 2048
-"""Bytes a second that a mirror must give, on average over the timeout; below it the next one is quicker."""
+MIN_SPEED = 2048
+"""Bytes per second, on average over the timeout; a slower mirror is given up for the next one."""
 
 
 class DownloadError(Exception):
-    """A mirror failed; the message is the reason in a few words.
+    """A mirror failed; the message is the reason in short.
 
     Attributes:
-        unreachable: no connection was made, so that the host's other files need no try.
+        unreachable: no connection was made, so the host's other files need not be tried.
     """
 
     def __init__(self, reason: str, unreachable: bool = False) -> None:
@@ -36,7 +36,7 @@ def download(url: str, path: Path, timeout: float) -> None:
         timeout: seconds.
 
     Raises:
-        DownloadError: the mirror's fault; the file may then be there in part.
+        DownloadError: the mirror failed; the file may be partial.
         OSError: the file cannot be written.
     """
     import pooch
@@ -48,29 +48,29 @@ def download(url: str, path: Path, timeout: float) -> None:
         progressbar=meter,
         timeout=timeout,
         hooks={"response": meter.start},
-        # An archive must come as it lies there, or its length would not be the one announced.
+        # Without compression, so that the length is the announced one.
         headers={"Accept-Encoding": "identity"},
     )
     try:
         with path.open("wb") as file:
             get(url, file, None)
-    # requests' errors are OSErrors as well; those of the disk must go on as they are.
+    # requests' errors are OSErrors as well; those of the disk are not caught.
     except (requests.RequestException, ValueError) as error:
         if meter.too_slow:
-            raise DownloadError(f"slower than {FLOOR / 1024:g} KiB a second over {timeout:g} s") from error
+            raise DownloadError(f"slower than {MIN_SPEED / 1024:g} KiB a second over {timeout:g} s") from error
         cause = getattr(error.args[0] if error.args else None, "reason", None)
         no_way = isinstance(cause, NewConnectionError | ConnectTimeoutError) and meter.response is None
         raise DownloadError(_reason(error, timeout), unreachable=no_way) from error
     finally:
         meter.close()
     if meter.too_slow:  # a body of unannounced length just ends when the meter stops it
-        raise DownloadError(f"slower than {FLOOR / 1024:g} KiB a second over {timeout:g} s")
+        raise DownloadError(f"slower than {MIN_SPEED / 1024:g} KiB a second over {timeout:g} s")
 
 
 class _Meter:
-    """What pooch takes as a progress bar. It also counts, and stops a body that comes too slowly.
+    """Progress bar for pooch, which also stops a download that is too slow.
 
-    A read timeout alone starts anew with every byte, so that a byte now and then would hold the command for days.
+    A read timeout alone restarts with every byte, so a byte now and then could block the command for days.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -99,7 +99,7 @@ class _Meter:
         self._bar.update(size)
 
     def reset(self) -> None:
-        """pooch fills the bar anew at the end, since it counts whole pieces."""
+        """pooch refills the bar at the end, since it counts whole chunks."""
         if self._bar is not None:
             self._bar.reset()
 
@@ -113,16 +113,16 @@ class _Meter:
     def _watch(self) -> None:
         before = 0
         while not self._done.wait(self._timeout):
-            if self._bytes - before < FLOOR * self._timeout:
+            if self._bytes - before < MIN_SPEED * self._timeout:
                 self.too_slow = True
-                with suppress(Exception):  # the body has ended in this very moment
+                with suppress(Exception):  # the body may just have ended
                     self.response.raw.shutdown()
                 return
             before = self._bytes
 
 
 def _reason(error: Exception, timeout: float) -> str:
-    """requests' message without the objects it names."""
+    """requests' message without the objects that it mentions."""
     response, text, kind = getattr(error, "response", None), str(error), type(error).__name__
     if kind == "HTTPError":
         return f"HTTP {response.status_code} {response.reason}".strip() if response is not None else text

@@ -1,4 +1,4 @@
-"""Download the benchmark's teachers from their mirrors, or copy them from local files; bad files are refused."""
+"""Download the benchmark's teachers from their mirrors, or copy them from local files; invalid files are refused."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ickd_pl.weights.read import load_teacher
 
 CLASSES = 100
 SCRATCH = ".fetch"
-"""Folder of unchecked files, below that of the teachers; the process that holds the lock empties it."""
+"""Subfolder of the teachers' folder for unchecked files; the process that holds the lock empties it."""
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Refused(UserError):
-    """What a source gave is not the teacher that was asked for."""
+    """The file of a source is not the requested teacher."""
 
 
 def fetch(
@@ -37,38 +37,38 @@ def fetch(
     origin: Path | None = None,
     timeout: float = 30.0,
     force: bool = False,
-    say: Say = print,
+    log: Log = print,
 ) -> None:
-    """Get teachers, each from the first of its sources that gives a good file.
+    """Fetch teachers, each from its first source with a valid file.
 
-    A file is good when its SHA-256 is the recorded one, where there is one, and the network reads it whole; only then
-    it takes its final name, atomically. The first record of a hash is made here. Processes that fetch into one
-    folder wait for each other.
+    A file is valid if its SHA-256 is the recorded one, if any, and the network loads it; only then is it moved to its
+    final path, atomically. A hash that is not recorded yet is recorded. Processes that fetch into the same folder wait
+    for each other.
 
     Args:
-        names: of the teachers; all are tried, also after one has failed.
+        names: of the teachers; all are tried, even after one has failed.
         checkpoints: the folder of the teachers.
-        manifest: their sources, and what is known of them.
-        origin: take them from this ``.pth`` file, folder or archive, and use no network.
-        timeout: seconds that a mirror may be silent, or slower than :data:`ickd_pl.teachers.download.FLOOR`.
-        force: replace a file that is there.
-        say: called with each line of progress.
+        manifest: file with their sources and hashes.
+        origin: copy them from this ``.pth`` file, folder or archive, without network access.
+        timeout: seconds that a mirror may be silent, or slower than :data:`ickd_pl.teachers.download.MIN_SPEED`.
+        force: replace existing files.
+        log: called with each line of progress.
 
     Raises:
-        UserError: unknown names; teachers that no source gave, with each source and its fault; files there that are
-            bad or not the recorded ones; a folder that cannot be written.
+        UserError: unknown names; teachers that no source has, with each source and its error; existing files that are
+            invalid or not the recorded ones; a folder that cannot be written.
     """
     teachers = [teacher_of(manifest, name) for name in dict.fromkeys(names)]
     if origin is not None:
         _check_origin(origin, teachers)
-    faults: list[str] = []
-    if not force:  # without the lock, so that a folder that nobody may write is good enough
-        teachers = _not_here(teachers, checkpoints, manifest, faults, say)
+    errors: list[str] = []
+    if not force:  # without the lock, so that a read-only folder will do
+        teachers = _missing(teachers, checkpoints, manifest, errors, log)
     if teachers:
-        with _alone(checkpoints, say) as scratch:
-            faults += _Fetch(checkpoints, manifest, origin, timeout, force, say, scratch).all(teachers)
-    if faults:
-        raise UserError("; ".join(faults))
+        with _locked_scratch(checkpoints, log) as scratch:
+            errors += _Fetch(checkpoints, manifest, origin, timeout, force, log, scratch).all(teachers)
+    if errors:
+        raise UserError("; ".join(errors))
 
 
 @dataclass
@@ -80,40 +80,40 @@ class _Fetch:
     origin: Path | None
     timeout: float
     force: bool
-    say: Say
+    log: Log
     scratch: Path
     archives: dict[str, Path | DownloadError] = field(default_factory=dict)
     down: dict[str, str] = field(default_factory=dict)
 
     def all(self, teachers: list[Teacher]) -> list[str]:
-        """Get them; what went wrong comes back, a sentence each."""
-        faults: list[str] = []
+        """Fetch them; returns the errors, a sentence each."""
+        errors: list[str] = []
         missing = []
         for known in teachers:
-            teacher = teacher_of(self.manifest, known.name)  # as it is now that the lock is held
-            if not self.force and not _not_here([teacher], self.checkpoints, self.manifest, faults, self.say):
+            teacher = teacher_of(self.manifest, known.name)  # read again, now that the lock is held
+            if not self.force and not _missing([teacher], self.checkpoints, self.manifest, errors, self.log):
                 continue
             tried = self.one(teacher)
             if tried:
-                faults.append(f"no source gave {teacher.name}: {', '.join(tried)}")
+                errors.append(f"no source gave {teacher.name}: {', '.join(tried)}")
                 missing.append(teacher.name)
         if missing:
             other = "a file, folder or archive that you have with" if self.origin is None else "another"
-            faults.append(f"give {other} --from, or make it: python cli.py teachers train {missing[0]}")
-        return faults
+            errors.append(f"give {other} --from, or train it: python cli.py teachers train {missing[0]}")
+        return errors
 
     def one(self, teacher: Teacher) -> list[str]:
-        """Try a teacher's sources in order; empty when one was good, else each source with its fault."""
+        """Try a teacher's sources in order; returns each source with its error, or nothing after a success."""
         tried: list[str] = []
         sources = teacher.sources if self.origin is None else (Source(str(self.origin)),)
         for number, source in enumerate(sources, start=1):
-            self.say(f"{teacher.name}: trying {source.url} ({number} of {len(sources)})")
+            self.log(f"{teacher.name}: trying {source.url} ({number} of {len(sources)})")
             file = self.scratch / "teacher.pth"
             try:
                 came_from = self.take(teacher, source, file)
                 sha256 = _check(teacher, file)
             except (DownloadError, MemberError, Refused) as error:
-                self.say(f"{teacher.name}: {source.url}: {error}")
+                self.log(f"{teacher.name}: {source.url}: {error}")
                 tried.append(f"{source.url} ({error})")
             except OSError as error:
                 _raise_local(error, self.checkpoints)
@@ -124,7 +124,7 @@ class _Fetch:
         return tried or [f"{self.manifest} names none"]
 
     def take(self, teacher: Teacher, source: Source, file: Path) -> str:
-        """Put a source's file into the scratch folder; the answer is where it came from."""
+        """Copy a source's file into the scratch folder; returns where it came from."""
         endings = [teacher.file, f"{teacher.name}.pth"]
         if self.origin is not None:
             if self.origin.is_dir():
@@ -166,7 +166,7 @@ class _Fetch:
             raise
 
     def keep(self, teacher: Teacher, file: Path, sha256: str, came_from: str) -> list[str]:
-        """Give a good file its name and write its hash down; the answer is what is wrong with the manifest."""
+        """Move a valid file to its path and record its hash; returns errors of the manifest."""
         path = teacher.path(self.checkpoints)
         size = file.stat().st_size
         with replacing(path) as temporary:
@@ -176,9 +176,9 @@ class _Fetch:
         except UserError as error:
             return [f"{path} is here, but its hash is not recorded ({error})"]
         known = "as recorded" if teacher.sha256 else f"now recorded in {self.manifest}"
-        self.say(f"{teacher.name}: {path} is here, {size / 1e6:.1f} MB, SHA-256 {sha256}, {known}")
+        self.log(f"{teacher.name}: {path} is here, {size / 1e6:.1f} MB, SHA-256 {sha256}, {known}")
         if now.measured_acc1 is None:
-            self.say(f"{teacher.name}: what proves it is its accuracy: python cli.py teachers verify {teacher.name}")
+            self.log(f"{teacher.name}: check its accuracy with: python cli.py teachers verify {teacher.name}")
         return []
 
 
@@ -196,10 +196,10 @@ def sha256_of(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _not_here(
-    teachers: Sequence[Teacher], checkpoints: Path, manifest: Path, faults: list[str], say: Say
+def _missing(
+    teachers: Sequence[Teacher], checkpoints: Path, manifest: Path, errors: list[str], log: Log
 ) -> list[Teacher]:
-    """Those whose file is not there; a file that is there and bad is a fault, for it is not ours to replace."""
+    """The teachers without a file; an existing invalid file is an error, since only the user may replace it."""
     missing = []
     for teacher in teachers:
         path = teacher.path(checkpoints)
@@ -209,33 +209,33 @@ def _not_here(
         try:
             if teacher.sha256 is None:
                 load_teacher(teacher.name, path, CLASSES)
-                say(f"{teacher.name}: {path} is here already; no SHA-256 is recorded to compare it with")
+                log(f"{teacher.name}: {path} is here already; no SHA-256 is recorded to compare it with")
             elif (found := sha256_of(path)) != teacher.sha256:
-                faults.append(
+                errors.append(
                     f"{path} is not the file that was recorded: expected SHA-256 {teacher.sha256} ({manifest}), found "
                     f"{found}; delete it or give --force to fetch it again"
                 )
             else:
-                say(f"{teacher.name}: {path} is here already, SHA-256 as recorded")
+                log(f"{teacher.name}: {path} is here already, SHA-256 as recorded")
         except UserError as error:
-            faults.append(f"{error}; delete it or give --force to fetch it again")
+            errors.append(f"{error}; delete it or give --force to fetch it again")
     return missing
 
 
 def _check(teacher: Teacher, file: Path) -> str:
-    """The file's hash, after it was found to be that teacher.
+    """Check that a file is the teacher; returns its hash.
 
     Raises:
-        Refused: another hash than the recorded one, or no file that the network reads.
+        Refused: the hash is not the recorded one, or the network cannot load the file.
     """
     found = sha256_of(file)
     if teacher.sha256 not in (None, found):
         hint = (
             ""
             if teacher.status == "verified"
-            else ("; the recorded one was never verified: was that the bad one, set its sha256 to null in the manifest")
+            else "; the recorded one was never verified: if that one was bad, set its sha256 to null in the manifest"
         )
-        raise Refused(f"another file than the recorded one: expected SHA-256 {teacher.sha256}, found {found}{hint}")
+        raise Refused(f"not the recorded file: expected SHA-256 {teacher.sha256}, found {found}{hint}")
     try:
         load_teacher(teacher.name, file, CLASSES)
     except UserError as error:
@@ -251,20 +251,22 @@ def _check_origin(origin: Path, teachers: Sequence[Teacher]) -> None:
     if origin.is_dir() or is_archive(origin):
         return
     if origin.suffix == ".safetensors":
-        raise UserError(f"--from {origin}: give a .pth file; this one is read where it is, as --model.teacher_weights")
+        raise UserError(
+            f"--from {origin}: give a .pth file, or use this one directly: --model.teacher_weights {origin}"
+        )
     if len(teachers) != 1:
-        raise UserError(f"--from {origin} is one file, no folder and no archive: give exactly one NAME with it")
+        raise UserError(f"--from {origin} is a single file: give exactly one NAME with it")
 
 
 @contextmanager
-def _alone(checkpoints: Path, say: Say) -> Iterator[Path]:
-    """The scratch folder, for as long as no other process fetches into the same folder; what a killed one left goes."""
+def _locked_scratch(checkpoints: Path, log: Log) -> Iterator[Path]:
+    """Lock the folder of the teachers and yield its scratch folder, empty even after a killed fetch."""
     lock, scratch = checkpoints / ".fetch.lock", checkpoints / SCRATCH
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(lock, timeout=0))
         except Timeout:
-            say(f"another fetch into {checkpoints} is going on: waiting for it")
+            log(f"another fetch into {checkpoints} is running: waiting for it")
             stack.enter_context(locked(lock))
         try:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -279,6 +281,6 @@ def _alone(checkpoints: Path, say: Say) -> Iterator[Path]:
 
 def _raise_local(error: OSError, checkpoints: Path) -> None:
     reason = error.strerror or str(error)
-    advice = "free the space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "look at its rights"
+    advice = "free the space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check its permissions"
     path = error.filename or checkpoints
     raise UserError(f"cannot read or write {path}: {reason}; {advice} or choose another folder") from error

@@ -1,4 +1,4 @@
-"""The benchmark's teachers: their sources, and what is known of each file."""
+"""The manifest of the benchmark's teachers: sources, hashes and accuracies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ickd_pl.errors import UserError, near
 from ickd_pl.files import locked, write_text
 from ickd_pl.models import model_names
 
-# Points that a teacher may be below its published accuracy: what another machine's arithmetic moves.
+# Percentage points that a teacher may be below its published accuracy, for rounding on other machines.
 TOLERANCE = 0.2
 
 
@@ -23,7 +23,7 @@ class Source:
 
     Attributes:
         url: of the file itself, or of an archive that holds it.
-        member: the file's path in the archive, or the end of it; None: the URL is the file's own.
+        member: the file's path in the archive, or the end of it; None: the URL is the file itself.
     """
 
     url: str
@@ -32,14 +32,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What the manifest says of one teacher.
+    """A teacher's entry in the manifest.
 
     Attributes:
         name: the network, for ``get_model(name, 100)``.
         published_acc1: CIFAR-100 test accuracy in percent, as published.
         file: its path below the folder of the teachers.
         sources: in the order in which they are tried.
-        sha256: of the file, 64 lower-case hex digits; None until it was fetched once.
+        sha256: of the file, 64 lower-case hex digits; None until first fetched.
         measured_acc1: percent, of the file with this hash.
         recorded_from: where the file with this hash came from.
     """
@@ -58,27 +58,27 @@ class Teacher:
         return "unverified" if self.sha256 is None else "recorded" if self.measured_acc1 is None else "verified"
 
     def path(self, checkpoints: Path) -> Path:
-        """Where the file belongs."""
+        """The file's path."""
         return checkpoints.joinpath(*PurePosixPath(self.file).parts)
 
 
 def packaged_manifest() -> Path:
-    """The manifest that is shipped: inside an installed package, or at the root of a clone."""
+    """The shipped manifest: inside an installed package, or at the root of a clone."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "manifests" / "manifest.json"
     return installed if installed.is_file() else package.parent / "checkpoints" / "manifest.json"
 
 
 def manifest_of(checkpoints: Path) -> Path:
-    """The manifest beside the teachers of a folder; it need not be there yet."""
+    """The manifest of a folder of teachers; it may not exist yet."""
     return checkpoints / "manifest.json"
 
 
 def read_manifest(path: Path) -> dict[str, Teacher]:
-    """The teachers of a manifest by name; where the file is not there yet, those that are shipped.
+    """The teachers of a manifest by name; the shipped ones if the file does not exist yet.
 
     Raises:
-        UserError: the file is no manifest; with its path, and the entry that is wrong.
+        UserError: the file is not a valid manifest; with its path, and the wrong entry.
     """
     return _teachers(_read(path), path)
 
@@ -87,7 +87,7 @@ def teacher_of(path: Path, name: str) -> Teacher:
     """One entry of a manifest.
 
     Raises:
-        UserError: as :func:`read_manifest`, and for a name that it does not have, with the near ones.
+        UserError: as :func:`read_manifest`, and for an unknown name, with the closest ones.
     """
     teachers = read_manifest(path)
     if name not in teachers:
@@ -98,24 +98,24 @@ def teacher_of(path: Path, name: str) -> Teacher:
 def record(
     path: Path, name: str, sha256: str, measured_acc1: float | None = None, recorded_from: str | None = None
 ) -> Teacher:
-    """Write down a file's hash, and its accuracy where that was measured and agrees with the published one.
+    """Record a file's hash, and its accuracy if that was measured and agrees with the published one.
 
     The first record of a hash makes the status ``recorded``, an accuracy makes it ``verified``. Processes that
-    record at the same time wait for each other, so that no entry is lost. A manifest that is not there starts as
+    record at the same time wait for each other, so that no entry is lost. A missing manifest is created as a copy of
     the shipped one.
 
     Args:
         path: the manifest.
         name: the teacher.
         sha256: of its file.
-        measured_acc1: percent; None leaves what is known.
+        measured_acc1: percent; None keeps the recorded value.
         recorded_from: where the file came from; kept with the first record of a hash.
 
     Returns:
-        The entry as it is now.
+        The updated entry.
 
     Raises:
-        UserError: an unknown name, another hash than the recorded one, or a manifest that cannot be written.
+        UserError: an unknown name, a hash that is not the recorded one, or a manifest that cannot be written.
     """
     with locked(path.with_name(f".{path.name}.lock")):
         content = _read(path)
@@ -126,7 +126,7 @@ def record(
         if known.sha256 not in (None, sha256):
             raise UserError(f"{name}: {path} has recorded SHA-256 {known.sha256}, the file has {sha256}")
         entry = content["teachers"][name]
-        if known.sha256 is None:  # a hash that was taken out takes along what was known of that file
+        if known.sha256 is None:  # a removed hash also removes what was recorded of that file
             entry.update(sha256=sha256, measured_acc1=None, recorded_from=recorded_from)
         if measured_acc1 is not None:
             entry["measured_acc1"] = round(measured_acc1, 2)
@@ -173,7 +173,7 @@ def _teacher(name: str, entry: dict[str, Any]) -> Teacher:
     if name not in model_names():
         raise UserError(f"no network has this name: {near(name, model_names())}")
     for path in (teacher.file, *(source.member for source in sources if source.member is not None)):
-        # A manifest may be somebody else's: it must not name a path outside the folder.
+        # A manifest may be untrusted: it must not name a path outside the folder.
         if "\\" in path or ":" in path or any(part in ("", ".", "..") for part in path.split("/")):
             raise UserError(f"expected a plain path below the folder, got {path!r}")
     if any(not re.match(r"https?://", source.url) for source in sources):

@@ -1,4 +1,4 @@
-"""Teachers made and measured here: ``teachers train`` and ``teachers verify``."""
+"""Training and measuring teachers: ``teachers train`` and ``teachers verify``."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from ickd_pl.weights.checkpoint import read_checkpoint
 from ickd_pl.weights.read import load_weights, read_state_dict
 
 
-def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoints: Path, words: Sequence[str]) -> Path:
-    """Train a network by the benchmark's recipe with cross entropy alone, and write it as the published ones are.
+def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoints: Path, args: Sequence[str]) -> Path:
+    """Train a network by the benchmark's recipe with cross entropy alone, and write it in the published format.
 
-    The run itself is a ``fit`` in its usual folder: a stopped one continues, a finished one is only written again.
+    The run itself is a ``fit`` in its usual folder: a stopped one is resumed, a finished one is only written again.
 
     Args:
         name: the network.
         seed: of the run.
-        output: the file; None is ``<checkpoints>/<name>_vanilla/ckpt_epoch_<epochs>.pth``, with the data set's name
-            before it for other data than CIFAR-100.
-        overwrite: replace a file that is there.
-        checkpoints: where teachers live.
-        words: further options of ``fit``.
+        output: the file; None is ``<checkpoints>/<name>_vanilla/ckpt_epoch_<epochs>.pth``, below a folder with the
+            data set's name for data other than CIFAR-100.
+        overwrite: replace an existing file.
+        checkpoints: folder of the teachers.
+        args: further arguments of ``fit``.
 
     Returns:
         The file's path.
 
     Raises:
-        UserError: an unknown network or option, a file that is there already.
+        UserError: an unknown network or option, or an existing file.
     """
     from ickd_pl.runs.configs import config_root, find_configs
     from ickd_pl.runs.data_options import data_name
     from ickd_pl.runs.fit import IckdCLI
 
-    get_model(name, 10)  # an unknown name fails here, with the known ones
+    get_model(name, 10)  # an unknown name fails here
     shipped = config_root() / "teachers" / f"{name}.yaml"
     recipe = ["--config", str(shipped)] if shipped.is_file() else ["--model.student", name]
-    line = ["fit", "--config", "configs/base.yaml", *recipe, "--seed_everything", str(seed), *words]
+    fit_args = ["fit", "--config", "configs/base.yaml", *recipe, "--seed_everything", str(seed), *args]
 
     class TeacherCLI(IckdCLI):
-        """A ``fit`` that knows before it starts where its teacher goes."""
+        """A ``fit`` that checks the path of its teacher before it starts."""
 
         target: Path
 
@@ -57,12 +57,10 @@ def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoint
             file = folder / f"{name}_vanilla" / f"ckpt_epoch_{self.trainer.max_epochs}.pth"
             self.target = output or file
             if self.target.exists() and not overwrite:
-                raise UserError(
-                    f"{self.target} is there already: give --output another file, or --overwrite to replace it"
-                )
+                raise UserError(f"{self.target} exists: give another --output, or --overwrite to replace it")
             if self.model.student_name != name or self.model.strategies:
                 raise UserError("teachers train trains the named network with cross entropy alone: use fit for others")
-            if self.trainer.is_global_zero:  # a folder that cannot be written is said now, not after 240 epochs
+            if self.trainer.is_global_zero:  # report an unwritable folder now, not after 240 epochs
                 probe = self.target.with_suffix(".probe")
                 with replacing(probe) as temporary:
                     temporary.touch()
@@ -70,18 +68,18 @@ def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoint
 
         def after_fit(self) -> None:
             if self.trainer.is_global_zero and not self.folder.finished.is_file():
-                raise UserError(f"not finished, nothing written: the same command goes on ({self.folder.path})")
+                raise UserError(f"not finished, nothing written: the same command resumes it ({self.folder.path})")
             if self.trainer.is_global_zero:
                 write_teacher(self.folder.last, self.target)
                 print(f"wrote {self.target}: --model.teacher {name} --model.teacher_weights {self.target}", flush=True)
 
-    return TeacherCLI(find_configs(line)).target
+    return TeacherCLI(find_configs(fit_args)).target
 
 
 def write_teacher(checkpoint: Path, target: Path) -> None:
-    """Write a run's last weights as RepDistiller does: ``epoch``, ``model`` and ``best_acc``.
+    """Write a run's last weights in RepDistiller's format: ``epoch``, ``model`` and ``best_acc``.
 
-    ``best_acc`` is here the accuracy of the very weights in the file, those of the last epoch.
+    Here ``best_acc`` is the accuracy of the weights in the file, those of the last epoch.
     """
     run = read_checkpoint(checkpoint)
     accuracy = torch.tensor(float("nan") if run.acc1 is None else run.acc1)
@@ -91,46 +89,46 @@ def write_teacher(checkpoint: Path, target: Path) -> None:
 
 
 def hold_to(measured: str, acc1: float, expected: float, tolerance: float, source: str, otherwise: str) -> str:
-    """Hold a teacher's measured accuracy to the expected one.
+    """Check a teacher's measured accuracy against the expected one.
 
     Args:
         measured: a sentence with the measured accuracy.
         acc1: as measured, percent.
         expected: percent.
-        tolerance: how far below is still fine, points.
+        tolerance: percentage points that it may be below.
         source: where the expected accuracy is from: ``published`` or ``expected``.
-        otherwise: what it means, and what to do, where it is further below.
+        otherwise: message for a lower accuracy: what it means and what to do.
 
     Returns:
-        A line that says that the teacher is good.
+        A line that reports success.
 
     Raises:
-        UserError: it is not.
+        UserError: the accuracy is too low.
     """
     compared = f"{measured}, {source} are {expected:.2f} ({acc1 - expected:+.2f})"
-    if not acc1 >= expected - tolerance:  # NaN is not fine either
+    if not acc1 >= expected - tolerance:  # NaN fails too
         raise UserError(f"{compared}: {otherwise}")
     return f"{compared}: good"
 
 
-def measure(name: str, path: Path, words: Sequence[str]) -> tuple[str, float]:
-    """Accuracy of a network's file on a data set's test images.
+def measure(name: str, path: Path, args: Sequence[str]) -> tuple[str, float]:
+    """Accuracy of a weights file on a data set's test images.
 
     Args:
         name: the network.
         path: its weights.
-        words: options of the data (``--data CIFAR100 --data.root data``) and of the trainer.
+        args: options of the data (``--data CIFAR100 --data.root data``) and of the trainer.
 
     Returns:
         The data set's name, and top-1 accuracy in percent.
 
     Raises:
-        UserError: a bad file, unknown options, no data.
+        UserError: an invalid file, unknown options, no data.
     """
     from ickd_pl.runs.data_options import data_from_args, data_name
 
-    read_state_dict(path)  # a bad file fails before the data are read
-    data = data_from_args(words)
+    read_state_dict(path)  # an invalid file fails before the data are read
+    data = data_from_args(args)
     net = get_model(name, data.num_classes)
     load_weights(net, path, name)
     probe(net, name, getattr(data, "image_size", 32), preact=False)

@@ -1,7 +1,7 @@
-"""The one reader of a run's checkpoint: what it says of itself, as plain data that is checked before anyone uses it.
+"""The only reader of a run's checkpoint: its settings as plain data, checked before they are used.
 
-A checkpoint may come from a stranger. Its settings are numbers, texts and names out of a closed vocabulary; nothing in
-it is ever imported, called, opened or fetched because the file names it.
+A checkpoint may be untrusted. Its settings are numbers, strings and registered names; nothing is ever imported, called,
+opened or fetched because the file names it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from ickd_pl.weights.read import read_file
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """What a checkpoint of ``fit`` holds beside the weights.
+    """A checkpoint of ``fit``: what it stores beside the weights.
 
     Attributes:
         path: of the file.
-        content: all of it, as it was read.
-        settings: arguments of the module, plain data; ``student`` and ``teacher``, where they are there, are names of
-            the registry.
-        data: ``{"class_path", "init_args"}`` of the data module, plain data; None where the file does not say.
+        content: the whole file, as read.
+        settings: arguments of the module, plain data; ``student`` and ``teacher``, if present, are registered names.
+        data: ``{"class_path", "init_args"}`` of the data module, plain data; None if not stored.
         rows: of metrics.csv, one for each epoch.
-        planned: epochs that the run was to have, with those of a first stage; 0 where the file does not say.
+        planned: number of epochs planned, with those of a first stage; 0 if not stored.
     """
 
     path: Path
@@ -45,7 +44,7 @@ class RunCheckpoint:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs that were trained, with those of a first stage."""
+        """Number of epochs trained, with those of a first stage."""
         epoch = self.content.get("epoch")
         return epoch + 1 if type(epoch) is int else None
 
@@ -56,13 +55,13 @@ class RunCheckpoint:
         return next((last[name] for name in ("test/acc1", "val/acc1") if name in last), None)
 
     def tensors(self, prefix: str) -> dict[str, Any]:
-        """What the checkpoint's weights hold under names that begin so, by the rest of the name."""
+        """The weights whose keys begin with ``prefix``, by the rest of the key."""
         state = self.content["state_dict"]
         return {str(key)[len(prefix) :]: value for key, value in state.items() if str(key).startswith(prefix)}
 
     @property
     def data_state(self) -> dict[str, Any]:
-        """What the data module kept: ``mean``, ``std`` and ``class_names``, each where it is there."""
+        """State of the data module: ``mean``, ``std`` and ``class_names``, as far as stored."""
         # private: lightning checkpoint key of the data module
         path = "" if self.data is None else self.data["class_path"]
         return next((v for k, v in self.content.items() if isinstance(v, dict) and path.endswith(f".{k}")), {})
@@ -73,32 +72,32 @@ def is_checkpoint(content: dict[str, Any]) -> bool:
     return "hyper_parameters" in content and "ickd_pl" in content
 
 
-def read_checkpoint(path: str | Path, given: Collection[str] = ()) -> RunCheckpoint:
-    """Read a checkpoint that ``fit``, or a Trainer in Python, has written.
+def read_checkpoint(path: str | Path, overridden: Collection[str] = ()) -> RunCheckpoint:
+    """Read a checkpoint written by ``fit`` or by a Trainer in Python.
 
     Args:
         path: of the file.
-        given: arguments of the module, or ``data``, that the user gives and that the file is therefore not asked for.
+        overridden: arguments of the module, or ``data``, that the user sets; the file's are ignored.
 
     Raises:
-        UserError: the file is missing, damaged or no checkpoint of this project, or it asks for more than a file may.
+        UserError: the file is missing, damaged or not a checkpoint of this project, or sets what a file must not set.
     """
-    return checkpoint_of(path, read_file(path), given)
+    return checkpoint_of(path, read_file(path), overridden)
 
 
-def checkpoint_of(path: str | Path, content: dict[str, Any], given: Collection[str] = ()) -> RunCheckpoint:
+def checkpoint_of(path: str | Path, content: dict[str, Any], overridden: Collection[str] = ()) -> RunCheckpoint:
     """As :func:`read_checkpoint`, for a file that was read already."""
-    settings, ours = content.get("hyper_parameters"), content.get("ickd_pl")
-    if settings is None or ours is None or "state_dict" not in content:
-        raise UserError(f"{path} is no checkpoint of ickd_pl: give the checkpoints/last.ckpt of a run")
-    if not isinstance(settings, dict) or not isinstance(ours, dict) or not isinstance(content["state_dict"], dict):
+    settings, extra = content.get("hyper_parameters"), content.get("ickd_pl")
+    if settings is None or extra is None or "state_dict" not in content:
+        raise UserError(f"{path} is not a checkpoint of ickd_pl: give the checkpoints/last.ckpt of a run")
+    if not isinstance(settings, dict) or not isinstance(extra, dict) or not isinstance(content["state_dict"], dict):
         raise UserError(
             f"{path}: its configuration is damaged (hyper_parameters, ickd_pl and state_dict: expected dictionaries)"
         )
-    settings = {name: value for name, value in settings.items() if name not in given}
+    settings = {name: value for name, value in settings.items() if name not in overridden}
     for name, value in settings.items():
         if type(name) is not str or not name.isidentifier() or name.startswith("_"):
-            raise UserError(f"{path}: hyper_parameters has {short(name)}, which is no setting: get the file again")
+            raise UserError(f"{path}: hyper_parameters has {short(name)}, which is not a setting: get the file again")
         _check_setting(path, name, value)
     callbacks = content.get("callbacks")
     record = callbacks.get("EpochRecord") if isinstance(callbacks, dict) else None
@@ -107,7 +106,7 @@ def checkpoint_of(path: str | Path, content: dict[str, Any], given: Collection[s
         Path(path),
         content,
         settings,
-        None if "data" in given else _data(path, ours.get("data")),
+        None if "data" in overridden else _data(path, extra.get("data")),
         _rows(rows),
         planned if type(planned) is int else 0,
     )
@@ -117,8 +116,8 @@ def _check_setting(path: str | Path, name: str, value: Any) -> None:
     if name in ("student", "teacher"):
         if value is not None and (type(value) is not str or value not in model_names()):
             raise UserError(
-                f"{path}: its {name} is {short(value)}, and a file may only name a network of ickd_pl: if it is "
-                f"to be trusted, give --model.{name} NAME (in Python: load_from_checkpoint(FILE, {name}=NET))"
+                f"{path}: its {name} is {short(value)}, and a file may only name a network of ickd_pl: if you trust "
+                f"it, give --model.{name} NAME (in Python: load_from_checkpoint(FILE, {name}=NET))"
             )
     elif name == "strategies":
         for position, spec in enumerate(value if isinstance(value, list) else [value]):
@@ -127,7 +126,7 @@ def _check_setting(path: str | Path, name: str, value: Any) -> None:
             )
     elif not plain(value):
         raise UserError(
-            f"{path}: its {name} is {short(value)}, and a file may only set numbers, texts and lists of them: "
+            f"{path}: its {name} is {short(value)}, and a file may only set numbers, strings and lists of them: "
             f"give --model.{name} (in Python: load_from_checkpoint(FILE, {name}=...))"
         )
 
@@ -140,20 +139,20 @@ def _data(path: str | Path, data: Any) -> dict[str, Any] | None:
 
 
 def _check_class(where: str, spec: Any, instead: str) -> None:
-    """A class's name and plain arguments. The name is a text and nothing more: whoever builds it looks it up."""
+    """Check a class's name and plain arguments. The name is only a string: the code that builds it looks it up."""
     arguments = (spec.get("init_args") or {}) if isinstance(spec, dict) else None
     if not isinstance(arguments, dict) or type(spec.get("class_path")) is not str:
         raise UserError(f"{where} is {short(spec)}: expected class_path and init_args; {instead}")
     for name, value in arguments.items():
         if type(name) is not str or not plain(value):
             raise UserError(
-                f"{where}: init_args.{name} is {short(value)}, and a file may only set numbers, texts and lists of "
-                f"them: {instead}"
+                f"{where}: init_args.{name} is {short(value)}, and a file may only set numbers, strings and lists "
+                f"of them: {instead}"
             )
 
 
 def _rows(rows: Any) -> list[dict[str, float]]:
-    """The rows of numbers by column; none where they are something else."""
+    """The rows, each of numbers by column; no rows if they are anything else."""
     listed = rows if isinstance(rows, list) else []
     for row in listed:
         if not isinstance(row, dict) or not all(type(k) is str and type(v) in (int, float) for k, v in row.items()):

@@ -1,4 +1,4 @@
-"""A student as a file of its own: weights with their configuration, or a program that needs nothing of this project."""
+"""Export of a student: weights with their configuration, or a program that runs without this project."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from ickd_pl.weights.formats import FORMATS, Format, Result
 from ickd_pl.weights.student import StudentConfig
 
 TOLERANCE = 1e-5
-"""How far an exported file's logits may be from the module's, times the largest one where that exceeds 1: the float32
-rounding of another order of sums grows with them."""
+"""Maximum difference of an exported file's logits from the module's, times the largest one where that exceeds 1: the
+rounding of float32 sums in another order grows with them."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A written file.
+    """An exported file.
 
     Attributes:
         path: where it is.
         size: in bytes.
-        verified: it was read back and gave the network's weights or logits; False where the library that runs it is
-            not installed.
+        verified: it was read back and has the network's weights or logits; False if the library that runs it is not
+            installed.
     """
 
     path: Path
@@ -56,21 +56,21 @@ def export_student(
     class_names: list[str] | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write any classifier to a file; for a student of a named network, ``python cli.py export`` does it.
+    """Export any classifier to a file; on the command line, ``python cli.py export`` exports named networks.
 
     Args:
-        net: from normalised images (B, 3, H, W) to logits (B, K). It is left as it is.
+        net: from normalised images (B, 3, H, W) to logits (B, K). It is not changed.
         path: of the file.
         format: ``safetensors``, ``onnx``, ``repdistiller`` or ``torch_export``.
         image_size: H and W.
         mean: per channel, of pixels scaled to 0..1: what the images were normalised with; stored in the file.
         std: likewise.
         class_names: one for each class, in the order of the logits; stored in the file.
-        overwrite: replace the file where there is one.
+        overwrite: replace an existing file.
 
     Raises:
-        UserError: an unknown format, a file in the way, a folder that cannot be written, a missing library, or a
-            network that the format cannot hold. Nothing is left behind then.
+        UserError: an unknown format, an existing file, a folder that cannot be written, a missing library, or a
+            network that the format does not support. No file is left then.
     """
     check_target(Path(path), format, overwrite)
     name = net.name if isinstance(net, FeatureNet) and net.name in model_names() else None
@@ -94,7 +94,7 @@ def write_student(
     result: Result | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """As :func:`export_student`, with a configuration that is known already."""
+    """As :func:`export_student`, with a given configuration."""
     how = check_target(path, format, overwrite)
     bare = _bare(net)
     bad = [key for key, value in bare.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
@@ -105,26 +105,26 @@ def write_student(
             content = how.write(bare, config, result or Result())
     except UserError:
         raise
-    except Exception as error:  # the exporters raise what they like for networks that they cannot take
+    except Exception as error:  # the exporters raise many types for networks they do not support
         text = str(error).strip().partition("\n")[0][:200]
         versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *how.libraries))
         raise UserError(
             f"{network_name(net)} cannot be exported as {format} ({versions}): {type(error).__name__}: {text}"
         ) from error
-    # Before anything is on the disk, so that a failure leaves nothing behind, not even a new folder.
+    # Before anything is written, so that a failure leaves nothing on the disk, not even a new folder.
     verified = _verify(how.read(content, bare), bare, config, path)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         if temporary.read_bytes() != content:
-            raise UserError(f"{path} was not written: the disk gave other bytes back")
+            raise UserError(f"{path} was not written: read back, its bytes differ")
     return Exported(path, len(content), verified)
 
 
 def check_target(path: Path, format: str, overwrite: bool) -> Format:
-    """The format of that name, when it could be written to that path.
+    """The format of that name, if it can be written to that path.
 
     Raises:
-        UserError: an unknown format, another suffix, a file in the way, or a missing library.
+        UserError: an unknown format, a wrong suffix, an existing file, or a missing library.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format}: {near(format, FORMATS)}")
@@ -143,7 +143,7 @@ def check_target(path: Path, format: str, overwrite: bool) -> Format:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Leave out what the exporters say of operators that no classifier here has, and of their own future."""
+    """Silence the exporters' warnings about operators that are not used here and about future versions."""
     level = logging.root.manager.disable  # private: logging Manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -155,13 +155,13 @@ def _quietly() -> Iterator[None]:
 
 
 def _bare(net: nn.Module) -> nn.Module:
-    """A copy for writing: the classifier alone, on the CPU, in float32 and eval mode."""
+    """A copy for export: the classifier alone, on the CPU, in float32 and eval mode."""
     net = net.net if isinstance(net, HookedNet) else net
     return copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
 
 
 def _verify(run: Callable[[Tensor], Tensor] | None, net: nn.Module, config: StudentConfig, path: Path) -> bool:
-    """Compare what was read back with the network, at batch sizes 1 and 7.
+    """Compare the file, read back, with the network, at batch sizes 1 and 7.
 
     Raises:
         UserError: the logits differ.

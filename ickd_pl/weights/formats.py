@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from ickd_pl.weights.student import KEY, StudentConfig
 
 OPSET = 18
-"""ONNX opset of the written files: the one that torch's exporter writes by itself, without a conversion."""
+"""ONNX opset of the written files: the one that torch's exporter writes without a conversion."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What RepDistiller's format says beside the weights.
+    """What RepDistiller's format stores beside the weights.
 
     Attributes:
-        epoch: epochs trained; None where it is not known.
-        accuracy: percent of these weights at the end of their training; None where it is not known.
+        epoch: number of epochs trained; None if unknown.
+        accuracy: of these weights at the end of their training, in percent; None if unknown.
     """
 
     epoch: int | None = None
@@ -36,11 +36,11 @@ class Format:
     """One way to write a student.
 
     Attributes:
-        suffix: that its files end in.
-        write: network, configuration and result to the file's bytes.
-        read: the file's bytes and the network back to a function from images to logits; None where a library for it
-            is not installed.
-        libraries: that ``write`` needs beyond the project's own.
+        suffix: of its files.
+        write: from network, configuration and result to the file's bytes.
+        read: from the file's bytes and the network to a function from images to logits; None if a library for it is
+            not installed.
+        libraries: that ``write`` needs beyond the project's dependencies.
         usage: one line of Python that reads the file.
     """
 
@@ -124,8 +124,8 @@ def _write_onnx(net: nn.Module, config: StudentConfig, result: Result) -> bytes:
     )  # fmt: skip
     model = program.model_proto
     for part in (*model.graph.node, model.graph):
-        del part.metadata_props[:]  # notes for those who debug the exporter
-    del model.graph.value_info[:]  # shapes in between, which readers infer; they hold the symbol's first name
+        del part.metadata_props[:]  # debug notes of the exporter
+    del model.graph.value_info[:]  # intermediate shapes, which readers infer; they have the symbol's first name
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.helper.set_model_props(model, {KEY: config.as_json()})

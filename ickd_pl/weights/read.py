@@ -53,7 +53,7 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
     """
     state = read_state_dict(path)
     own = net.state_dict()
-    # Files of old versions of torch do not count the batches, and no evaluation uses the count.
+    # Files of old torch versions have no num_batches_tracked, and evaluation does not use it.
     state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in state}, **state}
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     clash = [
@@ -93,13 +93,13 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
     cause = (
         "likely cause: it was trained for another number of classes"
         if classifier_only
-        else f"likely cause: it is the file of {other}; give the network that it was trained as"
+        else f"likely cause: it is the file of {other}; give the name of the network that was trained"
     )
     raise UserError(f"{path} does not fit {name}: {'; '.join(details)}; {cause}")
 
 
 def _is_plain(value: Tensor, own: Tensor) -> bool:
-    """Whether a tensor can stand for the network's own: dense, with numbers in it, and of the same kind."""
+    """Whether a tensor can replace the network's: dense, with data, and both real, complex or integer."""
     dense = value.layout == torch.strided and value.device.type != "meta"
     return dense and (value.is_floating_point(), value.is_complex()) == (own.is_floating_point(), own.is_complex())
 
@@ -112,7 +112,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     """
     content: Any = read_file(path)
     name = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
-    # Keys that are no text fit no network, but must not fail before the message that says so.
+    # Keys that are not strings fit no network, but must not fail before the message that says so.
     content = {str(key): value for key, value in (content[name] if name else content).items()}
     # A checkpoint of this project: the student's part, without adapters.
     if name == "state_dict" and any(k.startswith("student.") for k in content):
@@ -149,7 +149,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         _check_sums(path)
         # RepDistiller's *_last.pth also hold the run's arguments, an argparse.Namespace: plain data, allowed by name.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's protocol; what is wrong is said below, in one line
+            warnings.simplefilter("ignore")  # about the pickle protocol; errors are reported below, in one line
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # private: torch message "Weights only load failed"
@@ -158,12 +158,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
                 f"weights file {path} is refused: it wants to run code when it is read, which weights never need. "
                 "Get it from another source, or save its state_dict alone"
             ) from None
-        raise UserError(f"weights file {path} is damaged or no weights file: get it again") from None
+        raise UserError(f"weights file {path} is damaged or not a weights file: get it again") from None
     except UserError:
         raise
-    except Exception as error:  # torch, zipfile and safetensors each have their own kinds of damage
+    except Exception as error:  # torch, zipfile and safetensors each raise their own types
         raise UserError(
-            f"weights file {path} is damaged or no weights file ({type(error).__name__}): get it again"
+            f"weights file {path} is damaged or not a weights file ({type(error).__name__}): get it again"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"weights file {path} holds a {type(content).__name__}; expected a dictionary of weights")

@@ -1,4 +1,4 @@
-"""Which of the project's networks a file's weights are of."""
+"""Recognise which of the project's networks a file's weights belong to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ickd_pl.models import get_model, model_names
 
 
 def network_of(state: Mapping[str, Tensor]) -> str | None:
-    """The name of the network whose tensors have these names and shapes, for any number of classes; None: of none."""
+    """The name of the network whose tensors have these names and shapes, for any number of classes, or None."""
     classifier = [value for value in state.values() if value.dim() == 2]
     if not classifier:
         return None
@@ -24,5 +24,5 @@ def network_of(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    # Files of old versions of torch do not count the batches.
+    # Files of old torch versions have no num_batches_tracked.
     return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}

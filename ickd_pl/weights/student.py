@@ -1,4 +1,4 @@
-"""A trained student and what one must know to use it: its network, its classes, and how its images are normalised."""
+"""A trained student and the configuration to use it: its network, its classes, and how its images are normalised."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ickd_pl.weights.checkpoint import RunCheckpoint, checkpoint_of, is_checkpoi
 from ickd_pl.weights.read import load_weights, read_file
 
 KEY = "config"
-"""Under this name every exported file holds the configuration as JSON text (a ``.pth`` as a dictionary)."""
+"""Key of the configuration in every exported file, as JSON (in a ``.pth`` as a dictionary)."""
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """What goes with a student's weights.
+    """What is stored with a student's weights.
 
     Attributes:
-        network: the name that ``get_model`` knows; None for a network of the user's own.
+        network: its name for ``get_model``; None for the user's own network.
         num_classes: K.
         image_size: height and width in pixels.
-        mean: per channel, of pixels scaled to 0..1; None where it is not known.
+        mean: per channel, of pixels scaled to 0..1; None if unknown.
         std: likewise.
-        class_names: one for each class, in the order of the logits; None where they are not known.
+        class_names: one for each class, in the order of the logits; None if unknown.
 
     Raises:
-        UserError: a value of another kind or length than said here.
+        UserError: a value of the wrong type or length.
     """
 
     network: str | None
@@ -45,8 +45,8 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         if self.network is not None and self.network not in model_names():
-            raise UserError(f"network: expected a name that get_model knows, got {self.network!r}")
-        # A damaged file must not ask for all memory.
+            raise UserError(f"network: expected a name of ickd_pl.model_names(), got {self.network!r}")
+        # A damaged file must not make torch allocate all memory.
         for name, size, most in (("num_classes", self.num_classes, 10**6), ("image_size", self.image_size, 4096)):
             if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
                 raise UserError(f"{name}: expected a whole number from 1 to {most}, got {size!r}")
@@ -56,12 +56,12 @@ class StudentConfig:
                 raise UserError(f"{name}: expected {what}, one per channel, got {values!r}")
         names = self.class_names
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise UserError(f"class_names: expected a list of texts, got {type(names).__name__}")
+            raise UserError(f"class_names: expected a list of strings, got {type(names).__name__}")
         if names is not None and len(names) != self.num_classes:
             raise UserError(f"class_names: expected {self.num_classes}, one per class, got {len(names)}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a file, with a word on what goes in and comes out."""
+        """Plain data for a file, with a description of input and output."""
         return {
             **asdict(self),
             "input": "image: float32 (B, 3, image_size, image_size), RGB, (pixels / 255 - mean) / std per channel",
@@ -77,16 +77,16 @@ def load_student(path: str | Path) -> FeatureNet:
     """A trained student in eval mode.
 
     Args:
-        path: a checkpoint written by ``fit`` (``.../checkpoints/last.ckpt``), or what ``export`` made of one as
-            ``.safetensors`` or RepDistiller's ``.pth``.
+        path: a checkpoint written by ``fit`` (``.../checkpoints/last.ckpt``), or its export as ``.safetensors`` or
+            RepDistiller's ``.pth``.
 
     Raises:
-        UserError: the file is missing, damaged, or none of these, or its network is one of the user's own.
+        UserError: the file is missing, damaged or of another kind, or its network is the user's own.
     """
     config = read_config(path)
     if config.network is None:
         raise UserError(
-            f"{path} holds a network of its own, which no name stands for: build it in Python, then read its weights "
+            f"{path} holds a custom network, which has no name in ickd_pl: build it in Python, then read its weights "
             "with ickd_pl.weights.load_weights(net, path, name)"
         )
     with seeded("load_student"):
@@ -96,7 +96,7 @@ def load_student(path: str | Path) -> FeatureNet:
 
 
 def read_config(path: str | Path) -> StudentConfig:
-    """What a checkpoint of ``fit``, or a ``.safetensors`` or ``.pth`` of ``export``, says about its student.
+    """The student's configuration in a checkpoint of ``fit``, or in a ``.safetensors`` or ``.pth`` of ``export``.
 
     Raises:
         UserError: as :func:`load_student`.
@@ -118,8 +118,8 @@ def read_config(path: str | Path) -> StudentConfig:
             raise
         raise UserError(f"{path}: its configuration is damaged ({error}): get it again") from error
     raise UserError(
-        f"{path} is no checkpoint of ickd_pl, nor a student exported from one: give the checkpoints/last.ckpt of a "
-        "run, or read other weights with load_teacher"
+        f"{path} is neither a checkpoint of ickd_pl nor a student exported from one: give the checkpoints/last.ckpt of "
+        "a run, or read other weights with load_teacher"
     )
 
 
@@ -138,7 +138,7 @@ def _of_checkpoint(checkpoint: RunCheckpoint) -> StudentConfig:
 def _metadata(path: Path) -> Any:
     from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:  # read_file has found it whole
+    with safe_open(path, "pt") as file:  # read_file has checked it
         metadata: dict[str, str] = file.metadata() or {}
     if KEY not in metadata:
         return None

@@ -1,25 +1,22 @@
-"""One benchmark, run once for all tests that look at what it left."""
+"""One benchmark, run once for all tests that read it."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.benchmark.helpers import quick
-from tests.runs.helpers import cli
+from tests.runs.helpers import cli, made_once
 
 
 @pytest.fixture(scope="package")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """quick.yaml, shortened, run without a break. To be read only."""
-    folder = tmp_path_factory.mktemp("bench")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        outcome = cli("bench", "run", "--config", quick(), "--output", folder / "out")
-    finally:
-        os.chdir(before)
-    assert outcome.status == 0, outcome.err
-    return folder / "out"
+    """A shortened quick.yaml, run without interruption. Read only."""
+
+    def bench(folder: Path) -> None:
+        file = quick(str(folder / "short.yaml"))
+        outcome = cli("bench", "run", "--config", file, "--output", folder / "out")
+        assert outcome.status == 0, outcome.err
+
+    return made_once(tmp_path_factory, "bench", bench) / "out"

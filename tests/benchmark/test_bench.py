@@ -18,19 +18,7 @@ import yaml
 from ickd_pl.benchmark.plan import Benchmark, shard_of
 from ickd_pl.benchmark.schema import shipped
 from tests.benchmark.helpers import quick, refused, results, run
-from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, made_once, rows_of, snapshot, subprocess_cli
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """quick.yaml, shortened, run without a break. To be read only."""
-
-    def bench(folder: Path) -> None:
-        file = quick(str(folder / "short.yaml"))
-        outcome = cli("bench", "run", "--config", file, "--output", folder / "out")
-        assert outcome.status == 0, outcome.err
-
-    return made_once(tmp_path_factory, "bench", bench) / "out"
+from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
 
 
 def again(done: Path) -> Path:

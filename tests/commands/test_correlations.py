@@ -179,7 +179,7 @@ def test_an_image_folder_whose_name_is_a_number(student: Run) -> None:
     Path("2024").rename("2025")
     gone, moved = cli(*args), cli(*args, "--data.root", "2025")
     assert gone.status == 2
-    assert "2024 is no folder" in gone.err
+    assert "2024 is not a folder" in gone.err
     assert numbers(moved.out) == numbers(done.out)
 
 
@@ -203,11 +203,11 @@ def damaged_adapter(content: dict[str, Any]) -> dict[str, Any]:
         (["--ckpt_path", "none.ckpt"], "none.ckpt does not exist"),
         (["--ckpt_path", "cut.ckpt"], "cut.ckpt is damaged"),
         (["--ckpt_path", "hostile.ckpt"], "hostile.ckpt is refused: it wants to run code"),
-        (["--ckpt_path", "teacher.pth"], "teacher.pth is no checkpoint of ickd_pl"),
+        (["--ckpt_path", "teacher.pth"], "teacher.pth is not a checkpoint of ickd_pl"),
         (["--ckpt_path", "strange.ckpt"], "strange.ckpt: its configuration is damaged"),
         (["--ckpt_path", "adapter.ckpt"], "adapter.ckpt: the adapter of its ICKD is missing or damaged"),
         (["--ckpt_path", "vanilla.ckpt"], "vanilla.ckpt names no teacher (methods: none): give --teacher NAME"),
-        (["--ckpt_path", "gone.ckpt"], "learnt from the teacher resnet20 in gone.pth, which is not there now"),
+        (["--ckpt_path", "gone.ckpt"], "learnt from the teacher resnet20 in gone.pth, which no longer exists"),
         (["--ckpt_path", "good.ckpt", "--teacher", "resnet56"], "where the weights of resnet56 are"),
         (["--ckpt_path", "good.ckpt", "--teacher_weights", "none.pth"], "none.pth does not exist"),
         (["--ckpt_path", "good.ckpt", "--teacher_weights", "good.ckpt"], "good.ckpt does not fit resnet20"),

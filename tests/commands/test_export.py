@@ -134,7 +134,7 @@ def test_a_checkpoint_without_normalisation_constants(student: Run) -> None:
         (["--ckpt_path", "good.ckpt", "--format", "onnx", "--ouput", "x"], "unknown --ouput: did you mean --output"),
         (["--ckpt_path", "none.ckpt", "--format", "onnx"], "none.ckpt does not exist"),
         (["--ckpt_path", "folder", "--format", "onnx"], "folder is a folder"),
-        (["--ckpt_path", "teacher.pth", "--format", "onnx"], "teacher.pth is no checkpoint of ickd_pl"),
+        (["--ckpt_path", "teacher.pth", "--format", "onnx"], "teacher.pth is not a checkpoint of ickd_pl"),
         (["--ckpt_path", "cut.ckpt", "--format", "onnx"], "cut.ckpt is damaged"),
         (["--ckpt_path", "hostile.ckpt", "--format", "onnx"], "hostile.ckpt is refused: it wants to run code"),
         (["--ckpt_path", "own.ckpt", "--format", "onnx"], "ickd_pl.weights.export_student(net, path, format)"),

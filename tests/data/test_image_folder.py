@@ -196,10 +196,10 @@ def test_a_file_that_vanished_is_named(root):
 
 
 def test_folders_that_are_wrong(root, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere is no folder; expected .*/train/<class>"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder; expected .*/train/<class>"):
         make(tmp_path / "nowhere")
     (root / "test").rename(root / "val")
-    with pytest.raises(UserError, match=r"zoo/test is no folder.*found in .*: train, val"):
+    with pytest.raises(UserError, match=r"zoo/test is not a folder.*found in .*: train, val"):
         make(root)
     (root / "val").rename(root / "test")
     write(root / "test" / "cot" / "0.png", 0)
@@ -219,7 +219,7 @@ def test_folders_that_are_wrong(root, tmp_path):
 
 
 def test_other_wrong_arguments(root, tmp_path):
-    with pytest.raises(UserError, match=r"predict_root: .*gone is no folder"):
+    with pytest.raises(UserError, match=r"predict_root: .*gone is not a folder"):
         make(root, predict_root=str(tmp_path / "gone"))
     (tmp_path / "hollow").mkdir()
     with pytest.raises(UserError, match=r"predict_root: .*hollow holds no images"):

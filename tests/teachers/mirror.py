@@ -1,4 +1,4 @@
-"""A mirror on loopback with faults to order, and manifests that name it."""
+"""A mirror on loopback with configurable faults, and manifests that name it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Mirror:
-    """What lies there: bytes, or a function that answers; and which paths were asked for."""
+    """Files by path, as bytes or as a function that sends the response; and the requested paths."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -39,7 +39,7 @@ class Mirror:
         return lambda handler: send(handler, content[:-missing], length=len(content))
 
     def stalled(self, content: bytes) -> Answer:
-        """Half of it, and the rest only when told to go on."""
+        """Half of the content, and the rest only after ``go_on`` is set."""
 
         def answer(handler: BaseHTTPRequestHandler) -> None:
             send(handler, content[: len(content) // 2], length=len(content))
@@ -55,8 +55,8 @@ class Mirror:
 
         def answer(handler: BaseHTTPRequestHandler) -> None:
             send(handler, b"", length=len(content) if length else None)
-            for place in range(0, len(content), 10):
-                handler.wfile.write(content[place : place + 10])
+            for start in range(0, len(content), 10):
+                handler.wfile.write(content[start : start + 10])
                 if self.go_on.wait(0.02):
                     return
 
@@ -93,7 +93,7 @@ def serving() -> Iterator[Mirror]:
                     send(self, found, len(found))
                 else:
                     found(self)
-            except OSError:  # the client has left
+            except OSError:  # the client has disconnected
                 pass
 
         def log_message(self, *_: Any) -> None:

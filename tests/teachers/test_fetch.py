@@ -1,4 +1,4 @@
-"""Fetching: every fault of a mirror and of a file at hand, and nothing bad at a final name."""
+"""Fetching: every fault of a mirror and of a local file; no invalid file gets its final path."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
 
 
 def get(*names: str, path: str = "m.json", **more: Any) -> list[str]:
-    """Fetch, and give back what was said."""
-    said: list[str] = []
-    fetch(names or ("resnet8",), Path("checkpoints"), Path(path), say=said.append, **more)
-    return said
+    """Fetch, and return what was logged."""
+    logged: list[str] = []
+    fetch(names or ("resnet8",), Path("checkpoints"), Path(path), log=logged.append, **more)
+    return logged
 
 
 def refused(*names: str, **more: Any) -> str:
-    """Fetch in vain; nothing must be left, and nothing recorded."""
+    """A fetch that must fail, leave no file and record nothing; returns its message."""
     before = (files(), read_manifest(Path("m.json")))
     with pytest.raises(UserError) as caught:
         get(*names, **more)
@@ -57,7 +57,7 @@ def refused(*names: str, **more: Any) -> str:
 
 
 def files() -> dict[str, bytes]:
-    """What lies below the folder of the teachers, but for the lock."""
+    """All files below the folder of the teachers, without the lock."""
     found = Path("checkpoints").rglob("*")
     return {
         p.relative_to("checkpoints").as_posix(): p.read_bytes() for p in found if p.is_file() and p.suffix != ".lock"
@@ -70,18 +70,18 @@ def files() -> dict[str, bytes]:
 def test_the_first_success_is_recorded(mirror: Mirror) -> None:
     mirror.files["/a.pth"] = GOOD
     manifest({"resnet8": [mirror.url + "/a.pth"], "resnet14": [mirror.url + "/none"]})
-    said = get()
+    logged = get()
     assert files() == {FILE.format("resnet8"): GOOD}
     assert HERE.stat().st_mode & 0o777 == 0o666 & ~_umask()
     teacher = teacher_of(Path("m.json"), "resnet8")
     assert (teacher.status, teacher.sha256, teacher.recorded_from) == ("recorded", sha256(GOOD), mirror.url + "/a.pth")
     assert teacher_of(Path("m.json"), "resnet14").status == "unverified"
-    assert said[0] == f"resnet8: trying {mirror.url}/a.pth (1 of 1)"
-    assert str(HERE) in said[1] and sha256(GOOD) in said[1] and "now recorded in m.json" in said[1]
-    assert "teachers verify resnet8" in said[2]
+    assert logged[0] == f"resnet8: trying {mirror.url}/a.pth (1 of 1)"
+    assert str(HERE) in logged[1] and sha256(GOOD) in logged[1] and "now recorded in m.json" in logged[1]
+    assert "teachers verify resnet8" in logged[2]
 
 
-def test_what_is_here_is_not_fetched_again(mirror: Mirror) -> None:
+def test_an_existing_file_is_not_fetched_again(mirror: Mirror) -> None:
     mirror.files["/a.pth"] = GOOD
     manifest({"resnet8": [mirror.url + "/a.pth"]})
     get()
@@ -98,9 +98,9 @@ def test_a_known_hash_is_compared(mirror: Mirror) -> None:
 def test_a_redirect_is_followed(mirror: Mirror) -> None:
     mirror.files |= {"/old": redirect("/new"), "/new": GOOD, "/nowhere": redirect("/none"), "/loop": redirect("/loop")}
     manifest({"resnet8": [mirror.url + "/nowhere", mirror.url + "/loop", mirror.url + "/old"]})
-    said = get(timeout=5)
-    assert any("/nowhere: HTTP 404 Not Found" in line for line in said)
-    assert any("/loop: redirects without end" in line for line in said)
+    logged = get(timeout=5)
+    assert any("/nowhere: HTTP 404 Not Found" in line for line in logged)
+    assert any("/loop: redirects without end" in line for line in logged)
     assert files() == {FILE.format("resnet8"): GOOD}
 
 
@@ -131,13 +131,13 @@ FAULTS: list[tuple[str, Callable[[Mirror], Any], str]] = [
     ("cut", lambda m: m.cut(GOOD), "cut short after .* bytes, 1000 more were announced"),
     ("cut, length not announced", lambda m: lambda h: send(h, GOOD[:-1000], None), "the file is damaged"),
     ("announced too short", lambda m: lambda h: send(h, GOOD, len(GOOD) - 1000), "the file is damaged"),
-    ("length is no number", lambda m: lambda h: send(h, GOOD, None, **{"Content-Length": "many"}), "."),
+    ("length is not a number", lambda m: lambda h: send(h, GOOD, None, **{"Content-Length": "many"}), "."),
     ("no answer", lambda m: lambda h: m.go_on.wait(30), "no answer within 1 s"),
     ("stalled", lambda m: m.stalled(GOOD), "no answer within 1 s|slower than 2 KiB"),
     ("trickling", lambda m: m.trickling(GOOD), "slower than 2 KiB a second over 1 s"),
     ("trickling, length not announced", slow_chunks, "slower than 2 KiB a second over 1 s"),
     ("hangs up", lambda m: lambda h: h.connection.shutdown(socket.SHUT_RDWR), "the connection was closed"),
-    ("page", lambda m: b"<html>Moved</html>", "the file is damaged or no weights file, it is a web page"),
+    ("page", lambda m: b"<html>Moved</html>", "the file is damaged or not a weights file, it is a web page"),
     ("empty", lambda m: b"", "the file is empty"),
     ("another network", lambda m: weights("resnet14"), "the file does not fit resnet8: .*another network, resnet14"),
     ("another number of classes", lambda m: weights(num_classes=10), "the file does not fit .*number of classes"),
@@ -164,10 +164,10 @@ def test_a_faulty_mirror(mirror: Mirror, fault: Callable[[Mirror], Any], reason:
 
     manifest({"resnet8": [mirror.url + "/bad", mirror.url + "/good"]})
     began = time.monotonic()
-    said = get(timeout=1)
+    logged = get(timeout=1)
     assert time.monotonic() - began < 4
-    assert any(line.startswith(f"resnet8: {mirror.url}/bad: ") for line in said)
-    assert f"resnet8: trying {mirror.url}/good (2 of 2)" in said
+    assert any(line.startswith(f"resnet8: {mirror.url}/bad: ") for line in logged)
+    assert f"resnet8: trying {mirror.url}/good (2 of 2)" in logged
     assert files() == {FILE.format("resnet8"): GOOD}
 
 
@@ -181,7 +181,7 @@ def test_wrong_bytes_with_a_known_hash(mirror: Mirror) -> None:
 
 
 class Touch:
-    """Its pickle makes a file when it is read without care."""
+    """Its pickle creates a file when it is read without restriction."""
 
     def __reduce__(self) -> Any:
         return os.system, ("touch hacked",)
@@ -202,7 +202,7 @@ def test_a_hostile_file_runs_nothing(mirror: Mirror, zipped: bool, where: str) -
     assert Path("hacked").exists(), "the file is not hostile, so the test shows nothing"
 
 
-def test_a_host_that_is_down_is_asked_once(mirror: Mirror) -> None:
+def test_an_unreachable_host_is_tried_once(mirror: Mirror) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         down = f"http://127.0.0.1:{unused.getsockname()[1]}"  # bound but not listening: refused at once
@@ -212,7 +212,7 @@ def test_a_host_that_is_down_is_asked_once(mirror: Mirror) -> None:
     assert f"{down}/resnet14 (Connection refused, as before)" in message
 
 
-def test_one_that_fails_does_not_keep_the_others_away(mirror: Mirror) -> None:
+def test_a_failure_does_not_stop_the_other_teachers(mirror: Mirror) -> None:
     mirror.files["/resnet14"] = weights("resnet14")
     manifest({name: [f"{mirror.url}/{name}"] for name in ("resnet8", "resnet14", "resnet20")})
     with pytest.raises(UserError, match=r"no source gave resnet8.*no source gave resnet20"):
@@ -230,7 +230,7 @@ def test_a_teacher_without_sources() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tar", "gz", "zip"])
-def test_an_archive_is_had_once_for_all(mirror: Mirror, kind: str) -> None:
+def test_an_archive_is_downloaded_once_for_all_teachers(mirror: Mirror, kind: str) -> None:
     members = {f"deep/in/{FILE.format(name)}": content for name, content in BOTH.items()}
     members["deep/README"] = b"read"
     mirror.files["/all"] = zip_of(members) if kind == "zip" else tar_of(members, "w:gz" if kind == "gz" else "w")
@@ -242,7 +242,7 @@ def test_an_archive_is_had_once_for_all(mirror: Mirror, kind: str) -> None:
     assert teacher.recorded_from == f"{mirror.url}/all (deep/in/{FILE.format('resnet14')})"
 
 
-def test_a_bad_archive_is_had_once_as_well(mirror: Mirror) -> None:
+def test_a_missing_archive_is_tried_once(mirror: Mirror) -> None:
     mirror.files["/all"] = page(404)
     manifest({name: [[mirror.url + "/all", FILE.format(name)]] for name in ("resnet8", "resnet14")})
     assert refused("resnet8", "resnet14").count("(HTTP 404 Not Found)") == 2
@@ -252,8 +252,8 @@ def test_a_bad_archive_is_had_once_as_well(mirror: Mirror) -> None:
 BIG = tar_of({FILE.format("resnet8"): GOOD})
 ARCHIVES = [
     (BIG[: len(BIG) // 2], "is a damaged archive"),
-    (b"<html>Moved</html>", r"is no tar or zip archive \(it starts with '<html>Moved</html>'\)"),
-    (b"", "is no tar or zip archive"),
+    (b"<html>Moved</html>", r"is not a tar or zip archive \(it starts with '<html>Moved</html>'\)"),
+    (b"", "is not a tar or zip archive"),
     (tar_of({"a/other.pth": GOOD}), r"holds no .*ckpt_epoch_240\.pth or resnet8\.pth; it has a/other\.pth"),
     (zip_of({"readme": b""}), r"it has no \.pth file"),
     (tar_of({f"{x}/{FILE.format('resnet8')}": GOOD for x in "ab"}), "several files that may be meant: a/.*, b/"),
@@ -262,7 +262,7 @@ ARCHIVES = [
 
 
 @pytest.mark.parametrize(("content", "reason"), ARCHIVES)
-def test_archives_that_give_nothing(mirror: Mirror, content: bytes, reason: str) -> None:
+def test_bad_archives(mirror: Mirror, content: bytes, reason: str) -> None:
     mirror.files["/all"] = content
     manifest({"resnet8": [[mirror.url + "/all", FILE.format("resnet8")]]})
     assert re.search(reason, refused())
@@ -271,7 +271,7 @@ def test_archives_that_give_nothing(mirror: Mirror, content: bytes, reason: str)
         assert re.search(reason, refused(origin=Path("archive.tar")))
 
 
-def test_members_never_say_where_to_write() -> None:
+def test_member_paths_are_never_written_to() -> None:
     """Names with .. and absolute ones are found by their end, and written where the teacher belongs."""
     outside = Path("../outside_of_the_test").resolve()
     for make in (tar_of, zip_of):
@@ -296,20 +296,20 @@ def test_links_in_an_archive_are_not_followed() -> None:
     assert "it has no .pth file" in refused(origin=Path("evil.tar"))
 
 
-def test_a_member_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_too_large_member_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "LIMIT", 1 << 20)
     manifest({"resnet8": []})
     Path("bomb.zip").write_bytes(zip_of({FILE.format("resnet8"): bytes(50 << 20)}))
-    assert "which is no teacher" in refused(origin=Path("bomb.zip"))
+    assert "which is not a teacher" in refused(origin=Path("bomb.zip"))
 
 
-def test_names_cannot_play_with_the_terminal() -> None:
+def test_names_are_shown_without_control_characters() -> None:
     Path("evil.tar").write_bytes(tar_of({"\x1b[2J\n.pth": GOOD}))
     manifest({"resnet8": []})
     assert "\x1b" not in refused(origin=Path("evil.tar"))
 
 
-# -- files at hand -------------------------------------------------------------------
+# -- local files ---------------------------------------------------------------------
 
 
 def origins() -> dict[str, Path]:
@@ -333,20 +333,20 @@ def origins() -> dict[str, Path]:
 def test_from_in_every_form() -> None:
     for kind, origin in origins().items():
         manifest({"resnet8": ["http://127.0.0.1:9/never"]})
-        said = get(origin=origin)
+        logged = get(origin=origin)
         assert len(files()) == 1, kind
         load_teacher("resnet8", HERE)
         teacher = teacher_of(Path("m.json"), "resnet8")
         assert teacher.sha256 == sha256(HERE.read_bytes()), kind
-        assert str(teacher.recorded_from).startswith(origin.name) and "/never" not in str(said)
-        assert origin.exists(), "what the user gave stays"
+        assert str(teacher.recorded_from).startswith(origin.name) and "/never" not in str(logged)
+        assert origin.exists(), "the user's file is kept"
         HERE.unlink()
 
 
-def test_the_better_place_in_a_folder() -> None:
-    for place in (f"a/{FILE.format('resnet8')}", "resnet8.pth"):
-        Path("given", place).parent.mkdir(parents=True, exist_ok=True)
-        Path("given", place).write_bytes(GOOD if place.startswith("a") else OTHER)
+def test_the_preferred_path_in_a_folder() -> None:
+    for path in (f"a/{FILE.format('resnet8')}", "resnet8.pth"):
+        Path("given", path).parent.mkdir(parents=True, exist_ok=True)
+        Path("given", path).write_bytes(GOOD if path.startswith("a") else OTHER)
     manifest({"resnet8": []})
     get(origin=Path("given"))
     assert files() == {FILE.format("resnet8"): GOOD}
@@ -365,7 +365,7 @@ def test_from_a_folder_with_some_of_them() -> None:
     assert list(files()) == [FILE.format("resnet14")]
 
 
-def test_from_what_is_none() -> None:
+def test_invalid_values_of_from() -> None:
     manifest({"resnet8": [], "resnet14": []})
     Path("a.pth").write_bytes(GOOD)
     Path("a.safetensors").write_bytes(b"x")
@@ -383,7 +383,7 @@ def test_from_compares_with_the_recorded_hash() -> None:
     assert f"expected SHA-256 {sha256(GOOD)}, found {sha256(OTHER)}" in refused(origin=Path("a.pth"))
 
 
-# -- files that are there --------------------------------------------------------------
+# -- existing files --------------------------------------------------------------------
 
 
 def put(content: bytes) -> None:
@@ -391,16 +391,16 @@ def put(content: bytes) -> None:
     HERE.write_bytes(content)
 
 
-def test_a_file_from_elsewhere_is_not_touched(mirror: Mirror) -> None:
+def test_an_existing_file_of_unknown_origin_is_kept(mirror: Mirror) -> None:
     put(OTHER)
     manifest({"resnet8": [mirror.url + "/a.pth"]})
     assert "is here already; no SHA-256 is recorded" in get()[0]
     assert mirror.asked == [] and files() == {FILE.format("resnet8"): OTHER}
-    assert teacher_of(Path("m.json"), "resnet8").status == "unverified", "nobody knows where it is from"
+    assert teacher_of(Path("m.json"), "resnet8").status == "unverified", "its origin is unknown"
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_bad_file_is_not_replaced_unasked(mirror: Mirror, known: bool) -> None:
+def test_an_invalid_file_is_only_replaced_with_force(mirror: Mirror, known: bool) -> None:
     mirror.files["/a.pth"] = GOOD
     put(GOOD[:-100])
     manifest({"resnet8": [mirror.url + "/a.pth"]}, {"resnet8": sha256(GOOD)} if known else {})
@@ -426,7 +426,7 @@ def test_force_keeps_the_old_file_until_the_new_one_is_good(mirror: Mirror) -> N
     assert files() == {FILE.format("resnet8"): OTHER}
 
 
-# -- the machine ------------------------------------------------------------------------
+# -- file system ------------------------------------------------------------------------
 
 
 def test_a_disk_that_is_full(mirror: Mirror) -> None:
@@ -439,7 +439,7 @@ def test_a_disk_that_is_full(mirror: Mirror) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "cannot read or write checkpoints" in message and "File too large" in message and "free the space" in message
-    assert mirror.asked == ["/a.pth"], "another mirror is no help"
+    assert mirror.asked == ["/a.pth"], "another mirror would not help"
 
 
 def test_a_folder_that_is_a_file() -> None:
@@ -461,12 +461,12 @@ def test_a_folder_that_may_not_be_written(mirror: Mirror) -> None:
         Path("checkpoints").chmod(0o700)
         put(GOOD)
         Path("checkpoints").chmod(0o500)
-        assert "is here already" in get()[0], "to look needs no right to write"
+        assert "is here already" in get()[0], "checking needs no write permission"
     finally:
         Path("checkpoints").chmod(0o700)
 
 
-def test_what_a_killed_one_left_is_cleared(mirror: Mirror) -> None:
+def test_files_of_a_killed_fetch_are_removed(mirror: Mirror) -> None:
     Path("checkpoints/.fetch").mkdir(parents=True)
     Path("checkpoints/.fetch/teacher.pth").write_bytes(GOOD[:1000])
     mirror.files["/a.pth"] = GOOD
@@ -475,11 +475,11 @@ def test_what_a_killed_one_left_is_cleared(mirror: Mirror) -> None:
     assert files() == {FILE.format("resnet8"): GOOD}
 
 
-def test_two_at_once_in_one_process(mirror: Mirror) -> None:
+def test_two_concurrent_fetches_in_one_process(mirror: Mirror) -> None:
     mirror.files["/a.pth"] = mirror.stalled(GOOD)
     manifest({"resnet8": [mirror.url + "/a.pth"]})
-    said: list[list[str]] = []
-    threads = [threading.Thread(target=lambda: said.append(get(timeout=20))) for _ in range(2)]
+    logged: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: logged.append(get(timeout=20))) for _ in range(2)]
     for thread in threads:
         thread.start()
     assert mirror.half.wait(20)
@@ -487,8 +487,8 @@ def test_two_at_once_in_one_process(mirror: Mirror) -> None:
     mirror.go_on.set()
     for thread in threads:
         thread.join(20)
-    assert len(said) == 2 and mirror.asked == ["/a.pth"]
-    assert sum("waiting for it" in lines[0] and "is here already" in lines[1] for lines in said) == 1
+    assert len(logged) == 2 and mirror.asked == ["/a.pth"]
+    assert sum("waiting for it" in lines[0] and "is here already" in lines[1] for lines in logged) == 1
     assert files() == {FILE.format("resnet8"): GOOD}
 
 

@@ -1,4 +1,4 @@
-"""The manifest: what is shipped, what is recorded, and what is refused."""
+"""The manifest: shipped entries, records, and invalid files."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_the_shipped_manifest() -> None:
     for name, teacher in teachers.items():
         assert teacher.file == FILE.format(name)
         kinds = [source.member is not None for source in teacher.sources]
-        assert kinds == [True, True, False], "archives first, the dead host last"
+        assert kinds == [True, True, False], "archives first, the unreachable host last"
         assert all(teacher.file == (s.member or s.url)[-len(teacher.file) :] for s in teacher.sources)
-        # what the pair files look for
+        # the path in the pair files
         pairs = [p.read_text() for p in (config_root() / "pairs").glob(f"{name}_*.yaml")]
         assert any(f"checkpoints/{teacher.file}" in text for text in pairs), name
 
 
-def test_a_first_record_makes_the_manifest_from_the_shipped_one() -> None:
+def test_a_first_record_copies_the_shipped_manifest() -> None:
     path = manifest_of(Path("new/checkpoints"))
     teacher = record(path, "resnet56", ONE, recorded_from="http://somewhere/a.pth")
     assert (teacher.status, teacher.sha256, teacher.recorded_from) == ("recorded", ONE, "http://somewhere/a.pth")
@@ -63,7 +63,7 @@ def test_from_recorded_to_verified() -> None:
     assert teacher_of(path, "resnet8") == teacher
 
 
-def test_a_hash_that_was_taken_out_takes_its_accuracy_along() -> None:
+def test_removing_a_hash_removes_its_accuracy() -> None:
     path = manifest({"resnet8": ["http://a/b"]})
     record(path, "resnet8", ONE, measured_acc1=70.5)
     content = json.loads(path.read_text())
@@ -73,7 +73,7 @@ def test_a_hash_that_was_taken_out_takes_its_accuracy_along() -> None:
     assert record(path, "resnet8", TWO).status == "recorded"
 
 
-def test_what_the_manifest_says_beside_stays() -> None:
+def test_other_keys_of_the_manifest_are_kept() -> None:
     path = manifest({"resnet8": ["http://a/b"]})
     content = json.loads(path.read_text())
     content["note"], content["teachers"]["resnet8"]["licence"] = "ours", "mine"
@@ -116,7 +116,7 @@ def changed(**more: Any) -> dict[str, Any]:
         (changed(sources=[{}]), "'url' is missing"),
     ],
 )
-def test_manifests_that_are_none(content: Any, needle: str) -> None:
+def test_invalid_manifests(content: Any, needle: str) -> None:
     Path("bad.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"manifest bad\.json") as caught:
         read_manifest(Path("bad.json"))

@@ -21,7 +21,7 @@ SHORT = ["--data=Digits", "--data.init_args.train_size=64", "--trainer.max_epoch
 
 @pytest.fixture
 def cifar(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Words for a made-up CIFAR-100 of 200 test images, and resnet8 as a published teacher of 1 percent."""
+    """Arguments for a synthetic CIFAR-100 of 200 test images; resnet8 is a published teacher of 1 percent accuracy."""
     monkeypatch.setattr(CIFAR100, "num_available", 200)
     folder = make_source(Path("src") / "cifar-100-python", datasets.CIFAR100, "fine_labels", 100, monkeypatch)
     file = Path("checkpoints") / FILE.format("resnet8")
@@ -37,8 +37,8 @@ def published(acc1: float) -> None:
     path.write_text(json.dumps(content))
 
 
-def measured(words: list[str]) -> float:
-    outcome = cli("teachers", "verify", "resnet8", "--expected", "0", *words)
+def measured(args: list[str]) -> float:
+    outcome = cli("teachers", "verify", "resnet8", "--expected", "0", *args)
     assert outcome.status == 0, outcome.err
     return float(re.search(r"resnet8: ([\d.]+) percent", outcome.out)[1])  # type: ignore[index]
 
@@ -67,19 +67,19 @@ def test_a_teacher_below_the_published_accuracy_is_refused(cifar: list[str]) -> 
 
 
 def test_verify_measures_any_file_on_any_data(teacher: Run) -> None:
-    words = ["teachers", "verify", "resnet20", "--file", teacher.last, "--data", "Digits"]
+    args = ["teachers", "verify", "resnet20", "--file", teacher.last, "--data", "Digits"]
     acc1 = float(teacher.rows[-1]["test/acc1"])
-    told = cli(*words)
+    told = cli(*args)
     assert told.status == 0, told.err
     assert f"resnet20: {acc1:.2f} percent on the test images of digits; nothing to compare with" in told.out
-    assert cli(*words, "--expected", acc1 + 0.1).status == 0
-    assert cli(*words, "--expected", acc1 + 0.3).status == 2
-    assert cli(*words, "--expected", acc1 + 0.3, "--tolerance", "0.5").status == 0
+    assert cli(*args, "--expected", acc1 + 0.1).status == 0
+    assert cli(*args, "--expected", acc1 + 0.3).status == 2
+    assert cli(*args, "--expected", acc1 + 0.3, "--tolerance", "0.5").status == 0
     assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize(
-    ("words", "needles"),
+    ("args", "needles"),
     [
         (["verify"], ["NAME"]),
         (["verify", "resnet56"], ["does not exist", "teachers fetch resnet56"]),
@@ -93,13 +93,13 @@ def test_verify_measures_any_file_on_any_data(teacher: Run) -> None:
         (["train", "resnet8", "--seed", "-1", *SHORT], ["seed_everything"]),
         (["train", "resnet8", *SHORT, "--model.student", "resnet14"], ["trains the named network"]),
         (["train", "resnet8", *SHORT, "--output", "there.pth/teacher.pth"], ["cannot write there.pth/teacher"]),
-        (["train", "resnet8", *SHORT, "--output", "there.pth"], ["there.pth is there already", "--overwrite"]),
+        (["train", "resnet8", *SHORT, "--output", "there.pth"], ["there.pth exists", "--overwrite"]),
     ],
 )
-def test_mistakes_are_one_line(words: list[str], needles: list[str]) -> None:
+def test_mistakes_are_one_line(args: list[str], needles: list[str]) -> None:
     Path("there.pth").write_bytes(b"precious")
     Path("w.pth").write_bytes(weights())
-    outcome = cli("teachers", *words)
+    outcome = cli("teachers", *args)
     assert outcome.status == 2, outcome.out
     message = outcome.err.strip().splitlines()[-1]
     assert all(needle in message for needle in needles), message
@@ -107,7 +107,7 @@ def test_mistakes_are_one_line(words: list[str], needles: list[str]) -> None:
     assert not list(Path().rglob("*.ckpt")), "nothing is trained"
 
 
-def test_train_writes_what_the_published_ones_are() -> None:
+def test_train_writes_the_published_format() -> None:
     outcome = cli("teachers", "train", "resnet8", "--seed", "3", *SHORT)
     assert outcome.status == 0, outcome.err
     path = Path("checkpoints/digits/resnet8_vanilla/ckpt_epoch_2.pth")
@@ -125,7 +125,7 @@ def test_train_writes_what_the_published_ones_are() -> None:
 
     before = snapshot(Path("outputs"))
     refused = cli("teachers", "train", "resnet8", "--seed", "3", *SHORT)
-    assert refused.status == 2 and "is there already" in refused.err
+    assert refused.status == 2 and "exists: give another --output" in refused.err
     path.unlink()
     again = cli("teachers", "train", "resnet8", "--seed", "3", *SHORT)
     assert again.status == 0 and "already finished" in again.out
@@ -133,8 +133,8 @@ def test_train_writes_what_the_published_ones_are() -> None:
     assert snapshot(Path("outputs")) == before
 
 
-def test_a_published_name_keeps_its_published_place(cifar: list[str]) -> None:
-    words = [*cifar, "--data.eval_batch_size=100", "--trainer.max_epochs=1", "--model.milestones=[]", *QUIET]
-    outcome = cli("teachers", "train", "resnet14", "--data=CIFAR100", *words)
+def test_cifar100_teachers_are_written_to_the_published_path(cifar: list[str]) -> None:
+    args = [*cifar, "--data.eval_batch_size=100", "--trainer.max_epochs=1", "--model.milestones=[]", *QUIET]
+    outcome = cli("teachers", "train", "resnet14", "--data=CIFAR100", *args)
     assert outcome.status == 0, outcome.err
     assert Path("checkpoints/resnet14_vanilla/ckpt_epoch_1.pth").is_file()

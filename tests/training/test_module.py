@@ -254,8 +254,8 @@ def test_built_in_networks_are_stored_by_name(tmp_path: Path) -> None:
     assert (again.student_name, again.teacher_name) == ("resnet8", "resnet14")
 
 
-def test_a_custom_network_without_layers_is_refused() -> None:
-    with pytest.raises(UserError, match=r"Own does not show its features.*student_layers"):
+def test_own_network_without_layers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Own does not return features.*student_layers"):
         DistillationModule(Own(), num_classes=10)
 
 

@@ -1,4 +1,4 @@
-"""Exported files give the network's logits to whoever reads them, with and without this project."""
+"""Exported files reproduce the network's logits, with and without this project."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ickd_pl.weights.formats import FORMATS
 BATCH_SIZES = (1, 7)
 KNOWN = {"mean": [0.5, 0.25, 0.125], "std": [0.3, 0.2, 0.1], "class_names": [f"class {i}" for i in range(10)]}
 
-# Processes that know neither this project nor, for ONNX, torch.
+# Run in processes without this project and, for ONNX, without torch.
 ONNX_READER = """
 import sys
 sys.modules["ickd_pl"] = sys.modules["torch"] = None
@@ -70,7 +70,7 @@ for weights in (one, content["model"]):
 
 
 def network(name: str, num_classes: int = 10) -> FeatureNet:
-    """With statistics in its batch norms, as a trained one has, and left in training mode."""
+    """A network in training mode with batch norm statistics, as a trained one has."""
     with seeded("test", name), torch.no_grad():
         net = get_model(name, num_classes).train()
         for _ in range(3):
@@ -91,7 +91,7 @@ def logits(net: nn.Module, images: Tensor, size: int) -> Tensor:
 
 
 def read_elsewhere(script: str, *paths: str) -> list[dict[str, Any]]:
-    """Run a reader; what it printed, a configuration for each file."""
+    """Run a reader script; returns the configurations that it prints, one per file."""
     done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -120,7 +120,7 @@ def test_programs_give_the_logits_without_this_project(format: str, suffix: str,
         for size in BATCH_SIZES:
             got = torch.from_numpy(np.load(f"{path}.{size}.npy"))
             assert (got - logits(net, images, size)).abs().max() < 1e-5, (path, size)
-        # Nothing of the machine it was made on.
+        # No paths of this machine.
         assert str(Path(__file__).parents[2]).encode() not in Path(path).read_bytes()
 
 
@@ -145,7 +145,7 @@ def test_weights_are_read_by_one_line(path: str) -> None:
             assert torch.equal(logits(read, images, size), logits(net, images, size))
 
 
-def test_writing_and_reading_leave_the_random_stream_alone() -> None:
+def test_writing_and_reading_leave_the_random_state_unchanged() -> None:
     net = network("resnet8")
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -155,11 +155,11 @@ def test_writing_and_reading_leave_the_random_stream_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-# -- networks of one's own ---------------------------------------------------------------------------------------------
+# -- custom networks ---------------------------------------------------------------------------------------------------
 
 
 class Own(nn.Module):
-    """With a batch norm and dropout, and another name for its input."""
+    """A network with batch norm and dropout, whose input is not called image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ def test_any_network(format: str, hooked: bool) -> None:
     assert export_student(net, path, format, image_size=20).verified
     if format in ("safetensors", "repdistiller"):
         assert read_config(path) == StudentConfig(None, 5, 20)
-        with pytest.raises(UserError, match=r"own\..* holds a network of its own.*load_weights"):
+        with pytest.raises(UserError, match=r"own\..* holds a custom network.*load_weights"):
             load_student(path)
         other = Own()
         load_weights(other, path, "Own")
@@ -192,14 +192,14 @@ def test_any_network(format: str, hooked: bool) -> None:
 
 
 class Branching(Own):
-    """Python decides by the numbers: no graph can hold that."""
+    """Data-dependent control flow, which cannot be exported as a graph."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if x.sum() >= 0 else super().forward(-x)
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
-def test_a_network_that_is_no_graph(format: str) -> None:
+def test_a_network_that_cannot_be_a_graph(format: str) -> None:
     with pytest.raises(UserError, match=rf"Branching cannot be exported as {format} \(torch \d") as caught:
         export_student(Branching(), f"new/own{FORMATS[format].suffix}", format)
     assert "\n" not in str(caught.value)
@@ -216,7 +216,7 @@ def test_a_network_that_is_no_graph(format: str) -> None:
         ({"std": [0.5, 0.5, 0.0]}, "std: expected three numbers above 0"),
         ({"mean": [0.5, 0.5, float("nan")]}, "mean: expected three numbers"),
         ({"class_names": ["a"]}, "class_names: expected 10, one per class, got 1"),
-        ({"class_names": list(range(10))}, "class_names: expected a list of texts"),
+        ({"class_names": list(range(10))}, "class_names: expected a list of strings"),
         ({"image_size": 0}, "3x0x0"),
         ({"format": "safetensor"}, r"unknown format safetensor: did you mean safetensors\?"),
         ({"path": "new/net.pth"}, r"net\.pth: a file of the format safetensors ends in \.safetensors"),
@@ -230,7 +230,7 @@ def test_wrong_arguments(arguments: dict[str, Any], needle: str) -> None:
     assert not list(Path().iterdir())
 
 
-def test_no_classifier_and_a_broken_one() -> None:
+def test_no_classifier_and_nan_weights() -> None:
     with pytest.raises(UserError, match=r"Conv2d gives \(2, 4, 30, 30\) for two images: expected logits"):
         export_student(nn.Conv2d(3, 4, 3), "net.onnx", "onnx")
     net = get_model("resnet8", 10)
@@ -256,7 +256,7 @@ def test_a_file_that_reads_back_differently_is_not_kept(monkeypatch: pytest.Monk
 
 
 def test_lost_weights_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading back takes nothing from the network that was written."""
+    """The verification must not reuse weights of the original network."""
     how = FORMATS["safetensors"]
 
     def lossy(net: nn.Module, *rest: Any) -> bytes:
@@ -272,7 +272,7 @@ def test_lost_weights_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("config", "needle"),
     [
         ("{", "expected JSON"),
-        ("[]", r"net\.safetensors is no checkpoint of ickd_pl, nor a student exported from one"),
+        ("[]", r"net\.safetensors is neither a checkpoint of ickd_pl nor a student exported from one"),
         ('{"network": "resnet9", "num_classes": 10, "image_size": 32}', "'resnet9'"),
         ('{"network": ["resnet8"], "num_classes": 10, "image_size": 32}', "resnet8"),
         ('{"network": "resnet8", "image_size": 32}', "num_classes: expected a whole number"),
@@ -282,7 +282,7 @@ def test_lost_weights_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         ('{"network": "resnet8", "num_classes": 10, "image_size": 32, "std": ["a", 1, 1]}', "std"),
         ('{"network": "resnet8", "num_classes": 11, "image_size": 32}', "number of classes"),
         ('{"network": "resnet14", "num_classes": 10, "image_size": 32}', "does not fit resnet14"),
-        (None, "is no checkpoint of ickd_pl"),
+        (None, "is neither a checkpoint of ickd_pl"),
     ],
 )
 def test_a_damaged_configuration(config: str | None, needle: str) -> None:
@@ -293,7 +293,7 @@ def test_a_damaged_configuration(config: str | None, needle: str) -> None:
     assert "net.safetensors" in str(caught.value)
 
 
-def test_programs_are_no_weights() -> None:
+def test_exported_programs_are_not_weights() -> None:
     for path, reader in (("net.onnx", "onnxruntime"), ("net.pt2", r"torch\.export\.load")):
         Path(path).write_bytes(b"anything")
         with pytest.raises(UserError, match=rf"{path} holds a whole program: read it with {reader}"):

@@ -1,4 +1,4 @@
-"""Weights of every format are read, every bad file is a user's error with its path, and no file runs code."""
+"""Weights of every format are read, every bad file is a UserError with its path, and no file runs code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture
 def state() -> State:
-    """Weights that no constructor gives."""
+    """Weights that differ from any initialisation."""
     net = get_model("resnet8", 10)
     generator = torch.Generator().manual_seed(5)
     return {
@@ -127,8 +127,8 @@ def test_a_flipped_bit_in_the_numbers_is_found(state: State) -> None:
     path = Path("flipped.pth")
     plain_dict(state, path)
     content = bytearray(path.read_bytes())
-    place = content.index(state["layer3.0.conv2.weight"].numpy().tobytes()[:64])
-    content[place + 7] ^= 1
+    start = content.index(state["layer3.0.conv2.weight"].numpy().tobytes()[:64])
+    content[start + 7] ^= 1
     path.write_bytes(content)
     torch.load(path, weights_only=True)  # torch alone does not see it
     with pytest.raises(UserError, match=r"flipped\.pth is damaged"):
@@ -140,13 +140,13 @@ def test_every_tenth_of_the_file_is_guarded(state: State) -> None:
     path = Path("flipped.pth")
     plain_dict(state, path)
     good = path.read_bytes()
-    for place in range(0, len(good), len(good) // 40):
-        path.write_bytes(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
+    for start in range(0, len(good), len(good) // 40):
+        path.write_bytes(good[:start] + bytes([good[start] ^ 16]) + good[start + 1 :])
         try:
             read = read_state_dict(path)
         except UserError:
             continue
-        assert all(torch.equal(read[key], state[key]) for key in state), place
+        assert all(torch.equal(read[key], state[key]) for key in state), start
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_no_file_and_no_weights_file() -> None:
     with pytest.raises(UserError, match=r"folder\.pth is a folder"):
         load_teacher("resnet8", "folder.pth", 10)
     Path("page.pth").write_text("<html>404 Not Found</html>")
-    with pytest.raises(UserError, match=r"page\.pth is damaged or no weights file"):
+    with pytest.raises(UserError, match=r"page\.pth is damaged or not a weights file"):
         load_teacher("resnet8", "page.pth", 10)
     with zipfile.ZipFile("archive.pth", "w") as archive:
         archive.writestr("a.txt", "a")
@@ -225,9 +225,9 @@ def test_a_refused_file_changes_nothing(state: State) -> None:
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-def test_a_student_is_only_in_a_checkpoint_of_ours(state: State) -> None:
+def test_load_student_needs_a_checkpoint_of_this_project(state: State) -> None:
     plain_dict(state, Path("w.pth"))
-    with pytest.raises(UserError, match=r"w\.pth is no checkpoint of ickd_pl"):
+    with pytest.raises(UserError, match=r"w\.pth is neither a checkpoint of ickd_pl"):
         load_student("w.pth")
 
 
@@ -235,7 +235,7 @@ def test_a_student_is_only_in_a_checkpoint_of_ours(state: State) -> None:
 
 
 class Touch:
-    """Pickles into a call that makes a file when it is unpickled without restriction."""
+    """Pickles into a call that creates a file when it is unpickled without restriction."""
 
     def __init__(self, how: str) -> None:
         self.how = how
@@ -280,7 +280,7 @@ def test_a_file_never_runs_code(
 
 
 @pytest.mark.parametrize("how", ["system", "eval"])
-def test_arguments_beside_the_weights_are_no_way_in(state: State, how: str) -> None:
+def test_stored_arguments_cannot_run_code(state: State, how: str) -> None:
     torch.save({"model": state, "opt": argparse.Namespace(lr=1, note=Touch(how))}, "hostile.pth")
     with pytest.raises(UserError, match=r"hostile\.pth is refused: it wants to run code"):
         load_teacher("resnet8", "hostile.pth", 10)
@@ -288,7 +288,7 @@ def test_arguments_beside_the_weights_are_no_way_in(state: State, how: str) -> N
 
 
 def test_the_hostile_files_are_hostile() -> None:
-    """The check of the checks: without restriction the marker does appear."""
+    """Checks the tests above: without restriction the marker file is created."""
     torch.save({"opt": Touch("eval")}, "hostile.pth")
     torch.load("hostile.pth", weights_only=False)
     assert Path("hacked").exists()
@@ -310,7 +310,7 @@ def test_files_that_do_not_count_batches_are_read(state: State) -> None:
         (lambda value: value * float("nan"), "NaN or infinite"),
     ],
 )
-def test_numbers_that_are_no_weights(state: State, change: Callable[[Tensor], Tensor], needle: str) -> None:
+def test_values_that_are_not_weights(state: State, change: Callable[[Tensor], Tensor], needle: str) -> None:
     plain_dict({**state, "fc.weight": change(state["fc.weight"])}, Path("w.pth"))
     with pytest.raises(UserError, match=r"w\.pth holds .*fc\.weight") as caught:
         load_teacher("resnet8", "w.pth", 10)

@@ -7,7 +7,7 @@ from torch.nn.functional import relu
 
 
 class ConvBN(nn.Module):
-    """1x1 convolution without bias, then batch norm: (B, C_in, H, W) to (B, C_out, H, W). PyTorch's default start."""
+    """1x1 convolution without bias, then batch norm: (B, C_in, H, W) to (B, C_out, H, W). PyTorch's initialisation."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class ConvBN(nn.Module):
 
 
 class LinearEmbedding(nn.Module):
-    """Linear layer with bias on a vector: (B, D_in) to (B, D_out). PyTorch's default start."""
+    """Linear layer with bias on a vector: (B, D_in) to (B, D_out). PyTorch's default initialisation."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
