@@ -211,6 +211,18 @@ class Pack(pl.LightningModule):
             "members": [_note_of(member, data) for member in self],
         }
 
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Refused: Lightning would build a class that the file names.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "a pack is not built from its checkpoint: build its members in Python, then call "
+            "Trainer.fit(pack, data, ckpt_path=FILE)"
+        )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("ickd_pl_pack")
         if stored is None or stored["names"] != self.names:

@@ -203,3 +203,8 @@ def test_two_ranks() -> None:
         for key, value in a["state_dict"].items():
             torch.testing.assert_close(value, b["state_dict"][key], rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
         assert len(rows_of(Path("pack") / name)) == 1
+
+
+def test_a_pack_is_not_built_from_a_file() -> None:
+    with pytest.raises(UserError, match="build its members in Python"):
+        Pack.load_from_checkpoint("pack.ckpt")
