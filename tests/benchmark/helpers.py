@@ -45,8 +45,8 @@ def run(*more: object) -> Any:
     return cli("bench", "run", "--config", "short.yaml", "--output", "out", *more)
 
 
-def refused(*words: object) -> str:
-    outcome = cli("bench", *words)
+def refused(*args: object) -> str:
+    outcome = cli("bench", *args)
     assert outcome.status == 2, outcome.out
     message = outcome.err.strip().splitlines()[-1]
     assert message.startswith("error: "), outcome.err

@@ -34,11 +34,11 @@ def test_every_cell_has_its_result_and_a_solo_checkpoint(done: Path) -> None:
     expected = {f"resnet20_resnet8/{m}/seed_{s}" for m in methods for s in seeds} | {"teachers/resnet20/seed_0"}
     assert set(found) == expected
     for name, result in found.items():
-        place = done / "cells" / name
+        path = done / "cells" / name
         assert result["status"] == "done"
-        predictions = np.load(place / "predictions.npz")
+        predictions = np.load(path / "predictions.npz")
         share = 100 * float((predictions["predicted"] == predictions["label"]).mean())
-        assert result["acc1_last"] == pytest.approx(share, abs=1e-4) == float(rows_of(place)[-1]["test/acc1"])
+        assert result["acc1_last"] == pytest.approx(share, abs=1e-4) == float(rows_of(path)[-1]["test/acc1"])
         assert result["num_test"] == 360
     assert not list(done.rglob("pack.ckpt"))
     for kind in ("md", "csv", "tex", "html"):
@@ -226,8 +226,8 @@ def test_a_folder_of_something_else() -> None:
     Path("out/thesis.txt").write_text("results")
     message = refused("run", "--config", quick(), "--output", "out")
     assert "thesis.txt" in message and Path("out/thesis.txt").read_text() == "results"
-    assert "no results folder" in refused("report", "--output", "out")
-    assert "no results folder" in refused("status", "--output", "nowhere")
+    assert "not a results folder" in refused("report", "--output", "out")
+    assert "not a results folder" in refused("status", "--output", "nowhere")
 
 
 def test_a_teacher_that_changed_since(done: Path) -> None:
@@ -247,7 +247,7 @@ def test_results_of_other_code_are_not_mixed_in_silence(done: Path, monkeypatch:
     shutil.rmtree(folder / "cells/resnet20_resnet8/kd")
     monkeypatch.setattr("ickd_pl.benchmark.folder.code_hash", lambda: "0" * 64)
     message = refused("run", "--config", "short.yaml", "--output", folder)
-    assert "trained by other code" in message and "--accept-code" in message
+    assert "trained with different code" in message and "--accept-code" in message
     outcome = run("--accept-code")
     assert outcome.status == 0, outcome.err
     found = results(folder)
@@ -275,7 +275,7 @@ def test_two_runs_of_the_same_cells(done: Path) -> None:
     with FileLock(folder / "packs/resnet20_resnet8/seed_1/.lock"):
         outcome = subprocess_cli("bench", "run", "--config", "short.yaml", "--output", "out")
         assert outcome.status == 0, outcome.err
-        assert "another process is at it" in outcome.out
+        assert "another process is running it" in outcome.out
         status = subprocess_cli("bench", "status", "--output", "out")
         assert "running   resnet20_resnet8/kd/seed_1" in status.out
     assert len(results(folder)) == 5

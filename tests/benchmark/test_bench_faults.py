@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ickd_pl.benchmark.plan import Benchmark
-from ickd_pl.benchmark.records import read_begun
+from ickd_pl.benchmark.records import read_started
 from ickd_pl.errors import UserError
 from ickd_pl.runs import EpochRecord
 from ickd_pl.runs.pack_folder import PackRecord
@@ -69,8 +69,8 @@ def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ickd_pl.benchmark.folder.code_hash", lambda: "0" * 64)
 
 
-def result(place: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((place / "result.json").read_text())
+def result(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / "result.json").read_text())
     return content
 
 
@@ -99,12 +99,12 @@ def test_other_code_goes_on_with_a_half_done_pack_only_marked(
     other_code(monkeypatch)
     shutil.rmtree(TEACHER.parent)  # its own result is of the first code
     message = refused("run", "--config", "short.yaml", "--output", "out")
-    assert "kd/seed_0, half done, was trained by other code" in message or "vanilla/seed_0, half done" in message
+    assert "kd/seed_0, half done, was trained with different code" in message or "vanilla/seed_0, half done" in message
     assert snapshot(Path("out/packs")) == before
     assert run("--accept-code").status == 0
     assert result(KD)["accepted_code"] is True and result(KD)["code_hash"] == "0" * 64
-    begun = read_begun(KD)
-    assert begun is not None and len(begun.codes) == 2
+    started = read_started(KD)
+    assert started is not None and len(started.codes) == 2
     assert "MIXED CODE" in Path("out/report.md").read_text()
 
 
@@ -113,7 +113,7 @@ def test_a_result_that_was_deleted_does_not_make_old_training_new(monkeypatch: p
     assert run().status == 0
     (KD / "result.json").unlink()
     other_code(monkeypatch)
-    assert "was trained by other code" in refused("run", "--config", "short.yaml", "--output", "out")
+    assert "was trained with different code" in refused("run", "--config", "short.yaml", "--output", "out")
     assert not (KD / "result.json").exists()
 
 
@@ -125,7 +125,7 @@ def test_a_choice_is_not_mixed_either(stop_after: Stop, monkeypatch: pytest.Monk
     shutil.rmtree(TEACHER.parent)
     other_code(monkeypatch)
     message = refused("run", "--config", "short.yaml", "--output", "out")
-    assert "run 0 of the choice for resnet20_resnet8/kd/seed_0 was trained by other code" in message
+    assert "run 0 of the choice for resnet20_resnet8/kd/seed_0 was trained with different code" in message
     assert "move out/choices/resnet20_resnet8/kd/seed_0 away" in message
     assert snapshot(Path("out/choices")) == before
     shutil.rmtree("out/choices/resnet20_resnet8/kd/seed_0")
@@ -152,8 +152,8 @@ def test_a_method_that_is_added_leaves_a_half_done_pack_its_epochs(
     assert run().status == 0
     assert trained == [(["vanilla", "kd"], 1), (["sp"], 0), (["sp"], 1)]
     for name in ("vanilla", "kd"):
-        place = Path("cells/resnet20_resnet8", name, "seed_0")
-        assert_same_run("out" / place, "whole" / place)
+        path = Path("cells/resnet20_resnet8", name, "seed_0")
+        assert_same_run("out" / path, "whole" / path)
     assert not list(Path("out/packs").rglob("*.ckpt"))
 
 
@@ -225,7 +225,7 @@ def test_killed_after_the_last_epoch_a_stopped_member_stays_stopped(monkeypatch:
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr("ickd_pl.benchmark.runner.Runner._finish", lambda self, cell, *a: kill() if cell.method else None)
-        patch.setattr("ickd_pl.benchmark.runner.Runner._do_teacher", teacher_alone)
+        patch.setattr("ickd_pl.benchmark.runner.Runner._run_teacher", teacher_alone)
         run()
     assert Path("out/packs/resnet20_resnet8/seed_0/pack.ckpt").is_file()
     assert run().status == 0
@@ -241,10 +241,10 @@ def teacher_alone(runner: Any, cell: Any) -> None:
     from ickd_pl.benchmark.result import make_result
 
     folder = runner.folder
-    folder.begin(cell, folder.place(cell))
-    outcome = train_alone(Job(cell, folder.words(cell), folder.place(cell)))
+    folder.mark_started(cell, folder.cell_folder(cell))
+    outcome = train_alone(Job(cell, folder.args(cell), folder.cell_folder(cell)))
     found = make_result(folder, cell, outcome, folder.identity(cell), folder.benchmark.recipe(cell), None)
-    write_result(folder.place(cell), found)
+    write_result(folder.cell_folder(cell), found)
 
 
 # -- mended files ----------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_benchmark_file_that_was_deleted_comes_back() -> None:
     assert results(Path("out")) == before
     small(trainer={"max_epochs": 3})
     Path("out/benchmark.yaml").unlink()
-    assert "had other settings" in refused("run", "--config", "short.yaml", "--output", "out")
+    assert "used different settings" in refused("run", "--config", "short.yaml", "--output", "out")
 
 
 @pytest.mark.parametrize(("name", "text"), [("result.json", "5"), ("result.json", "{"), ("identity.json", "{}")])
@@ -383,8 +383,8 @@ def test_the_commands_of_a_plan_work_in_their_order() -> None:
     planned = cli("bench", "plan", "--config", "short.yaml", "--output", "out", "--no-timing", "--commands")
     lines = [line.split()[2:] for line in planned.out.splitlines() if line.startswith("    python cli.py")]
     assert len(lines) == 3
-    for words in (lines[0], lines[2]):
-        outcome = cli(*words)
+    for args in (lines[0], lines[2]):
+        outcome = cli(*args)
         assert outcome.status == 0, outcome.err
     assert run().status == 0  # beside what the commands have left there
     assert_same_run(KD, Path("out/alone/digits/resnet20_resnet8/kd/seed_0"))
@@ -409,7 +409,7 @@ def test_no_checkpoint_is_left_in_a_folder_that_all_share(monkeypatch: pytest.Mo
     for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}.items():
         monkeypatch.setenv(name, value)
     benchmark = Benchmark.read(small())
-    words = benchmark.words(benchmark.cells[0], None, Path(), {})
-    trainer: Any = CellCLI(words, Path("cell"), builds_only=True).trainer
+    args = benchmark.args(benchmark.cells[0], None, Path(), {})
+    trainer: Any = CellCLI(args, Path("cell"), builds_only=True).trainer
     environment = trainer._accelerator_connector.cluster_environment
     assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue is False

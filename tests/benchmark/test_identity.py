@@ -96,7 +96,7 @@ def test_a_change_counts_where_it_is_used(hashed: list[list[str]], number: int) 
 
 def test_what_is_hashed_of_the_benchmark_is_there() -> None:
     """A file that moved would be left out without a word."""
-    for name in (*fingerprint._OF_THE_BENCHMARK, *fingerprint._APART):
+    for name in (*fingerprint._HASHED_OF_BENCHMARK, *fingerprint._NOT_HASHED):
         assert Path(fingerprint.__file__).parents[1].joinpath(name).exists()
 
 
@@ -133,7 +133,7 @@ def test_another_method_stops_the_cells_that_use_it(done: Path, monkeypatch: pyt
         "ickd_pl.benchmark.folder.method_hash", lambda *classes: "0" * 64 if ICKD in classes else original(*classes)
     )
     message = refused("run", "--config", "short.yaml", "--output", "out")
-    assert "cell resnet20_resnet8/ickd/seed_0, done before, was trained by other code of its method" in message
+    assert "cell resnet20_resnet8/ickd/seed_0, done before, was trained with different code of its method" in message
     assert "move out/cells/resnet20_resnet8/ickd/seed_0 away" in message and "--accept-code" in message
     assert snapshot(Path("out")) == kept
     for name in ("ickd", "ickd_kl"):
@@ -231,7 +231,7 @@ def test_other_images_or_another_order_of_the_users_own(own: str, change: str) -
     [
         ("def test_dataloader", "def tests", "data module Own lacks test_dataloader: a benchmark needs num_classes"),
         ("self.num_classes, self.num_train", "self.num_classes, self.count", "data module Own lacks num_train"),
-        ("draw = None if SEED is None else torch.Generator()", DRAWN, "yields other batches each time"),
+        ("draw = None if SEED is None else torch.Generator()", DRAWN, "yields different batches each time"),
         (
             "self.images(50, 3), 30)",
             "[['a', 1]], 30)",
@@ -286,9 +286,9 @@ def test_a_folder_of_an_older_version_is_read_and_not_continued(done: Path, half
     last = results(done)["resnet20_resnet8/kd/seed_0"]["acc1_last"]
     assert report.status == 0 and (half or str(last) in Path("out/report.csv").read_text())
     before = snapshot(Path("out/cells"))
-    for words in ([], ["--config", "short.yaml"]):
-        message = refused("run", *words, "--output", "out")
-        assert "was begun by an older version of ickd_pl" in message and "give --output a new folder" in message
+    for args in ([], ["--config", "short.yaml"]):
+        message = refused("run", *args, "--output", "out")
+        assert "was started by an older version of ickd_pl" in message and "set --output to a new folder" in message
         assert "`bench report --output out` still read it" in message
     assert snapshot(Path("out/cells")) == before
     if not half:
@@ -301,4 +301,7 @@ def test_a_folder_of_a_newer_version_is_not_mixed_at_all(done: Path) -> None:
     shutil.copytree(done, "out")
     as_form(Path("out"), 99)
     message = refused("run", "--config", quick(), "--output", "out", "--accept-code")
-    assert "was begun by a newer version of ickd_pl (form 99, this one knows 2): install that" in message
+    assert (
+        "was started by a newer version of ickd_pl (file format 99, this version reads up to 2): install that version"
+        in message
+    )

@@ -356,7 +356,7 @@ def test_summary_table(tmp_path: Path) -> None:
 
 
 def test_no_benchmark_and_damaged_result_write_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no results folder"):
+    with pytest.raises(UserError, match="not a results folder"):
         write_report(tmp_path)
     plan(tmp_path)
     (cell(tmp_path, PAIR, "kd", 0, RIGHT) / "result.json").write_text("{")
@@ -371,12 +371,12 @@ def browser(tmp_path: Path) -> list[str]:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if found is None:
         pytest.skip("no Chromium on this machine")
-    words = [found, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    args = [found, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     picture = tmp_path / "probe.png"
-    subprocess.run([*words, f"--screenshot={picture}", "about:blank"], capture_output=True, timeout=120, check=False)
+    subprocess.run([*args, f"--screenshot={picture}", "about:blank"], capture_output=True, timeout=120, check=False)
     if not picture.is_file():
         pytest.skip(f"{found} takes no pictures here")
-    return [*words, "--hide-scrollbars"]
+    return [*args, "--hide-scrollbars"]
 
 
 @pytest.mark.parametrize("width", [1280, 500])
@@ -389,10 +389,10 @@ def test_page_in_a_browser(whole: dict[str, str], tmp_path: Path, browser: list[
       document.title = `wide ${wide}, on ${document.querySelectorAll(".on").length}`;
     </script></body>"""
     page.write_text(whole["html"].replace("</body>", probe), encoding="utf-8")
-    words = [*browser, f"--window-size={width},900"]
-    dom = subprocess.run([*words, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    args = [*browser, f"--window-size={width},900"]
+    dom = subprocess.run([*args, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert "<title>wide false, on 3</title>" in dom.stdout  # a name, and its line in two charts
-    subprocess.run([*words, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True)
+    subprocess.run([*args, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True)
     content = picture.read_bytes()
     assert struct.unpack(">II", content[16:24]) == (width, 900)
     assert len(content) > 30_000  # an empty page takes a fraction of it
