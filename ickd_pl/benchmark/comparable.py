@@ -104,8 +104,9 @@ def _other_version(form: int, folder: Path, mix: str) -> str:
     if form > FORM:
         return f"a newer version of ickd_pl (file format {form}, this version reads up to {FORM}): install that version"
     return (
-        f"an older version of ickd_pl, with different code (file format {form}, now {FORM}): `bench status` and `bench report "
-        f"--output {folder}` still read it; to continue, install that version, set --output to a new folder, or {mix}"
+        f"an older version of ickd_pl, with different code (file format {form}, now {FORM}): `bench status` and "
+        f"`bench report --output {folder}` still read it; to continue, install that version, set --output to a new "
+        f"folder, or {mix}"
     )
 
 

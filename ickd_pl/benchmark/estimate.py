@@ -174,7 +174,7 @@ def _time(benchmark: Benchmark, group: Group) -> Timing | str:
 
 
 def _short(benchmark: Benchmark, group: Group, cell: Cell) -> dict[str, Any]:
-    """Settings that shorten a cell: few steps, a one-epoch first stage, no minimum accuracy for the untrained teacher."""
+    """Settings that shorten a cell: few steps, a one-epoch first stage, no minimum accuracy of the teacher."""
     model: dict[str, Any] = {"milestones": [], "teacher_floor": None}
     strategies = benchmark.strategies(str(cell.method)) if cell.method else []
     if any("pretrain_epochs" in spec.get("init_args", {}) for spec in strategies):

@@ -76,7 +76,7 @@ class ResultsFolder:
         if cell.kind not in self._hashes:
             data = self.benchmark.data(cell.kind)
             found = self._hashes[cell.kind] = data_hash(data)
-            # Batches in an arbitrary order, or with unseeded randomness, would be refused as different data on resuming.
+            # Batches in an arbitrary order, or with unseeded randomness, would differ when the benchmark resumes.
             if not isinstance(data, TensorDataModule) and data_hash(self.benchmark.data(cell.kind)) != found:
                 raise UserError(
                     f"data module {type(data).__name__} yields different batches each time, even under a fixed seed, "

@@ -34,7 +34,7 @@ def check_kept(settings: dict[str, Any], path: Path) -> str:
     Raises:
         UserError: it names a class that is not one of ickd_pl's, or a setting that could name one.
     """
-    instead = f"set --config to the original benchmark file, with --output {path.parent}"
+    instead = f"set --config FILE, the original benchmark file, with --output {path.parent}"
     blocks = {"": settings, "teachers.": dict(_items(settings.get("teachers"), f"{path}: teachers", instead))}
     shown: list[str] = []
     cls: type | None = None

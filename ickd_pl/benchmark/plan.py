@@ -165,7 +165,8 @@ class Benchmark:
             if not matching or not argument:
                 classes = ", ".join(spec["class_path"] for spec in strategies) or "none: it has no strategies"
                 raise UserError(
-                    f"{where}, choices, {method}: {name} is not an argument of its methods: give Class.argument ({classes})"
+                    f"{where}, choices, {method}: {name} is not an argument of its methods: "
+                    f"give Class.argument ({classes})"
                 )
             known = list(from_spec(matching[0]).spec()["init_args"])
             if argument not in known:

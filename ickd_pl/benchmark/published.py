@@ -1,8 +1,8 @@
 """Published accuracies to compare with, and the names of methods and networks in tables.
 
 ``published.csv`` contains the 98 values of ICKD's table (``ICKD/Cifar100/README.md``; its 77 baselines are
-RepDistiller's) and, for what it lacks, RepDistiller's README: the cross-family pairs, AB, FT and CRD. CRD+KD is in neither;
-its values are those of the CRD paper as copied by another repository, which their source states. ``epoch`` is the
+RepDistiller's) and, for what it lacks, of RepDistiller's README: the cross-family pairs, AB, FT and CRD. CRD+KD is in
+neither; its values are the CRD paper's as copied by another repository, which their source states. ``epoch`` is the
 epoch of a value: the last for RepDistiller's, unstated for ICKD's own two rows. The source prints a top-1 of 0.00 for
 "not applicable" (FSP on a pair with different channels); the file keeps it, but it is never returned.
 """

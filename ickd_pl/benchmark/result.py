@@ -89,7 +89,7 @@ def _from_metrics(run: RunFolder, num_train: int) -> dict[str, Any]:
     evaluated = [row for row in main if f"{split}/acc1" in row]
     if not evaluated:
         raise UserError(
-            f"{run.metrics} has no evaluated epoch: do not change trainer.check_val_every_n_epoch or the limit_* settings"
+            f"{run.metrics} has no evaluated epoch: remove trainer.check_val_every_n_epoch and limit_* settings"
         )
     last, best = evaluated[-1], max(evaluated, key=lambda row: row[f"{split}/acc1"])
     seconds = sum(row["seconds"] for row in rows)

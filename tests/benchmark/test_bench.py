@@ -1,4 +1,4 @@
-"""``bench`` from the shipped file to the report: killed and run again, in two shards, against wrong input."""
+"""``bench`` from the shipped file to the report: killed and resumed, in two shards, with invalid input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, 
 
 
 def again(done: Path) -> Path:
-    """A copy that may be changed, and the benchmark file beside it."""
+    """A copy that tests may change, with its benchmark file."""
     shutil.copytree(done, "out")
     quick()
     return Path("out")
@@ -58,7 +58,7 @@ def test_a_packed_cell_is_the_command_that_plan_prints(done: Path) -> None:
     assert_same_run(solo, done / "cells/resnet20_resnet8/ickd_kl/seed_1")
 
 
-def test_what_is_done_is_left_alone(done: Path) -> None:
+def test_finished_cells_are_skipped(done: Path) -> None:
     folder = again(done)
     before = snapshot(folder / "cells")
     outcome = run()
@@ -67,7 +67,7 @@ def test_what_is_done_is_left_alone(done: Path) -> None:
     assert "percent" not in outcome.out
 
 
-def test_killed_at_any_point_it_ends_the_same(done: Path) -> None:
+def test_killed_at_any_point_the_results_are_the_same(done: Path) -> None:
     """SIGKILL as soon as the first cell has a result, in a pack's first epoch, and while the next pack begins."""
     quick()
     command = [sys.executable, str(REPOSITORY / "cli.py"), "bench", "run", "--config", "short.yaml", "--output", "out"]
@@ -90,7 +90,7 @@ def test_killed_at_any_point_it_ends_the_same(done: Path) -> None:
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        # What was done before the last start was not touched by it.
+        # The last start did not touch earlier results.
         now = {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in Path("out").rglob("result.json")}
         assert all(now[path] == content for path, content in kept.items())
         kept = now
@@ -242,7 +242,7 @@ def test_a_teacher_that_changed_since(done: Path) -> None:
     assert "weights of resnet20 have changed since" in message
 
 
-def test_results_of_other_code_are_not_mixed_in_silence(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_different_code_are_refused_or_marked(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = again(done)
     shutil.rmtree(folder / "cells/resnet20_resnet8/kd")
     monkeypatch.setattr("ickd_pl.benchmark.folder.code_hash", lambda: "0" * 64)
@@ -261,7 +261,7 @@ def test_a_read_only_folder() -> None:
     assert "cannot write into out" in refused("run", "--config", quick(), "--output", "out")
 
 
-def test_a_file_in_the_folders_place() -> None:
+def test_output_is_a_file() -> None:
     Path("out").write_text("")
     assert "cannot write into out" in refused("run", "--config", quick(), "--output", "out")
 
@@ -301,7 +301,7 @@ def test_a_first_stage_is_an_eighth_of_the_main_epochs(epochs: int, first: int) 
 @pytest.mark.parametrize("name", shipped("benchmarks"))
 def test_shipped_files_are_planned(name: str) -> None:
     outcome = cli("bench", "plan", "--config", f"configs/benchmarks/{name}.yaml", "--no-timing")
-    if name == "tin32":  # its images are not here
+    if name == "tin32":  # its images are not available
         assert outcome.status == 2 and "tin32-a" in outcome.err
         return
     assert outcome.status == 0, outcome.err
@@ -309,8 +309,8 @@ def test_shipped_files_are_planned(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_estimate_is_near() -> None:
-    """Within 30 percent on quick.yaml; on a machine that does other things as well, neither figure means much."""
+def test_the_estimate_is_accurate() -> None:
+    """Within 30 % on quick.yaml; on a busy machine neither number is reliable."""
     planned = subprocess_cli("bench", "plan", "--config", "configs/benchmarks/quick.yaml")
     estimate = float(planned.out.rsplit("(", 1)[1].split()[0])
     began = time.perf_counter()

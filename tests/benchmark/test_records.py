@@ -1,4 +1,4 @@
-"""result.json and identity.json: one record each, and what a hostile or an old file comes to."""
+"""result.json and identity.json: reading, writing, and hostile or old files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ickd_pl.errors import UserError
 from tests.benchmark.report.synthetic import cell, plan
 
 PAIR = "resnet20_resnet8"
-# As they have been written since there are results.
+# The keys of all versions so far.
 KEYS = [
     *("cell", "status", "reason", "data", "split", "num_test", "acc1_last", "acc1_best", "best_epoch", "acc5_last"),
     *("train_acc1_last", "epochs", "parameters", "seconds", "images_per_second", "config", "packed_with", "device"),

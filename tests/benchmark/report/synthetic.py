@@ -1,4 +1,4 @@
-"""Results folders as a benchmark leaves them, without training anything."""
+"""Results folders like those of a benchmark, without training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plan(
     data: str = "Digits",
     name: str = "synthetic",
 ) -> Path:
-    """Write benchmark.yaml alone: a benchmark of which nothing is done."""
+    """Write only benchmark.yaml: a benchmark without results."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "name": name,
@@ -58,7 +58,7 @@ def cell(
     curve: Mapping[int, float] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write one cell; ``pair`` None is a teacher's, whose network is then ``method``.
+    """Write one cell; if ``pair`` is None, of the teacher network ``method``.
 
     Args:
         folder: the results folder.
@@ -152,7 +152,7 @@ def _right(random: np.random.Generator, ease: np.ndarray[Any, Any], percent: flo
 
 
 def _grown(random: np.random.Generator, end: float, epochs: int) -> dict[int, float]:
-    """A curve that rises, shakes, and settles in the last third."""
+    """A curve that rises, fluctuates, and stabilises in the last third."""
     steps = np.arange(1, epochs + 1) / epochs
     shake = random.normal(0, 2.0, epochs) * (steps < 0.63)
     values = (end - 8 * (steps < 0.63)) * (1 - 0.8 * np.exp(-8 * steps)) + shake

@@ -45,7 +45,7 @@ def test_states(tmp_path: Path) -> None:
     assert result is not None and result.acc1_last == 70.0 and result.packed_with == []
 
 
-def test_results_that_nobody_asked_for_are_shown_and_not_counted(tmp_path: Path) -> None:
+def test_results_outside_the_plan_are_shown_and_not_counted(tmp_path: Path) -> None:
     plan(tmp_path, methods=["kd"], seeds=[0])
     cell(tmp_path, PAIR, "kd", 0, RIGHT)
     cell(tmp_path, PAIR, "at", 0, ~RIGHT)
@@ -57,7 +57,7 @@ def test_results_that_nobody_asked_for_are_shown_and_not_counted(tmp_path: Path)
     assert last is not None and (last.mean, last.n) == (70.0, 1)
 
 
-def test_deeper_results_are_a_cells_own_affair(tmp_path: Path) -> None:
+def test_results_in_subfolders_of_a_cell_are_ignored(tmp_path: Path) -> None:
     plan(tmp_path, methods=["kd"], seeds=[0])
     path = cell(tmp_path, PAIR, "kd", 0, RIGHT)
     shutil.copytree(path, path / "candidates" / "kd" / "seed_0")
@@ -211,7 +211,7 @@ def test_a_seed_that_only_one_method_has_takes_no_part_in_the_difference(tmp_pat
     assert c.images is not None and c.images.low < 10 < c.images.high
 
 
-def test_predictions_that_contradict_their_result_are_told(tmp_path: Path) -> None:
+def test_predictions_that_contradict_their_result_are_reported(tmp_path: Path) -> None:
     plan(tmp_path, methods=["kd", "ickd", "at"], seeds=[0])
     cell(tmp_path, PAIR, "kd", 0, RIGHT)
     cell(tmp_path, PAIR, "ickd", 0, RIGHT, accuracy=90.0)
