@@ -295,7 +295,7 @@ def test_the_files_of_a_results_folder(file: str, asked: str) -> None:
             check_nothing_ran()
             if command == "run":
                 check_refused(outcome)
-                assert file != "benchmark.yaml" or "give --config FILE" in outcome.err
+                assert file != "benchmark.yaml" or "set --config FILE" in outcome.err
 
 
 @pytest.mark.usefixtures("stranger")

@@ -144,7 +144,7 @@ def test_a_results_folder_is_read_but_not_resumed() -> None:
         done = cli("bench", "run", "--output", "results", *more)
         assert done.status == 2, done
         assert done.err.count("\n") == 1
-        assert "was begun by an older version of ickd_pl" in done.err
+        assert "was started by an older version of ickd_pl" in done.err
     assert {p: p.read_bytes() for p in Path("results/cells").rglob("*") if p.is_file() and p.name[0] != "."} == files
 
 
@@ -155,7 +155,7 @@ def test_a_pack_that_was_killed() -> None:
     assert "half done resnet20_resnet8/kd/seed_0 epoch 1 of 2" in status.out
     done = cli("bench", "run", "--output", "results_half")
     assert done.status == 2
-    assert "was begun by an older version of ickd_pl" in done.err
+    assert "was started by an older version of ickd_pl" in done.err
     done = cli("bench", "run", "--output", "results_half", "--accept-code")
     assert done.status == 0, done.err
     for method in ("vanilla", "kd"):

@@ -1,1 +1,1 @@
-"""The table: methods x pairs x seeds, made by one command, and its report."""
+"""The benchmark: trains methods x pairs x seeds with one command and reports the results."""

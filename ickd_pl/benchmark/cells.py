@@ -1,4 +1,4 @@
-"""A cell is a ``fit`` of the command line, in a folder of its own; several of one teacher make a pack."""
+"""Trains the cells of a benchmark: each is a ``fit`` in its own folder, alone or in a pack with one teacher."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from ickd_pl.weights import read_file
 
 
 class CellCLI(IckdCLI):
-    """A ``fit`` into a folder that is named beforehand; ``builds_only`` leaves the training to a pack.
+    """The command line's ``fit`` with a fixed run folder; with ``builds_only`` a pack does the training.
 
     Args:
-        words: the command line.
-        place: the cell's folder.
-        builds_only: build model, data and trainer, and train nothing.
-        callbacks: further callbacks of the trainer, such as a clock.
+        args: command-line arguments.
+        folder: the cell's folder.
+        builds_only: build model, data and trainer without training.
+        callbacks: additional trainer callbacks, such as a timer.
     """
 
     parser_class = RaisingParser
 
     def __init__(
-        self, words: list[str], place: Path, builds_only: bool = False, callbacks: Sequence[pl.Callback] = ()
+        self, args: list[str], folder: Path, builds_only: bool = False, callbacks: Sequence[pl.Callback] = ()
     ) -> None:
-        self._place, self._builds_only, self._more = RunFolder(place), builds_only, list(callbacks)
-        super().__init__(find_configs(words))
+        self._folder, self._builds_only, self._more = RunFolder(folder), builds_only, list(callbacks)
+        super().__init__(find_configs(args))
 
     @property
     def folder(self) -> RunFolder:
-        return self._place
+        return self._folder
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        if self._builds_only:  # the teacher need not be read
+        if self._builds_only:  # no need to read the teacher
             check_trainer(self.settings["trainer"])
             return self.make_trainer([EpochRecord(self.folder, self.settings)], **kwargs)
         trainer = super().instantiate_trainer(**kwargs)
@@ -64,7 +64,7 @@ class CellCLI(IckdCLI):
 
 
 class Outcome(NamedTuple):
-    """What became of a cell: ``done``, ``failed`` (a loss was not finite) or ``refused`` (an incompatible pair)."""
+    """How a cell ended: ``done``, ``failed`` (a loss was not finite) or ``refused`` (incompatible pair)."""
 
     status: str
     reason: str | None
@@ -74,36 +74,36 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Job:
-    """A cell that is to be trained: its words and its folder."""
+    """A cell to train, with its command-line arguments and its folder."""
 
     cell: Cell
-    words: list[str]
-    place: Path
+    args: list[str]
+    folder: Path
     callbacks: list[pl.Callback] = field(default_factory=list)
 
 
 def build(job: Job) -> CellCLI | Outcome:
-    """Build a cell without training it, or say why it cannot be.
+    """Build a cell without training it, or return why it cannot be built.
 
     Raises:
-        UserError: a mistake in the settings.
+        UserError: invalid settings.
     """
     try:
         with _stopped_by_parser():
-            return CellCLI(job.words, job.place, builds_only=True)
+            return CellCLI(job.args, job.folder, builds_only=True)
     except Exception as error:
         return _refusal(error)
 
 
 def train_alone(job: Job) -> Outcome:
-    """Train one cell, or continue it.
+    """Train one cell or resume it.
 
     Raises:
-        UserError: a mistake in the settings, a folder that holds something else.
+        UserError: invalid settings, or the folder contains a different run.
     """
     try:
         with _stopped_by_parser():
-            return Outcome("done", None, CellCLI(job.words, job.place, callbacks=job.callbacks), [])
+            return Outcome("done", None, CellCLI(job.args, job.folder, callbacks=job.callbacks), [])
     except Exception as error:
         return _refusal(error)
 
@@ -111,37 +111,37 @@ def train_alone(job: Job) -> Outcome:
 def train_pack(
     jobs: Sequence[Job], path: Path, callbacks: Sequence[pl.Callback] = (), trained_teacher: bool = True
 ) -> list[Outcome]:
-    """Train several cells as one pack, or continue it.
+    """Train several cells as one pack or resume it.
 
     Args:
         jobs: cells with the same data, seed, trainer and teacher.
         path: the pack's checkpoint.
-        callbacks: further callbacks of the trainer.
-        trained_teacher: read the teacher's weights; a timing needs none.
+        callbacks: additional trainer callbacks.
+        trained_teacher: read the teacher's weights; timing does not need them.
     """
     built = [build(job) for job in jobs]
-    fine = [(job, cli) for job, cli in zip(jobs, built, strict=True) if isinstance(cli, CellCLI)]
+    accepted = [(job, cli) for job, cli in zip(jobs, built, strict=True) if isinstance(cli, CellCLI)]
     outcomes: dict[str, Outcome] = {
         str(job.cell): found for job, found in zip(jobs, built, strict=True) if isinstance(found, Outcome)
     }
-    if fine:
-        names = [str(job.cell.method) for job, _ in fine]
-        first = fine[0][1]
+    if accepted:
+        names = [str(job.cell.method) for job, _ in accepted]
+        first = accepted[0][1]
         clip = {key: first.settings["trainer"].get(key) for key in ("gradient_clip_val", "gradient_clip_algorithm")}
-        pack = Pack([cli.model for _, cli in fine], names, **clip)
+        pack = Pack([cli.model for _, cli in accepted], names, **clip)
         if not trained_teacher:
             for member in pack:
                 member.teacher_weights.skip()
-        record = PackRecord(path, [RunFolder(job.place) for job, _ in fine], [cli.settings for _, cli in fine])
+        record = PackRecord(path, [RunFolder(job.folder) for job, _ in accepted], [cli.settings for _, cli in accepted])
         trainer = first.make_trainer([record, *callbacks], **dict.fromkeys(clip))
-        kept = _kept_of(path, names)
+        kept = _checkpoint_of(path, names)
         if kept is not None and _ended(kept, record):
             pack.stopped = dict(kept.content["ickd_pl_pack"]["stopped"])
         else:
-            goes_on = None if kept is None else kept.path
-            with suppress(NonFiniteLoss):  # of the last member that was left
-                trainer.fit(pack, datamodule=first.datamodule, ckpt_path=goes_on, weights_only=True)
-        for job, cli in fine:
+            ckpt_path = None if kept is None else kept.path
+            with suppress(NonFiniteLoss):  # raised when the last remaining member diverges
+                trainer.fit(pack, datamodule=first.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        for job, cli in accepted:
             name = str(job.cell.method)
             others = [other for other in names if other != name]
             stopped = pack.stopped.get(name)
@@ -149,25 +149,25 @@ def train_pack(
     return [outcomes[str(job.cell)] for job in jobs]
 
 
-class _Kept(NamedTuple):
-    """A whole checkpoint of a pack."""
+class _PackCheckpoint(NamedTuple):
+    """A complete checkpoint of a pack."""
 
     path: Path
     content: dict[str, Any]
 
 
-def _newest(path: Path) -> _Kept | None:
-    """The pack's checkpoint, or the one before where it is damaged; None where there is none.
+def _newest_checkpoint(path: Path) -> _PackCheckpoint | None:
+    """The pack's checkpoint, or the previous one if it is damaged; None if there is none.
 
-    What is damaged is said and removed: it must not become the one before.
+    A damaged file is removed with a warning, so that it does not become the previous one.
     """
     for candidate in (path, previous_of(path)):
         if candidate.is_file():
             try:
                 content = read_file(candidate)
                 if "ickd_pl_pack" in content:
-                    return _Kept(candidate, content)
-                why = "is no checkpoint of a pack"
+                    return _PackCheckpoint(candidate, content)
+                why = "it is not a pack checkpoint"
             except UserError as error:
                 why = str(error)
             print(f"warning: {candidate} is removed: {why}", file=sys.stderr, flush=True)
@@ -176,19 +176,19 @@ def _newest(path: Path) -> _Kept | None:
 
 
 def members_of(path: Path) -> list[str]:
-    """The names of the members of a pack that is not done, by its checkpoint; none where there is no whole one."""
-    kept = _newest(path)
+    """Names of the members in an unfinished pack's checkpoint; empty if there is no complete checkpoint."""
+    kept = _newest_checkpoint(path)
     return [] if kept is None else [str(name) for name in kept.content["ickd_pl_pack"]["names"]]
 
 
-def _kept_of(path: Path, names: list[str]) -> _Kept | None:
-    """The checkpoint that a pack of these members continues, if there is one."""
-    kept = _newest(path)
+def _checkpoint_of(path: Path, names: list[str]) -> _PackCheckpoint | None:
+    """The checkpoint from which a pack of these members resumes, if there is one."""
+    kept = _newest_checkpoint(path)
     return kept if kept is not None and kept.content["ickd_pl_pack"]["names"] == names else None
 
 
-def _ended(kept: _Kept, record: PackRecord) -> bool:
-    """Whether the pack was killed after its last epoch; its members' files are then written."""
+def _ended(kept: _PackCheckpoint, record: PackRecord) -> bool:
+    """Whether the pack was killed after its last epoch; if so, write its members' files."""
     own = kept.content["callbacks"][PackRecord.__qualname__]
     names, stopped = kept.content["ickd_pl_pack"]["names"], kept.content["ickd_pl_pack"]["stopped"]
     going = [state for name, state in zip(names, own["members"], strict=True) if name not in stopped]
@@ -201,13 +201,13 @@ def _ended(kept: _Kept, record: PackRecord) -> bool:
 
 @contextmanager
 def _stopped_by_parser() -> Iterator[None]:
-    """The parser ends the process after a mistake; a benchmark must say which cell it was in."""
+    """Convert the parser's exit after invalid settings into a :class:`UserError`, to which the cell is added."""
     try:
         yield
     except SystemExit as stop:
-        if stop.code != 2:  # Lightning's answer to a signal
+        if stop.code != 2:  # Lightning exits after a signal
             raise
-        raise UserError("its settings are not accepted, see the line above") from stop
+        raise UserError("invalid settings, see the line above") from stop
 
 
 def _refusal(error: Exception) -> Outcome:
@@ -219,18 +219,18 @@ def _refusal(error: Exception) -> Outcome:
     raise cause if cause is not None else error
 
 
-def predict(net: nn.Module, data: Any, place: Path, settings: dict[str, Any]) -> tuple[Any, Any, pl.Trainer]:
-    """Predicted and true classes (N,) of the test images, in their order; kept as ``predictions.npz``.
+def predict(net: nn.Module, data: Any, folder: Path, settings: dict[str, Any]) -> tuple[Any, Any, pl.Trainer]:
+    """Predict the classes of the test images, in order, and store them in ``predictions.npz``.
 
     Args:
         net: a trained network.
-        data: the data module; it is set up for testing here.
-        place: the cell's folder.
-        settings: the trainer's: precision and device are the training's, so that these are the classes that its
-            accuracy was counted from.
+        data: the data module; this sets it up for testing.
+        folder: the cell's folder.
+        settings: of the trainer. Precision and device are those of the training, so that the predictions agree
+            with the accuracy logged there.
 
     Returns:
-        The predicted classes, the true ones, and the trainer, which knows device and precision.
+        Predicted classes (N,), true classes (N,), and the trainer, which has device and precision.
     """
     data.setup("test")
     own = {key: settings[key] for key in ("accelerator", "devices", "precision") if key in settings}
@@ -240,14 +240,14 @@ def predict(net: nn.Module, data: Any, place: Path, settings: dict[str, Any]) ->
     )  # fmt: skip
     classes = predicted_classes(net.eval(), data.test_dataloader(), trainer)
     found, truth = (part.numpy().astype(np.int16) for part in classes)
-    with replacing(place / "predictions.npz") as temporary, temporary.open("wb") as file:
+    with replacing(folder / "predictions.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, predicted=found, label=truth)
     return found, truth, trainer
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without Lightning's greetings for every one of many runs."""
+    """Silence Lightning's start-up messages, which each run would repeat."""
     names = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed", "pytorch_lightning")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
@@ -260,7 +260,7 @@ def quietly() -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder that has done its work."""
+    """Delete a file or folder that is no longer needed."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

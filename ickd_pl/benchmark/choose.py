@@ -15,28 +15,28 @@ from ickd_pl.runs import RunFolder
 
 
 def choose(folder: ResultsFolder, cell: Cell) -> dict[str, Any]:
-    """Train a cell with each combination of its listed arguments, without the validation images, and take the best.
+    """Train a cell with each combination of its listed arguments, without the validation images, and choose the best.
 
-    The choice is the last epoch's accuracy on ``val_size`` training images that are held out; the first listed wins a
-    tie. The cell itself is then trained on all training images.
+    The criterion is the last epoch's accuracy on ``val_size`` held-out training images; ties go to the combination
+    listed first. The cell itself is then trained on all training images.
 
     Args:
-        folder: the cell's results folder; the benchmark's ``choices`` has ``{method: {Class.argument: [values]}}``.
-        cell: the cell.
+        folder: the results folder; its benchmark's ``choices`` are ``{method: {Class.argument: [values]}}``.
+        cell: the cell to choose for.
 
     Returns:
         ``arguments`` (the chosen ones), ``candidates`` (each with its accuracy), ``val_size``, and ``overrides``, the
-        settings that put the choice into the ``fit``.
+        settings that pass the choice to the ``fit``.
     """
     settings, method = folder.benchmark.settings, str(cell.method)
     held_out = {"data": {"init_args": {"val_size": settings.val_size}}}
     candidates: list[dict[str, Any]] = []
     for number, arguments in enumerate(combinations(settings.choices[method])):
-        place = folder.choices_of(cell) / str(number)
+        path = folder.choices_of(cell) / str(number)
         overrides = {"model": {"strategies": folder.benchmark.chosen(method, arguments)}, **held_out}
-        folder.begin(cell, place)
-        candidates.append({"arguments": arguments, "val_acc1": _accuracy(folder, cell, place, overrides)})
-        folder.say(f"  {cell} {arguments}: {candidates[-1]['val_acc1']:.2f} percent on validation images")
+        folder.mark_started(cell, path)
+        candidates.append({"arguments": arguments, "val_acc1": _accuracy(folder, cell, path, overrides)})
+        folder.log(f"  {cell} {arguments}: {candidates[-1]['val_acc1']:.2f} percent on validation images")
     best = max(candidates, key=lambda candidate: float(candidate["val_acc1"]))
     return {
         "arguments": best["arguments"],
@@ -46,15 +46,15 @@ def choose(folder: ResultsFolder, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _accuracy(folder: ResultsFolder, cell: Cell, place: Path, overrides: dict[str, Any]) -> float:
-    kept = place / "accuracy.json"
-    if kept.is_file():
-        return float(json.loads(kept.read_text(encoding="utf-8")))
+def _accuracy(folder: ResultsFolder, cell: Cell, path: Path, overrides: dict[str, Any]) -> float:
+    stored = path / "accuracy.json"
+    if stored.is_file():
+        return float(json.loads(stored.read_text(encoding="utf-8")))
     weights = folder.teachers.weights(str(cell.teacher))
-    outcome = train_alone(Job(cell, folder.benchmark.words(cell, weights, place, overrides), place))
+    outcome = train_alone(Job(cell, folder.benchmark.args(cell, weights, path, overrides), path))
     accuracy = 0.0
     if outcome.status == "done":
-        accuracy = RunFolder(place).rows()[-1]["val/acc1"]
-    write_text(kept, json.dumps(accuracy))
-    remove(place / "checkpoints")
+        accuracy = RunFolder(path).rows()[-1]["val/acc1"]
+    write_text(stored, json.dumps(accuracy))
+    remove(path / "checkpoints")
     return accuracy

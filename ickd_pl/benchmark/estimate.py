@@ -1,4 +1,4 @@
-"""What a benchmark will cost: its cells, its steps, and an estimate from a short timing on this machine."""
+"""Estimates a benchmark's cost: cells, steps, and time from a short measurement on this machine."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs import RunFolder
 from ickd_pl.runs.data_options import data_name
 
-# A timing's epochs and steps. What comes first is slower, for memory is allocated and kernels are compiled: the last
-# epoch counts.
+# Epochs and steps of a timing. Only the last epoch counts: the first is slower, since memory is allocated and kernels
+# are compiled.
 EPOCHS, STEPS = 3, 12
 
 
 @dataclass
 class Timing:
-    """Seconds of the parts of a run."""
+    """Seconds for start-up, for one step, and for an epoch apart from its steps."""
 
     start: float
     step: float
     epoch: float
 
     def of(self, epochs: int, steps: int) -> float:
-        """A run's seconds: epochs of so many steps, each with its evaluation and checkpoint."""
+        """Seconds of a run with this many epochs and steps per epoch, including evaluation and checkpoints."""
         return self.start + epochs * (steps * self.step + self.epoch)
 
 
 class _Stopwatch(pl.Callback):
-    """Times the steps, and what an epoch has beside them: evaluation, rows, checkpoint."""
+    """Measures the steps, and the rest of an epoch: evaluation, metrics.csv, checkpoint."""
 
     def __init__(self) -> None:
         self.steps: list[list[float]] = []
@@ -85,14 +85,14 @@ def _now(module: pl.LightningModule) -> float:
 def describe(
     benchmark: Benchmark, folder: Path | None, shard: tuple[int, int], timed: bool, commands: bool
 ) -> Iterator[str]:
-    """The plan, line by line, each as soon as it is known: a timing takes a while.
+    """Yield the plan line by line, since timing takes a while.
 
     Args:
-        benchmark: what is planned.
-        folder: a results folder whose finished cells do not count, or None.
-        shard: (i, n): the i-th of n parts, from 1.
+        benchmark: to plan.
+        folder: results folder whose finished cells are skipped, or None.
+        shard: (i, n): the i-th of n parts, counted from 1.
         timed: time a few steps for an estimate.
-        commands: also print every cell as a command of its own.
+        commands: also print the command of each cell.
     """
     groups = [group for group in shard_of(benchmark.groups, shard) if not _done(group, folder)]
     total, steps = 0.0, 0
@@ -104,7 +104,7 @@ def describe(
         text = f"{group}: {epochs} epochs x {per_epoch} steps"
         text += f", {runs} times (a choice among {runs - 1})" if runs > 1 else ""
         if timed:
-            # Another seed costs the same.
+            # Other seeds cost the same.
             key = (group.cells[0].pair, tuple(cell.method or cell.network for cell in group.cells))
             if key not in timings:
                 timings[key] = _time(benchmark, group)
@@ -126,7 +126,7 @@ def describe(
 
 
 def _candidates(benchmark: Benchmark, group: Group) -> int:
-    """How many runs there are before a cell's own, to choose its arguments."""
+    """Number of runs that choose a cell's arguments before its own training."""
     listed = benchmark.settings.choices.get(str(group.cells[0].method))
     return len(combinations(listed)) if listed else 0
 
@@ -136,7 +136,7 @@ def _done(group: Group, folder: Path | None) -> bool:
 
 
 def _size(benchmark: Benchmark, group: Group) -> tuple[int, int]:
-    """Epochs (with a first stage's) and steps an epoch."""
+    """Number of epochs (including a first stage) and of steps per epoch."""
     from ickd_pl.strategies import from_spec
 
     cell = group.cells[0]
@@ -150,17 +150,17 @@ def _size(benchmark: Benchmark, group: Group) -> tuple[int, int]:
 
 
 def _time(benchmark: Benchmark, group: Group) -> Timing | str:
-    """Run one short epoch as the benchmark would, in a folder that is thrown away; a text where it is refused."""
-    if group.cells[0].kind == "teacher" and Teachers(benchmark, Path(), print).given(group.cells[0]):
-        return "given or fetched, not trained"
+    """Time a group's shortened training in a temporary folder; returns the reason if it is not trained."""
+    if group.cells[0].kind == "teacher" and Teachers(benchmark, Path(), print).is_external(group.cells[0]):
+        return "teacher from a file or download, not trained"
     with tempfile.TemporaryDirectory() as scratch, quietly():
         began = time.perf_counter()
         watch = _Stopwatch()
         jobs = []
         for cell in group.cells:
-            place = Path(scratch) / str(cell)
-            words = benchmark.words(cell, None, place, _short(benchmark, group, cell))
-            jobs.append(Job(cell, words, place, [watch]))
+            folder = Path(scratch) / str(cell)
+            args = benchmark.args(cell, None, folder, _short(benchmark, group, cell))
+            jobs.append(Job(cell, args, folder, [watch]))
         try:
             refused = _run(jobs, Path(scratch) / "pack.ckpt", watch)
         except UserError as error:
@@ -174,7 +174,7 @@ def _time(benchmark: Benchmark, group: Group) -> Timing | str:
 
 
 def _short(benchmark: Benchmark, group: Group, cell: Cell) -> dict[str, Any]:
-    """What shortens a cell: few steps, one epoch of a first stage, and no floor under a teacher that is not trained."""
+    """Settings that shorten a cell: few steps, a one-epoch first stage, no minimum accuracy of the teacher."""
     model: dict[str, Any] = {"milestones": [], "teacher_floor": None}
     strategies = benchmark.strategies(str(cell.method)) if cell.method else []
     if any("pretrain_epochs" in spec.get("init_args", {}) for spec in strategies):
@@ -187,12 +187,12 @@ def _short(benchmark: Benchmark, group: Group, cell: Cell) -> dict[str, Any]:
 
 
 def _share(benchmark: Benchmark, group: Group) -> float:
-    """The part of an epoch that is timed. A fraction: Lightning takes the whole number 1 for all batches."""
+    """The fraction of an epoch to time. A float: Lightning treats the integer 1 differently."""
     return min(1.0, STEPS / _size(benchmark, group)[1])
 
 
 def _run(jobs: list[Job], path: Path, watch: _Stopwatch) -> str:
-    """Train the jobs with untrained teachers, whose speed is the same."""
+    """Train the jobs with untrained teachers (same speed); returns why they were refused, or an empty string."""
     if len(jobs) == 1:
         built = build(jobs[0])
         if not isinstance(built, CellCLI):
@@ -212,8 +212,8 @@ def _command(benchmark: Benchmark, cell: Cell, folder: Path | None) -> str:
         weights = Teachers(benchmark, root, print).weights(cell.teacher)
         if benchmark.settings.teachers.get == "train" and not weights.is_file():
             weights = RunFolder.of(alone, _data_name(benchmark), None, cell.teacher, [], _teacher_seed(benchmark)).last
-    words = benchmark.words(cell, weights, root / "commands", {})
-    return " ".join(["python cli.py", *words, "--trainer.default_root_dir", alone.as_posix()])
+    args = benchmark.args(cell, weights, root / "commands", {})
+    return " ".join(["python cli.py", *args, "--trainer.default_root_dir", alone.as_posix()])
 
 
 def _data_name(benchmark: Benchmark) -> str:

@@ -1,4 +1,4 @@
-"""What a result depends on, as hashes: the code that trains, the cell's own methods, the data, the teacher."""
+"""Hashes of what a result depends on: the training code, the cell's methods, the data, the teacher."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from ickd_pl.version import __version__
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NAME = _PACKAGE.name
 
-# What takes no part in training. All else of the package does, so that a new file is never forgotten.
-_APART = (
+# Files that do not affect training. All other files of the package are hashed, so that a new one is never missed.
+_NOT_HASHED = (
     "__init__.py",
     "__main__.py",
     "benchmark",
@@ -41,18 +41,18 @@ _APART = (
     "version.py",
     "weights/export.py",
 )
-# Of the benchmark: what trains its cells, and what chooses their arguments.
-_OF_THE_BENCHMARK = ("benchmark/cells.py", "benchmark/choose.py")
+# Exceptions: these files of the benchmark train its cells and choose their arguments.
+_HASHED_OF_BENCHMARK = ("benchmark/cells.py", "benchmark/choose.py")
 
 
 class Identity(NamedTuple):
-    """What results must share to stand in one table.
+    """What results must have in common to be comparable.
 
     Attributes:
-        code_hash: of the code that all cells share.
-        data_hash: of the images, labels and constants.
+        code_hash: of the code that all cells use.
+        data_hash: of the images, labels and normalisation constants.
         teacher_hash: of the teacher's weights; None for a teacher itself.
-        method_hash: of the code of the cell's own methods; None in the files of versions that had no such hash.
+        method_hash: of the code of the cell's methods; None in files of versions without this hash.
     """
 
     code_hash: str
@@ -62,23 +62,23 @@ class Identity(NamedTuple):
 
     @property
     def code(self) -> tuple[str, str | None]:
-        """What the code was, all of it."""
+        """Both hashes of code: the shared code's and the methods'."""
         return self.code_hash, self.method_hash
 
 
 @cache
 def code_hash() -> str:
-    """SHA-256 over the package's code that every cell trains with, whatever its methods."""
+    """SHA-256 of the package's code that every cell uses, whatever its methods."""
     paths = {path.relative_to(_PACKAGE).as_posix(): path for path in _PACKAGE.rglob("*.py")}
     return _hash({name: path for name, path in paths.items() if _is_shared(name)})
 
 
 @cache
 def method_hash(*classes: type[LossStrategy]) -> str:
-    """SHA-256 over the code of some methods: the modules of their classes, and their own modules that these import.
+    """SHA-256 of the code of methods: the modules of their classes and the method modules that these import.
 
     Args:
-        classes: of methods of the package, or of the user's own.
+        classes: method classes, of the package or custom.
 
     Raises:
         UserError: a class has no source file.
@@ -87,12 +87,12 @@ def method_hash(*classes: type[LossStrategy]) -> str:
 
 
 def _is_shared(name: str) -> bool:
-    apart = any(f"{name}/".startswith(f"{room}/") for room in _APART)
-    return name in _OF_THE_BENCHMARK or not (apart or _is_of_a_method(name))
+    excluded = any(f"{name}/".startswith(f"{part}/") for part in _NOT_HASHED)
+    return name in _HASHED_OF_BENCHMARK or not (excluded or _is_of_a_method(name))
 
 
 def _is_of_a_method(name: str) -> bool:
-    """Whether a file of the package belongs to some methods only: one that lies directly in ``strategies``."""
+    """Whether a file of the package is specific to some methods: it is directly in ``strategies``."""
     folder, _, file = name.rpartition("/")
     return folder == "strategies" and file not in ("__init__.py", "base.py")
 
@@ -105,65 +105,65 @@ def _hash(files: Mapping[str, Path]) -> str:
 
 
 def _tree(node: object) -> object:
-    """A syntax tree as nested lists, without docstrings, and without empty fields, which Python's versions differ in.
+    """A syntax tree as nested lists, without empty fields (they differ between Python versions) and docstrings.
 
-    Texts that stand alone do nothing, wherever they stand.
+    All strings that are statements of their own are left out: they have no effect.
     """
     if isinstance(node, ast.AST):
         fields = [[name, _tree(value)] for name, value in ast.iter_fields(node) if value not in (None, [])]
         return [type(node).__name__, *fields]
     if isinstance(node, list):
-        return [_tree(each) for each in node if not (isinstance(each, ast.Expr) and _is_text(each.value))]
+        return [_tree(each) for each in node if not (isinstance(each, ast.Expr) and _is_string(each.value))]
     return repr(node)
 
 
-def _is_text(node: ast.expr) -> bool:
+def _is_string(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _modules_of(classes: Iterable[type[LossStrategy]]) -> dict[str, Path]:
-    """The modules of some methods, followed through their imports: name and file."""
+    """Names and files of the modules of methods, and of the modules they import, recursively."""
     bases = {base.__module__ for cls in classes for base in cls.__mro__ if issubclass(base, LossStrategy)}
-    homes = {}
+    roots = {}
     for name in bases - {LossStrategy.__module__}:
         path = _source(name)
         if path is None:
             raise UserError(
-                f"the methods of {name} have no source file: define them in a module, so that a change shows"
+                f"the methods of {name} have no source file: define them in a module, so that changes are detected"
             )
         if not name.startswith(f"{_NAME}."):
-            homes[name.partition(".")[0]] = path.parent
+            roots[name.partition(".")[0]] = path.parent
     found: dict[str, Path] = {}
-    waiting = sorted(bases)
-    while waiting:
-        name = waiting.pop()
-        path = _source(name) if name not in found and _is_own(name, homes) else None
+    pending = sorted(bases)
+    while pending:
+        name = pending.pop()
+        path = _source(name) if name not in found and _is_own(name, roots) else None
         if path is not None:
             found[name] = path
-            waiting += _imports(name, path)
+            pending += _imports(name, path)
     return found
 
 
-def _is_own(name: str, homes: Mapping[str, Path]) -> bool:
-    """Whether a module belongs to methods: a method's file of the package, or beside the user's own class."""
+def _is_own(name: str, roots: Mapping[str, Path]) -> bool:
+    """Whether a module belongs to methods: a method file of the package, or a module next to a custom class."""
     top, _, inner = name.partition(".")
     if top == _NAME:
         return _is_of_a_method(f"{inner.replace('.', '/')}.py")
-    beside = (path / file for path in homes.values() for file in (f"{top}.py", f"{top}/__init__.py"))
-    return top in homes or any(file.is_file() for file in beside)
+    beside = (path / file for path in roots.values() for file in (f"{top}.py", f"{top}/__init__.py"))
+    return top in roots or any(file.is_file() for file in beside)
 
 
 def _source(name: str) -> Path | None:
     try:
         spec = find_spec(name)
-    except (ImportError, ValueError):  # no module, or one without a file, such as a notebook
+    except (ImportError, ValueError):  # not a module, or one without a file, such as a notebook
         return None
     origin = str(spec.origin) if spec is not None else ""
     return Path(origin) if origin.endswith(".py") else None
 
 
 def _imports(name: str, path: Path) -> Iterator[str]:
-    """What may be a module of all that a module imports, inside functions as well."""
+    """All imported names of a module that may be modules, including imports inside functions."""
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
         if isinstance(node, ast.Import):
@@ -173,22 +173,22 @@ def _imports(name: str, path: Path) -> Iterator[str]:
             yield source
             for alias in node.names:
                 yield f"{source}.{alias.name}"
-                # ``from ickd_pl.strategies import KD`` names a class, which has a module of its own.
+                # ``from ickd_pl.strategies import KD`` imports a class, which is defined in another module.
                 yield str(getattr(getattr(sys.modules.get(source), alias.name, None), "__module__", source))
 
 
 def data_hash(data: Any) -> str:
-    """SHA-256 over the images and labels that a run trains on and is evaluated on, in their order.
+    """SHA-256 of the images and labels for training and evaluation, in order.
 
-    Of a data module of the package these are the stored images, and the constants that they are normalised with.
-    Of any other it is what its loaders yield under a fixed seed: the training batches of one epoch, augmented as they
-    come, and the validation and test batches.
+    For a data module of the package: the stored images and their normalisation constants. For any other: the batches
+    that its loaders yield under a fixed seed, that is one epoch of (augmented) training batches, and the validation
+    and test batches.
 
     Args:
-        data: a data module; it is prepared and set up here.
+        data: a data module; this prepares it and sets it up.
 
     Raises:
-        UserError: what another data module yields is no batch of images and labels.
+        UserError: a custom data module yields something other than batches of images and labels.
     """
     digest = hashlib.sha256()
     data.prepare_data()
@@ -198,7 +198,7 @@ def data_hash(data: Any) -> str:
     for split in ("train", data.eval_split, "test"):
         images, labels = data._part(split)
         _update(digest, ((f"{split} image", images), (f"{split} label", labels)))
-    # Of all training images, also where a run sees a part of them.
+    # Computed from all training images, even if a run uses only some.
     digest.update(repr((list(data.mean), list(data.std))).encode())
     return digest.hexdigest()
 
@@ -221,7 +221,7 @@ def _yielded(data: pl.LightningDataModule) -> Iterator[tuple[str, Tensor]]:
 
 
 def network_hash(net: nn.Module) -> str:
-    """SHA-256 over a network's weights and buffers by name, whatever file they came from."""
+    """SHA-256 of a network's weights and buffers with their names, independent of the file they came from."""
     digest = hashlib.sha256()
     _update(digest, sorted(net.state_dict().items()))
     return digest.hexdigest()
@@ -235,7 +235,7 @@ def _update(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that moves numbers."""
+    """Versions of everything that affects the results."""
     return {
         "ickd_pl": __version__,
         "python": platform.python_version(),
@@ -244,12 +244,12 @@ def versions() -> dict[str, str]:
 
 
 def where(trainer: pl.Trainer) -> dict[str, str]:
-    """Device and precision as the trainer really has them: on a CPU 16-mixed, for one, becomes bf16-mixed."""
+    """Device and precision that the trainer actually uses: 16-mixed, for example, becomes bf16-mixed on a CPU."""
     return {"device": device_name(trainer.strategy.root_device), "precision": str(trainer.precision)}
 
 
 def device_name(device: torch.device) -> str:
-    """The device a run was on, as a person would name it."""
+    """A readable name of a device."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,4 +1,4 @@
-"""What the benchmark.yaml of a results folder may say: a file in a folder may be a stranger's, and names no code."""
+"""Checks the benchmark.yaml of a results folder: it may come from someone else, so it must not name code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs.stored_settings import known_data
 from ickd_pl.training.module import DistillationModule
 
-# What the benchmark.yaml of a results folder may set of the trainer: key, and the texts that it may have.
+# Trainer settings that may be strings in the benchmark.yaml of a results folder, with the allowed values.
 _KEPT_TRAINER: dict[str, tuple[str, ...]] = {
     "accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "strategy": ("auto", "ddp"),
@@ -22,19 +22,19 @@ _KEPT_TRAINER: dict[str, tuple[str, ...]] = {
 
 
 def check_kept(settings: dict[str, Any], path: Path) -> str:
-    """Hold a results folder's benchmark.yaml, from which ``bench run`` goes on alone, to what a file may say.
+    """Check the benchmark.yaml of a results folder, from which ``bench run`` resumes without --config.
 
     Args:
         settings: its content.
         path: of the file.
 
     Returns:
-        A line on the paths and downloads that it decides.
+        A line that shows the paths and downloads it sets.
 
     Raises:
-        UserError: it names a class that is not ours, or a setting that could be one.
+        UserError: it names a class that is not one of ickd_pl's, or a setting that could name one.
     """
-    instead = f"give --config FILE, the benchmark's own file, with --output {path.parent}"
+    instead = f"set --config FILE, the original benchmark file, with --output {path.parent}"
     blocks = {"": settings, "teachers.": dict(_items(settings.get("teachers"), f"{path}: teachers", instead))}
     shown: list[str] = []
     cls: type | None = None

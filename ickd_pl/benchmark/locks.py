@@ -1,4 +1,4 @@
-"""Who is at work in a folder: the operating system's lock, which a process that is killed loses by itself."""
+"""Locks on folders, by the operating system: a killed process releases its lock automatically."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ickd_pl.files import write_text
 
 @contextmanager
 def locked(path: Path, wait: Callable[[str], None] | None) -> Iterator[bool]:
-    """Lock a folder, which is made where there is none.
+    """Lock a folder, which is created if it does not exist.
 
     Args:
         path: the folder.
-        wait: is told who holds the lock, and it is waited for; None: leave it to that process.
+        wait: called with the lock's holder before waiting for it; None: do not wait.
 
     Returns:
-        Whether the lock is held now.
+        Whether the lock was acquired.
 
     Raises:
         UserError: the folder cannot be written.
@@ -31,10 +31,10 @@ def locked(path: Path, wait: Callable[[str], None] | None) -> Iterator[bool]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write into {path} ({error.strerror}): give --output another folder") from error
+        raise UserError(f"cannot write into {path} ({error.strerror}): set --output to another folder") from error
     lock, note = FileLock(path / ".lock"), path / ".holder"
     try:
-        lock.acquire(timeout=1)  # `bench status` looks for a moment
+        lock.acquire(timeout=1)  # `bench status` holds it for a moment
     except Timeout:
         if wait is None:
             yield False
@@ -50,7 +50,7 @@ def locked(path: Path, wait: Callable[[str], None] | None) -> Iterator[bool]:
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock of a folder, empty where nobody does."""
+    """The process that holds a folder's lock; empty if it is free."""
     if not (path / ".lock").exists():
         return ""
     try:
@@ -58,7 +58,7 @@ def holder(path: Path) -> str:
             return ""
     except Timeout:
         return _noted(path)
-    except OSError:  # a folder that may only be read holds no lock of ours to try
+    except OSError:  # the lock of a read-only folder cannot be tried
         return ""
 
 

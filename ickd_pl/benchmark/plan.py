@@ -1,4 +1,4 @@
-"""A benchmark as data: which cells there are, and the command that each of them is."""
+"""The plan of a benchmark: its cells and the command of each."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ickd_pl.runs.data_options import data_module
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the table: a teacher, or a student of a pair by a method.
+    """One training run: a teacher, or a pair's student with a method.
 
     Attributes:
         kind: "teacher" or "student".
-        network: the network that is trained.
+        network: the network to train.
         pair: name of the pair's file, None for a teacher.
-        teacher: the teacher's network, None for a teacher itself.
+        teacher: the teacher network, None for a teacher itself.
         method: name of the method's file, None for a teacher.
         seed: of the run.
     """
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        """The cell's folder, under ``cells`` of the results folder."""
+        """The cell's folder, relative to ``cells`` in the results folder."""
         if self.kind == "teacher":
             return Path("teachers", self.network, f"seed_{self.seed}")
         return Path(str(self.pair), str(self.method), f"seed_{self.seed}")
@@ -49,11 +49,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that are trained in one run: a pack, or a single cell.
+    """Cells that are trained together: a pack, or a single cell.
 
     Attributes:
         cells: the cells.
-        packed: whether they are a pack's, be it of one member: more may come later.
+        packed: whether they form a pack; it may have a single member, since methods can be added later.
     """
 
     cells: tuple[Cell, ...]
@@ -61,7 +61,7 @@ class Group:
 
     @property
     def path(self) -> Path:
-        """Where the lock and, for a pack, the checkpoint lie, under the results folder."""
+        """Folder of the lock and, for a pack, of the checkpoint, relative to the results folder."""
         first = self.cells[0]
         if self.packed:
             return Path("packs", str(first.pair), f"seed_{first.seed}")
@@ -76,11 +76,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark file, checked.
+    """A validated benchmark file.
 
     Attributes:
-        settings: the file's content with every key filled in.
-        pairs: the settings of each pair's module, by the pair's name.
+        settings: the file's content, with defaults for missing keys.
+        pairs: the model settings of each pair, by its name.
     """
 
     settings: Settings
@@ -104,16 +104,16 @@ class Benchmark:
 
     @classmethod
     def read(cls, path: str | Path) -> Benchmark:
-        """Read a benchmark file; one that is not here is looked up among the shipped ones.
+        """Read a benchmark file; if the path does not exist, look it up among the shipped ones.
 
         Raises:
-            UserError: it is neither, or its content is wrong.
+            UserError: it is not found, or its content is invalid.
         """
         return cls.of(_read(Path(find_config(str(path), "benchmarks"))), path)
 
     @property
     def cells(self) -> list[Cell]:
-        """Every cell, teachers first, then pair by pair and seed by seed in the methods' order."""
+        """All cells: teachers first, then students by pair, seed and method."""
         s = self.settings
         networks = list(dict.fromkeys(str(pair["teacher"]) for pair in self.pairs.values()))
         teachers = [Cell("teacher", network, s.teachers.seed) for network in networks]
@@ -127,7 +127,7 @@ class Benchmark:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """The cells as they are run: one-stage methods of a pair and a seed together where the benchmark packs."""
+        """The cells grouped as they are trained: with ``pack``, a pair's one-stage methods of a seed together."""
         groups: list[Group] = []
         packs: dict[tuple[str | None, int], list[Cell]] = {}
         for cell in self.cells:
@@ -143,7 +143,7 @@ class Benchmark:
         return [replace(group, cells=whole.get(group.cells[0], group.cells)) for group in groups]
 
     def _packable(self, method: str) -> bool:
-        """What a pack can hold, and has no values of arguments to choose among."""
+        """Whether a method can be trained in a pack and has no arguments to choose."""
         from ickd_pl.strategies import from_spec
         from ickd_pl.training.pack_members import why_alone
 
@@ -151,10 +151,10 @@ class Benchmark:
         return alone is None and method not in self.settings.choices
 
     def chosen(self, method: str, arguments: dict[str, Any], where: str = "choices") -> list[dict[str, Any]]:
-        """A method's strategies with ``{"Class.argument": value}`` put in.
+        """A method's strategies with the arguments ``{"Class.argument": value}``.
 
         Raises:
-            UserError: what is no argument of one of its classes, or a value that the class does not take.
+            UserError: unknown argument, or a value that the class does not accept.
         """
         from ickd_pl.strategies import from_spec
 
@@ -165,7 +165,8 @@ class Benchmark:
             if not matching or not argument:
                 classes = ", ".join(spec["class_path"] for spec in strategies) or "none: it has no strategies"
                 raise UserError(
-                    f"{where}, choices, {method}: {name} is no argument of its methods: give Class.argument ({classes})"
+                    f"{where}, choices, {method}: {name} is not an argument of its methods: "
+                    f"give Class.argument ({classes})"
                 )
             known = list(from_spec(matching[0]).spec()["init_args"])
             if argument not in known:
@@ -178,35 +179,35 @@ class Benchmark:
                 raise UserError(f"{where}, choices, {method}, {arguments}: {' '.join(str(error).split())}") from error
         return strategies
 
-    def words(self, cell: Cell, teacher_weights: Path | None, scratch: Path, overrides: dict[str, Any]) -> list[str]:
-        """The words of the ``fit`` that is the cell.
+    def args(self, cell: Cell, teacher_weights: Path | None, scratch: Path, overrides: dict[str, Any]) -> list[str]:
+        """The command-line arguments of the cell's ``fit``.
 
         Args:
             cell: the cell.
-            teacher_weights: of a student's teacher.
-            scratch: folder for the file with the benchmark's own settings.
-            overrides: further settings (a chosen argument, a validation split), put last.
+            teacher_weights: weights file of a student's teacher.
+            scratch: folder for the config file with the benchmark's settings.
+            overrides: additional settings (chosen arguments, a validation split) with highest priority.
         """
         own = scratch / f"{str(cell).replace('/', '_')}.yaml"
         own.parent.mkdir(parents=True, exist_ok=True)
         own.write_text(yaml.safe_dump(merge(self._own(cell, teacher_weights), overrides), sort_keys=False))
-        stacked = [word for file in [*self._files(cell), str(own)] for word in ("--config", file)]
+        stacked = [arg for file in [*self._files(cell), str(own)] for arg in ("--config", file)]
         return ["fit", *stacked, "--seed_everything", str(cell.seed)]
 
     def recipe(self, cell: Cell) -> dict[str, Any]:
-        """The settings that make the cell, from all its files, without where things lie and how they are shown."""
+        """The settings that determine the cell's result, from all its files, without paths."""
         recipe: dict[str, Any] = {}
         for settings in (*(_read(Path(find_config(file))) for file in self._files(cell)), self._own(cell, None)):
             recipe = merge(recipe, settings)
         for key in ("teacher_weights", "teacher_floor"):
             recipe["model"].pop(key, None)
-        recipe["data"] = without_places(recipe["data"])
+        recipe["data"] = without_paths(recipe["data"])
         recipe["seed_everything"] = cell.seed
         choices = self.settings.choices.get(str(cell.method))
         return {**recipe, **({"choices": choices, "val_size": self.settings.val_size} if choices else {})}
 
     def _files(self, cell: Cell) -> list[str]:
-        """The shipped files that make the cell, before the benchmark's own settings."""
+        """The cell's shipped config files, which the benchmark's own settings override."""
         if cell.kind == "student":
             return ["configs/base.yaml", f"configs/pairs/{cell.pair}.yaml", f"configs/methods/{cell.method}.yaml"]
         own = f"teachers/{cell.network}.yaml"
@@ -232,10 +233,10 @@ class Benchmark:
         return merge(common, {"model": model})
 
     def data(self, kind: str) -> Any:
-        """The data module that cells of a kind, "teacher" or "student", see.
+        """The data module of the cells of a kind, "teacher" or "student".
 
         Raises:
-            UserError: what it does not accept, or what a class of the user's own lacks.
+            UserError: invalid arguments, or a custom class lacks something.
         """
         own = self.settings.teachers.data if kind == "teacher" else {}
         data = data_module(merge(self.settings.data, own))
@@ -243,12 +244,12 @@ class Benchmark:
         return data
 
     def max_epochs(self, kind: str) -> int:
-        """The main epochs of cells of a kind, "teacher" or "student"."""
+        """Number of main epochs of the cells of a kind, "teacher" or "student"."""
         own = self.settings.teachers.trainer if kind == "teacher" else {}
         return int({"max_epochs": MAX_EPOCHS, **self.settings.trainer, **own}["max_epochs"])
 
     def strategies(self, method: str) -> list[dict[str, Any]]:
-        """A method's strategies, as its file has them; a first stage lasts an eighth of the main epochs (30 of 240)."""
+        """A method's strategies from its file; a first stage lasts an eighth of the main epochs (30 of 240)."""
         from ickd_pl.strategies import from_spec
 
         epochs = self.max_epochs("student")
@@ -259,15 +260,15 @@ class Benchmark:
         return found
 
 
-def without_places(data: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a data module without where its files lie and how they come."""
+def without_paths(data: dict[str, Any]) -> dict[str, Any]:
+    """A data module's settings without those that do not affect results: paths, downloads, eval_batch_size."""
     arguments = data.get("init_args") or {}
-    places = ("root", "archive", "download", "eval_batch_size")
-    return {**data, "init_args": {key: value for key, value in arguments.items() if key not in places}}
+    excluded = ("root", "archive", "download", "eval_batch_size")
+    return {**data, "init_args": {key: value for key, value in arguments.items() if key not in excluded}}
 
 
 def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Nested mappings, the second's values winning; a list is replaced as a whole."""
+    """Merge nested mappings; the second's values take precedence, lists are replaced as a whole."""
     both = dict(one)
     for key, value in other.items():
         kept = both.get(key)
@@ -276,7 +277,7 @@ def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def shard_of(groups: Sequence[Group], shard: tuple[int, int]) -> list[Group]:
-    """Every n-th group that trains students, from the i-th (from 1), and the teachers that they need."""
+    """Every n-th group of students, starting with the i-th (from 1), and the teachers they need."""
     index, count = shard
     teachers = [group for group in groups if group.cells[0].kind == "teacher"]
     students = [group for group in groups if group.cells[0].kind == "student"][index - 1 :: count]

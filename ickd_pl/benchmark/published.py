@@ -1,10 +1,10 @@
-"""The published figures that a table is set beside, and what tables call methods and networks.
+"""Published accuracies to compare with, and the names of methods and networks in tables.
 
-``published.csv`` holds the 98 figures of ICKD's table (``ICKD/Cifar100/README.md``; its 77 baselines are
-RepDistiller's) and, for what is not in it, RepDistiller's README: the cross-family pairs, AB, FT and CRD. CRD+KD is in
-neither; its figures are the CRD paper's as another repository copied them, and say so. ``epoch`` says which epoch a
-figure is of: the last for RepDistiller's, unstated for ICKD's own two rows. A top-1 of 0.00 (FSP on a pair whose
-channels differ) is how the source prints "not applicable"; it is kept there as printed and never returned.
+``published.csv`` contains the 98 values of ICKD's table (``ICKD/Cifar100/README.md``; its 77 baselines are
+RepDistiller's) and, for what it lacks, of RepDistiller's README: the cross-family pairs, AB, FT and CRD. CRD+KD is in
+neither; its values are the CRD paper's as copied by another repository, which their source states. ``epoch`` is the
+epoch of a value: the last for RepDistiller's, unstated for ICKD's own two rows. The source prints a top-1 of 0.00 for
+"not applicable" (FSP on a pair with different channels); the file keeps it, but it is never returned.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 EPOCHS = 240
 DATA = "cifar100"
 NUM_TEST = 10_000
-# The names of configs/methods/, as the published tables write them; what is not here keeps its own name.
+# Methods (names in configs/methods/) as the published tables write them; others keep their own names.
 ROWS = {
     "vanilla": "Vanilla",
     "kd": "KD",
@@ -45,7 +45,7 @@ TEACHER = "Teacher"
 
 @dataclass(frozen=True)
 class Published:
-    """A published test accuracy in percent."""
+    """A published test accuracy in %."""
 
     top1: float
     source: str
@@ -53,7 +53,7 @@ class Published:
 
 
 def published(method: str | None, teacher: str, student: str) -> Published | None:
-    """The published figure of a method (a name of configs/methods/; None: the teacher) on a pair, if there is one."""
+    """The published accuracy of a method (a name in configs/methods/; None: the teacher) on a pair, if any."""
     return _table().get((row_name(method), teacher, student))
 
 
@@ -69,12 +69,12 @@ def _table() -> dict[tuple[str, str, str], Published]:
 
 
 def row_name(method: str | None) -> str:
-    """The row of a method; None is the teacher."""
+    """The name of a method's row; None is the teacher."""
     return TEACHER if method is None else ROWS.get(method, method)
 
 
 def network_name(name: str) -> str:
-    """``resnet8x4`` -> ``ResNet8x4``, ``wrn_40_2`` -> ``WRN-40-2``, ``vgg13`` -> ``VGG13``; others as they are."""
+    """``resnet8x4`` -> ``ResNet8x4``, ``wrn_40_2`` -> ``WRN-40-2``, ``vgg13`` -> ``VGG13``; others unchanged."""
     if found := re.fullmatch(r"resnet(\d+(x\d+)?)", name):
         return f"ResNet{found[1]}"
     if found := re.fullmatch(r"wrn_(\d+)_(\d+)", name):

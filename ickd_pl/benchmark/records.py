@@ -1,7 +1,7 @@
-"""The small files of a results folder: benchmark.yaml, and of a cell identity.json and result.json.
+"""Reads and writes the files of a results folder: benchmark.yaml, and identity.json and result.json of each cell.
 
-identity.json says what a run depends on, from its beginning; result.json what it found, when it is done. Each has one
-dataclass, whose fields are the file's keys and their types, one reader and one writer.
+identity.json is written when a run starts and states what it depends on; result.json is written when it is done. Each
+has one dataclass, whose fields are the file's keys and their types, one reader and one writer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 
 FORM = 2
-"""Of identity.json and result.json. Files without one are of form 1: they have no hash of the methods' code."""
-# What a file may hold at most, so that its figures can be added up and its texts shown.
+"""Format version of identity.json and result.json. Files without one are of form 1, without a method hash."""
+# Limits on numbers, string lengths and nesting, so that numbers can be summed and strings shown.
 LARGEST, LONGEST, DEEPEST = 1e18, 10_000, 40
 
 
@@ -29,11 +29,11 @@ def benchmark_file(folder: Path) -> dict[str, Any]:
     """The settings of a results folder.
 
     Raises:
-        UserError: it is none, or its benchmark.yaml is damaged.
+        UserError: it is not a results folder, or its benchmark.yaml is damaged.
     """
     path = folder / "benchmark.yaml"
     if not path.is_file():
-        raise UserError(f"{folder} is no results folder of a benchmark: expected {path}, which `bench run` writes")
+        raise UserError(f"{folder} is not a results folder of a benchmark: expected {path}, which `bench run` writes")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -44,19 +44,19 @@ def benchmark_file(folder: Path) -> dict[str, Any]:
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise UserError(
             f"{path} is damaged ({_one_line(error)}): delete it, and `bench run --config FILE --output {folder}` "
-            "writes it again and keeps the results that are its"
+            "recreates it and keeps the matching results"
         ) from error
     return content
 
 
 @dataclass(frozen=True)
-class Begun:
-    """identity.json: a run that has begun, done or not.
+class StartedRun:
+    """identity.json: a run that was started, finished or not.
 
     Attributes:
-        identities: what it depended on, newest last; several where ``--accept-code`` let it go on with other code.
+        identities: what it depended on, newest last; several if it resumed with different code (``--accept-code``).
         recipe: its settings.
-        form: of the file.
+        form: format version of the file.
     """
 
     identities: list[Identity]
@@ -69,13 +69,13 @@ class Begun:
 
     @property
     def codes(self) -> set[tuple[str, str | None]]:
-        """The hashes of the code that has trained it: the shared code's, and its methods'."""
+        """Hashes of all code that trained it: pairs of the shared code's and its methods'."""
         return {identity.code for identity in self.identities}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellKey:
-    """Which run of the table a result is of. Pair, student and method of a teacher's own training are None."""
+    """The cell of a result. For a teacher's own training, pair, student and method are None."""
 
     kind: Literal["teacher", "student"] = "student"
     pair: str | None = None
@@ -86,16 +86,16 @@ class CellKey:
 
     @property
     def path(self) -> Path:
-        """The cell's folder, under ``cells`` of the results folder."""
+        """The cell's folder, relative to ``cells`` in the results folder."""
         parent = ("teachers", self.teacher) if self.kind == "teacher" else (str(self.pair), str(self.method))
         return Path(*parent, f"seed_{self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
-    """result.json: what a cell found, and all that it depends on. What is not known is None; accuracies are percent.
+    """result.json: a cell's results and all they depend on. Unknown values are None; accuracies are in %.
 
-    A field that is added here is read, written and a column of report.csv.
+    A field added here is read, written and becomes a column of report.csv.
     """
 
     form: int = 1
@@ -124,15 +124,15 @@ class CellResult:
     data_hash: str
     teacher_hash: str | None = None
     method_hash: str | None = None
-    weights: str | None = None  # the file of a teacher that was not trained here
+    weights: str | None = None  # file of a teacher that was not trained by this benchmark
     accepted_code: bool = False
     chosen_on_validation: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        # A teacher that was fetched has no epochs, time or speed of its own.
+        # A fetched teacher has no epochs, time or speed.
         for name in ("data", "split", "num_test", "acc1_last"):
             if self.status == "done" and getattr(self, name) is None:
-                raise ValueError(f"no {name}, which a finished cell has")
+                raise ValueError(f"no {name}, which a finished cell must have")
 
     @property
     def hours(self) -> float | None:
@@ -140,58 +140,58 @@ class CellResult:
 
     @property
     def identity(self) -> Identity:
-        """What it depends on."""
+        """What the result depends on."""
         return Identity(**{name: getattr(self, name) for name in Identity._fields})
 
 
-Record = TypeVar("Record", Begun, CellResult)
+Record = TypeVar("Record", StartedRun, CellResult)
 
 
-def read_begun(folder: Path) -> Begun | None:
-    """What the run in a folder depends on, None where none has begun.
+def read_started(folder: Path) -> StartedRun | None:
+    """What the run in a folder depends on; None if no run has started.
 
     Raises:
         UserError: the file is damaged.
     """
-    return _read(folder / "identity.json", Begun)
+    return _read(folder / "identity.json", StartedRun)
 
 
-def write_begun(folder: Path, identity: Identity, recipe: dict[str, Any]) -> Begun:
-    """Note what a run depends on before it trains. It stays when the run is done."""
-    kept = read_begun(folder)
-    begun = Begun([*(i for i in (kept.identities if kept else []) if i != identity), identity], recipe, FORM)
-    _write(folder / "identity.json", begun)
-    return begun
+def write_started(folder: Path, identity: Identity, recipe: dict[str, Any]) -> StartedRun:
+    """Record what a run depends on before it trains. The file is kept after the run."""
+    kept = read_started(folder)
+    started = StartedRun([*(i for i in (kept.identities if kept else []) if i != identity), identity], recipe, FORM)
+    _write(folder / "identity.json", started)
+    return started
 
 
 def read_result(folder: Path) -> CellResult | None:
-    """The result of the cell in a folder, None where there is none yet.
+    """The result of the cell in a folder; None if there is none yet.
 
     Raises:
-        UserError: the file is damaged, or is another cell's: a copied folder would count twice.
+        UserError: the file is damaged, or of another cell: a copied folder would count twice.
     """
     result = _read(path := folder / "result.json", CellResult)
     if result is not None and result.cell.path.parts != folder.parts[-3:]:
-        raise damaged(path, f"it is the result of {_short(result.cell.path.as_posix())} and lies elsewhere")
+        raise damaged(path, f"it is the result of {_short(result.cell.path.as_posix())} and is stored elsewhere")
     return result
 
 
 def write_result(folder: Path, result: CellResult) -> None:
-    """Write result.json in one step."""
+    """Write result.json atomically."""
     _write(folder / "result.json", result)
 
 
 def damaged(path: Path, why: str | Exception) -> UserError:
-    """The error for a file of a cell that cannot be used."""
+    """The error for an unusable file of a cell."""
     return UserError(
-        f"{path} is damaged ({_one_line(why)}): move {path.parent} away, and `bench run` makes its cell again"
+        f"{path} is damaged ({_one_line(why)}): move {path.parent} away, and `bench run` trains its cell again"
     )
 
 
-def _write(path: Path, record: Begun | CellResult) -> None:
+def _write(path: Path, record: StartedRun | CellResult) -> None:
     content = asdict(record)
     if content.get("weights", "") is None:
-        del content["weights"]  # only what says where a teacher came from has it
+        del content["weights"]  # only results of external teachers have this key
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -206,10 +206,10 @@ def _read(path: Path, kind: type[Record]) -> Record | None:
 
 
 def _parse(value: Any, kind: Any, name: str) -> Any:
-    """A value as the type of a field; only the types that are written in this file are ever built.
+    """Convert a value to a field's type; only the types declared in this file are ever created.
 
     Raises:
-        ValueError: the field, what it holds, and what was expected.
+        ValueError: naming the field, its value and what was expected.
     """
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     kind, inner = get_origin(options[0]) or options[0], get_args(options[0])
@@ -233,7 +233,7 @@ def _parse(value: Any, kind: Any, name: str) -> Any:
     raise ValueError(f"{_short(name)} is {_short(repr(value))}, expected {expected}{null}")
 
 
-_EXPECTED = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"}
+_EXPECTED = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list"}
 _EXPECTED[Identity] = f"a list of {', '.join(Identity._fields)}"
 
 
@@ -251,7 +251,7 @@ def _parse_fields(content: dict[str, Any], kind: Any, prefix: str) -> Any:
 
 
 def _check_plain(value: Any, name: str) -> None:
-    """A value is shown in tables and added up: nothing in it may be too deep, too long or too large for that."""
+    """Check that a value is not too deeply nested, too long or too large to be summed and shown in tables."""
     level = [value]
     for _ in range(DEEPEST):
         for v in level:

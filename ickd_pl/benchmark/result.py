@@ -1,4 +1,4 @@
-"""A cell's result: what it found, and all that it depends on."""
+"""Creates a cell's result: its accuracies and all they depend on."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def make_result(
     outcome: Outcome,
     identity: Identity,
     recipe: dict[str, Any],
-    given: Path | None,
+    teacher_file: Path | None,
 ) -> CellResult:
-    """All that is known of a cell that is done, failed or refused.
+    """The result of a cell that is done, failed or refused.
 
     Args:
-        folder: the cell's results folder.
+        folder: the results folder.
         cell: the cell.
-        outcome: of its training.
-        identity: what it depends on.
-        recipe: its settings.
-        given: the weights of a teacher that was not trained here.
+        outcome: how its training ended.
+        identity: what the cell depends on.
+        recipe: the cell's settings.
+        teacher_file: weights of a teacher that was not trained by this benchmark, or None.
     """
     data = folder.benchmark.data(cell.kind)
     data.prepare_data()
     known: dict[str, Any] = {"status": outcome.status, "reason": outcome.reason, **identity._asdict()}
     if outcome.status == "done":
-        known |= _measured(folder, cell, outcome, data, recipe.get("trainer", {}), given)
+        known |= _measured(folder, cell, outcome, data, recipe.get("trainer", {}), teacher_file)
     return CellResult(
         form=FORM,
         cell=CellKey(
@@ -58,23 +58,23 @@ def make_result(
 
 
 def _measured(
-    folder: ResultsFolder, cell: Cell, outcome: Outcome, data: Any, settings: dict[str, Any], given: Path | None
+    folder: ResultsFolder, cell: Cell, outcome: Outcome, data: Any, settings: dict[str, Any], teacher_file: Path | None
 ) -> dict[str, Any]:
     """The fields that only a finished cell has."""
-    place = folder.place(cell)
-    if given is not None:
-        return {**folder.teachers.measured(cell, given, data, place, settings), "weights": str(given)}
-    net = load_student(RunFolder(place).last)
-    predicted, labels, trainer = predict(net, data, place, settings)
+    path = folder.cell_folder(cell)
+    if teacher_file is not None:
+        return {**folder.teachers.measured(cell, teacher_file, data, path, settings), "weights": str(teacher_file)}
+    net = load_student(RunFolder(path).last)
+    predicted, labels, trainer = predict(net, data, path, settings)
     found = {
         "num_test": len(labels),
         "parameters": sum(p.numel() for p in net.parameters()),
         "config": outcome.cli.settings if outcome.cli is not None else None,
         **where(trainer),
-        **_from_metrics(RunFolder(place), int(data.num_train)),
+        **_from_metrics(RunFolder(path), int(data.num_train)),
     }
     if found["split"] == "val":
-        # A user's own data module evaluates its epochs on a validation split; the table is of the test images.
+        # A custom data module evaluates epochs on a validation split, but results are for the test images.
         found |= dict.fromkeys(("acc1_best", "best_epoch", "acc5_last"))
         found |= {"split": "test", "acc1_last": 100 * float((predicted == labels).mean())}
     if cell.kind == "teacher":
@@ -89,7 +89,7 @@ def _from_metrics(run: RunFolder, num_train: int) -> dict[str, Any]:
     evaluated = [row for row in main if f"{split}/acc1" in row]
     if not evaluated:
         raise UserError(
-            f"{run.metrics} has no evaluated epoch: leave trainer.check_val_every_n_epoch and its limits alone"
+            f"{run.metrics} has no evaluated epoch: remove trainer.check_val_every_n_epoch and limit_* settings"
         )
     last, best = evaluated[-1], max(evaluated, key=lambda row: row[f"{split}/acc1"])
     seconds = sum(row["seconds"] for row in rows)

@@ -1,4 +1,4 @@
-"""What a benchmark file may say. All of it is checked before a results folder is touched."""
+"""The settings of a benchmark file. All are checked before a results folder is touched."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ickd_pl.runs.fit import TRAINER_DEFAULTS
 
 MAX_EPOCHS = int(str(TRAINER_DEFAULTS["max_epochs"]))
 GET = ("train", "fetch", "fetch_or_train")
-# Settings that a row, a column or another key of the file has already: set twice, a row would not be what it is called.
+# Settings that rows, columns or other keys of the file determine: setting them would change what a row means.
 _MODEL = {
     "student": "the pairs name it",
     "teacher": "the pairs name it",
     "teacher_weights": "they come from the teachers block",
     "teacher_floor": "set teachers.floor",
-    "strategies": "the methods name them; values to choose among go under choices",
-    "ce_weight": "it is a part of each method's file",
+    "strategies": "the methods name them; list values to choose from under choices",
+    "ce_weight": "each method's file sets it",
 }
-_ENDS = "a cell is done after max_epochs, and a shorter one would stand beside the others"
+_ENDS = "a cell ends after max_epochs, and a shorter one would not be comparable"
 _TRAINER = {
-    "callbacks": "they may change what is trained, and no result would say so",
+    "callbacks": "they may change the training, which no result would show",
     "max_time": _ENDS,
     "max_steps": _ENDS,
     "min_steps": _ENDS,
     "fast_dev_run": "it leaves no result",
-    "limit_val_batches": "accuracies are of all test images",
-    "val_check_interval": "accuracies are those of whole epochs",
+    "limit_val_batches": "accuracies are for all test images",
+    "val_check_interval": "accuracies are for whole epochs",
 }
 
 
@@ -47,11 +47,11 @@ class TeacherSettings:
     """The ``teachers`` block of a benchmark file.
 
     Attributes:
-        get: how they come, one of ``GET``.
-        seed: of their training.
-        weights: files of teachers of the user's own, by network.
-        data, trainer, model: what differs from the students' settings.
-        floor: top-1 accuracy in percent, below which no student is trained.
+        get: how teachers are obtained, one of ``GET``.
+        seed: for their training.
+        weights: files of custom teacher weights, by network.
+        data, trainer, model: settings that differ from the students'.
+        floor: minimum top-1 accuracy in %; below it no student is trained.
     """
 
     get: str = "train"
@@ -65,7 +65,7 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A benchmark file; docs/benchmark.md says what each key is for."""
+    """A benchmark file; docs/benchmark.md explains each key."""
 
     name: str = ""
     data: dict[str, Any] = field(default_factory=dict)
@@ -81,11 +81,11 @@ class Settings:
 
     @classmethod
     def of(cls, content: Any, source: str | Path) -> Settings:
-        """Check a benchmark file's content.
+        """Validate the content of a benchmark file.
 
         Args:
-            content: of the file.
-            source: the file; its name is the benchmark's where it gives none.
+            content: parsed YAML.
+            source: path of the file; its stem is the default name.
 
         Raises:
             UserError: naming the file and the key, with what was expected and what came.
@@ -111,9 +111,9 @@ Block = TypeVar("Block")
 
 
 def read_as(cls: type[Block], content: Any, where: str) -> Block:
-    """Build a dataclass from plain content: each key a field, each value of the field's type.
+    """Create a dataclass from a mapping of its fields, and check the values' types.
 
-    Of a list or a mapping only that it is one is checked here.
+    The items of lists and mappings are not checked here.
 
     Raises:
         UserError: naming the key, with what was expected and what came.
@@ -139,17 +139,17 @@ def read_as(cls: type[Block], content: Any, where: str) -> Block:
 
 
 def _check_part(part: Settings | TeacherSettings, where: str, packs: bool) -> None:
-    """The settings of the students, or of the teachers."""
+    """Check the settings of the students or of the teachers."""
     for name, refused in (("model", _MODEL), ("trainer", _TRAINER)):
         for key in getattr(part, name):
             if key in refused:
-                raise UserError(f"{where}, {name}: {key} cannot be set here: {refused[key]}; take it out")
+                raise UserError(f"{where}, {name}: {key} cannot be set here: {refused[key]}; remove it")
     arguments = part.data.get("init_args") or {}
     if not isinstance(arguments, dict):
         raise UserError(f"{where}, data: init_args must be a dict, got {arguments!r}")
     if arguments.get("val_size"):
         raise UserError(
-            f"{where}, data: val_size cannot be set here, for the table is of the test images; take it out (choices "
+            f"{where}, data: val_size cannot be set here, since results are for the test images; remove it (choices "
             "are made on val_size images, a key of the file itself)"
         )
     epochs, every = part.trainer.get("max_epochs", MAX_EPOCHS), part.trainer.get("check_val_every_n_epoch", 1)
@@ -159,23 +159,21 @@ def _check_part(part: Settings | TeacherSettings, where: str, packs: bool) -> No
     if epochs % every:
         raise UserError(
             f"{where}, trainer: the last of {epochs} epochs must be evaluated, and check_val_every_n_epoch {every} "
-            "leaves it out: give a divisor, or take it out"
+            "skips it: set a divisor of it, or remove it"
         )
     if packs and part.trainer.get("accumulate_grad_batches", 1) != 1:
-        raise UserError(
-            f"{where}, trainer: a pack cannot use accumulate_grad_batches: set pack to false, or leave it out"
-        )
+        raise UserError(f"{where}, trainer: a pack cannot use accumulate_grad_batches: set pack to false, or remove it")
     _check_devices(part.trainer, f"{where}, trainer")
 
 
 def _check_devices(trainer: Any, where: str) -> None:
-    """Cells are independent: several devices take several shards, not one cell each of them a part."""
+    """Check that a cell uses one device: cells are independent, so several devices run several shards."""
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
     if not one or nodes != 1:
         raise UserError(
             f"{where}: a cell runs on one device, got devices {devices!r}, num_nodes {nodes!r}: start one "
-            "`bench run --shard I/N` for each device (CUDA_VISIBLE_DEVICES), or one cell by the `fit` that "
+            "`bench run --shard I/N` for each device (CUDA_VISIBLE_DEVICES), or run one cell with the `fit` that "
             "`bench plan --commands` prints"
         )
 
@@ -213,7 +211,7 @@ def check_teachers(weights: dict[Any, Any], networks: list[str], where: str) -> 
     """Check ``teachers.weights`` against the pairs' teachers.
 
     Raises:
-        UserError: a network that no pair has, or what is no path.
+        UserError: a network that no pair has, or a value that is not a path.
     """
     for network, path in weights.items():
         if network not in networks:
@@ -225,10 +223,10 @@ def check_teachers(weights: dict[Any, Any], networks: list[str], where: str) -> 
 
 
 def check_data(data: Any) -> None:
-    """Check a data module of the user's own for what a benchmark needs.
+    """Check that a custom data module has what a benchmark needs.
 
     Raises:
-        UserError: naming all that its class lacks.
+        UserError: naming everything the class lacks.
     """
     cls = type(data)
     lacking = [name for name in ("num_classes", "num_train", "batch_size") if not hasattr(data, name)]
@@ -238,11 +236,11 @@ def check_data(data: Any) -> None:
             lacking.append(name)
     if lacking:
         raise UserError(
-            f"data module {cls.__name__} lacks {', '.join(lacking)}: a benchmark needs num_classes, num_train (images "
-            "trained on) and batch_size as attributes, and loaders for train, val and test"
+            f"data module {cls.__name__} lacks {', '.join(lacking)}: a benchmark needs num_classes, num_train (number "
+            "of training images) and batch_size as attributes, and train, val and test loaders"
         )
 
 
 def combinations(listed: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Every combination of a method's listed arguments, the first values first."""
+    """All combinations of a method's listed arguments, in the listed order."""
     return [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]

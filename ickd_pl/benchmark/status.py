@@ -1,4 +1,4 @@
-"""How far a benchmark is, also while it runs."""
+"""The progress of a benchmark, also while it runs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ickd_pl.runs import RunFolder
 
 
 def status(folder: Path) -> str:
-    """A line for each run of the benchmark, and a summary.
+    """One line for each cell of the benchmark, and a summary.
 
     Args:
         folder: the results folder.
 
     Raises:
-        UserError: it is none, or a file in it is damaged.
+        UserError: it is not a results folder, or a file in it is damaged.
     """
     benchmark = Benchmark.of(benchmark_file(folder), folder / "benchmark.yaml")
     lines, counts = [], Counter[str]()
     for group in benchmark.groups:
-        at_work = holder(folder / group.path)
+        holding = holder(folder / group.path)
         for cell in group.cells:
-            state, text = _state(folder, cell, at_work, benchmark)
+            state, text = _state(folder, cell, holding, benchmark)
             counts[state] += 1
             lines.append(f"{state:9} {cell}{text}")
     total = sum(counts.values())
@@ -34,15 +34,15 @@ def status(folder: Path) -> str:
     return "\n".join([*lines, "", f"{benchmark.settings.name}: {total} cells: {summary}"])
 
 
-def _state(folder: Path, cell: Cell, at_work: str, benchmark: Benchmark) -> tuple[str, str]:
-    place = folder / "cells" / cell.path
-    result = read_result(place)
+def _state(folder: Path, cell: Cell, holding: str, benchmark: Benchmark) -> tuple[str, str]:
+    path = folder / "cells" / cell.path
+    result = read_result(path)
     if result is not None:
         reason = f": {result.reason}" if result.reason else ""
         return result.status, ("" if result.acc1_last is None else f" {result.acc1_last:.2f}") + reason
-    epochs, done = benchmark.max_epochs(cell.kind), _epochs(RunFolder(place).metrics)
-    if at_work:
-        return "running", f" epoch {done} of {epochs} ({at_work})"
+    epochs, done = benchmark.max_epochs(cell.kind), _epochs(RunFolder(path).metrics)
+    if holding:
+        return "running", f" epoch {done} of {epochs} ({holding})"
     return ("half done", f" epoch {done} of {epochs}") if done else ("to do", "")
 
 
@@ -54,7 +54,7 @@ def _epochs(path: Path) -> int:
 
 
 def _is_main(epoch: str | None) -> bool:
-    """Main epochs count from 1; a line that was cut short does not count."""
+    """Whether a row is of a main epoch (numbered from 1); a truncated row is not."""
     try:
         return float(epoch or "") >= 1
     except ValueError:

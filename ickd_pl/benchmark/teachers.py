@@ -1,4 +1,4 @@
-"""The benchmark's teachers: trained as cells of their own, fetched, or given as files."""
+"""The benchmark's teachers: trained as cells, fetched, or loaded from files."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from ickd_pl.weights import load_weights
 
 
 class Teachers:
-    """Knows where each teacher's weights are and what they are.
+    """Locates, hashes and checks the weights of each teacher.
 
     Args:
-        benchmark: its ``teachers`` block says how they come.
+        benchmark: its ``teachers`` block states how to obtain them.
         folder: the results folder.
-        say: takes a line on what is being done.
-        checkpoints: where fetched teachers live.
+        log: called with each line of progress.
+        checkpoints: folder of fetched teachers.
     """
 
     def __init__(
-        self, benchmark: Benchmark, folder: Path, say: Callable[[str], None], checkpoints: Path = Path("checkpoints")
+        self, benchmark: Benchmark, folder: Path, log: Callable[[str], None], checkpoints: Path = Path("checkpoints")
     ) -> None:
         self.benchmark, self.settings = benchmark, benchmark.settings.teachers
-        self.folder, self.say, self.checkpoints = folder, say, checkpoints
+        self.folder, self.log, self.checkpoints = folder, log, checkpoints
         self._hashes: dict[str, str] = {}
 
     def weights(self, network: str) -> Path:
-        """The file of a teacher: given, trained here, or where fetched ones lie. It need not be there yet."""
+        """Path of a teacher's weights: from ``teachers.weights``, trained here, or fetched. It may not exist yet."""
         if network in self.settings.weights:
             return Path(self.settings.weights[network])
-        trained = RunFolder(self._place(network)).last
+        trained = RunFolder(self._cell_folder(network)).last
         if self.settings.get == "train" or trained.is_file():
             return trained
         return self._fetched(network)
 
     def hash_of(self, network: str) -> str | None:
-        """The weights' hash; None as long as the teacher is not done: what lies there may be half trained.
+        """Hash of a finished teacher's weights; None before, when the file may be of an unfinished training.
 
         Raises:
             UserError: a damaged file, or one of another network.
         """
         if network not in self._hashes:
-            if not (self._place(network) / "result.json").is_file() or not self.weights(network).is_file():
+            if not (self._cell_folder(network) / "result.json").is_file() or not self.weights(network).is_file():
                 return None
             self._hashes[network] = self.file_hash(network)
         return self._hashes[network]
 
     def file_hash(self, network: str) -> str:
-        """The hash of the weights that are there now.
+        """Hash of the weights currently in the file.
 
         Raises:
             UserError: a damaged file, or one of another network.
@@ -69,29 +69,31 @@ class Teachers:
         try:
             load_weights(net, path, network)
         except UserError as error:
-            if path != RunFolder(self._place(network)).last:
+            if path != RunFolder(self._cell_folder(network)).last:
                 raise
-            place = self._place(network)
-            raise UserError(f"{error} It was trained here: move {place} away, and it is trained again") from error
+            folder = self._cell_folder(network)
+            raise UserError(
+                f"{error} It was trained here: move {folder} away, and `bench run` trains it again"
+            ) from error
         return network_hash(net)
 
     def fault(self, network: str) -> str | None:
-        """Why no student can learn from a teacher, or None where it is done."""
-        result = read_result(self._place(network))
+        """Why a teacher cannot be used, or None if it can or has no result yet."""
+        result = read_result(self._cell_folder(network))
         if result is None or result.status == "done":
             return None
         why = f"its teacher {network} {result.status} ({result.reason})"
-        return f"{why}; move {self._place(network)} away to try again"
+        return f"{why}; move {self._cell_folder(network)} away to try again"
 
-    def given(self, cell: Cell) -> bool:
-        """Whether a teacher comes as a file, so that nothing is trained."""
+    def is_external(self, cell: Cell) -> bool:
+        """Whether a teacher is loaded from a file or fetched, and never trained."""
         return cell.network in self.settings.weights or self.settings.get == "fetch"
 
     def get(self, cell: Cell) -> Path | None:
-        """The file of a teacher that need not be trained; None where it has to be.
+        """Path of a teacher's weights after fetching them if necessary; None if it must be trained.
 
         Raises:
-            UserError: a given file is not there, or no source has it and it may not be trained.
+            UserError: the file does not exist, or cannot be fetched and ``get`` does not allow training.
         """
         if cell.network in self.settings.weights:
             path = Path(self.settings.weights[cell.network])
@@ -104,24 +106,24 @@ class Teachers:
         from ickd_pl.teachers.manifest import manifest_of
 
         try:
-            fetch([cell.network], self.checkpoints, manifest_of(self.checkpoints), log=self.say)
+            fetch([cell.network], self.checkpoints, manifest_of(self.checkpoints), log=self.log)
         except UserError as error:
             if self.settings.get == "fetch":
                 raise UserError(f"{error}; or set teachers.get to fetch_or_train") from error
-            self.say(f"  {cell.network} cannot be fetched ({error}): it is trained")
+            self.log(f"  {cell.network} cannot be fetched ({error}): training it")
             return None
         return self._fetched(cell.network)
 
-    def measured(self, cell: Cell, path: Path, data: Any, place: Path, settings: dict[str, Any]) -> dict[str, Any]:
-        """Read and measure a teacher that was not trained here; a fetched one must be as good as published.
+    def measured(self, cell: Cell, path: Path, data: Any, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+        """Load and test a teacher that was not trained here; a fetched one must reach its published accuracy.
 
         Raises:
-            UserError: a bad file, a fetched teacher below its published accuracy.
+            UserError: an invalid file, or a fetched teacher below its published accuracy.
         """
         with seeded("benchmark"):
             net = get_model(cell.network, data.num_classes)
         load_weights(net, path, cell.network)
-        predicted, labels, trainer = predict(net, data, place, settings)
+        predicted, labels, trainer = predict(net, data, folder, settings)
         acc1 = 100 * float((predicted == labels).mean())
         on_published_images = data_name(data) == DATA and len(labels) == NUM_TEST
         if on_published_images and cell.network not in self.settings.weights:
@@ -136,25 +138,25 @@ class Teachers:
         }
 
     def _verify(self, network: str, path: Path, acc1: float) -> None:
-        """As ``teachers verify`` does it, the record in the manifest included."""
+        """Compare with the published accuracy and record it in the manifest, like ``teachers verify``."""
         from ickd_pl.teachers.fetch import sha256_of
         from ickd_pl.teachers.manifest import TOLERANCE, manifest_of, record, teacher_of
         from ickd_pl.teachers.train import hold_to
 
         manifest = manifest_of(self.checkpoints)
-        otherwise = (
-            f"{path} is not that teacher, or was trained with another normalisation; fetch another file, set "
-            "teachers.get to train, or name this one under teachers.weights to take it as it is"
+        advice = (
+            f"{path} is not that teacher, or was trained with a different normalisation; fetch another file, set "
+            "teachers.get to train, or list this file under teachers.weights to use it unchecked"
         )
         measured = f"{network}: {acc1:.2f} percent on the test images of {DATA}"
         expected = teacher_of(manifest, network).published_acc1
-        self.say(f"  {hold_to(measured, acc1, expected, TOLERANCE, 'published', otherwise)}")
+        self.log(f"  {hold_to(measured, acc1, expected, TOLERANCE, 'published', advice)}")
         try:
             record(manifest, network, sha256_of(path), acc1)
-        except UserError as error:  # a folder that everyone reads and nobody writes
-            self.say(f"  {error}")
+        except UserError as error:  # a shared, read-only folder
+            self.log(f"  {error}")
 
-    def _place(self, network: str) -> Path:
+    def _cell_folder(self, network: str) -> Path:
         return self.folder / "cells" / Cell("teacher", network, self.settings.seed).path
 
     def _fetched(self, network: str) -> Path:

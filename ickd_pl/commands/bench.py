@@ -74,8 +74,8 @@ def _run(options: Any) -> int:
             f"left to another process: {len(left.busy)} of this part's runs; "
             f"see `bench status --output {options.output}`"
         )
-    if left.untaught:
-        raise UserError("; ".join(left.untaught))
+    if left.no_teacher:
+        raise UserError("; ".join(left.no_teacher))
     return 0
 
 

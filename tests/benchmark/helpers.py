@@ -1,4 +1,4 @@
-"""A benchmark that is small enough for a test, and what it leaves."""
+"""A benchmark small enough for tests, and readers of its results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import yaml
 from ickd_pl.runs.configs import config_root
 from tests.runs.helpers import cli
 
-# The shipped quick.yaml, shortened: what is tested here does not depend on how long a cell trains.
+# The shipped quick.yaml, shortened: these tests do not depend on the training length.
 SHORT = {"trainer": {"max_epochs": 2}, "model": {"milestones": [1]}}
 
 
 def quick(name: str = "short.yaml", **changes: Any) -> str:
-    """A benchmark file made of the shipped quick.yaml."""
+    """Write a benchmark file based on the shipped quick.yaml."""
     content = yaml.safe_load((config_root() / "benchmarks" / "quick.yaml").read_text())
     content["data"]["init_args"]["train_size"] = 64
     content["seeds"] = [0, 1]
@@ -31,7 +31,7 @@ def quick(name: str = "short.yaml", **changes: Any) -> str:
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every result without what depends on the machine and the moment."""
+    """All results, without values that depend on machine and time."""
     found = {}
     for path in sorted(folder.glob("cells/*/*/*/result.json")):
         content = json.loads(path.read_text())
@@ -45,8 +45,8 @@ def run(*more: object) -> Any:
     return cli("bench", "run", "--config", "short.yaml", "--output", "out", *more)
 
 
-def refused(*words: object) -> str:
-    outcome = cli("bench", *words)
+def refused(*args: object) -> str:
+    outcome = cli("bench", *args)
     assert outcome.status == 2, outcome.out
     message = outcome.err.strip().splitlines()[-1]
     assert message.startswith("error: "), outcome.err

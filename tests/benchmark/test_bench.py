@@ -1,4 +1,4 @@
-"""``bench`` from the shipped file to the report: killed and run again, in two shards, against wrong input."""
+"""``bench`` from the shipped file to the report: killed and resumed, in two shards, with invalid input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, 
 
 
 def again(done: Path) -> Path:
-    """A copy that may be changed, and the benchmark file beside it."""
+    """A copy that tests may change, with its benchmark file."""
     shutil.copytree(done, "out")
     quick()
     return Path("out")
@@ -34,11 +34,11 @@ def test_every_cell_has_its_result_and_a_solo_checkpoint(done: Path) -> None:
     expected = {f"resnet20_resnet8/{m}/seed_{s}" for m in methods for s in seeds} | {"teachers/resnet20/seed_0"}
     assert set(found) == expected
     for name, result in found.items():
-        place = done / "cells" / name
+        path = done / "cells" / name
         assert result["status"] == "done"
-        predictions = np.load(place / "predictions.npz")
+        predictions = np.load(path / "predictions.npz")
         share = 100 * float((predictions["predicted"] == predictions["label"]).mean())
-        assert result["acc1_last"] == pytest.approx(share, abs=1e-4) == float(rows_of(place)[-1]["test/acc1"])
+        assert result["acc1_last"] == pytest.approx(share, abs=1e-4) == float(rows_of(path)[-1]["test/acc1"])
         assert result["num_test"] == 360
     assert not list(done.rglob("pack.ckpt"))
     for kind in ("md", "csv", "tex", "html"):
@@ -58,7 +58,7 @@ def test_a_packed_cell_is_the_command_that_plan_prints(done: Path) -> None:
     assert_same_run(solo, done / "cells/resnet20_resnet8/ickd_kl/seed_1")
 
 
-def test_what_is_done_is_left_alone(done: Path) -> None:
+def test_finished_cells_are_skipped(done: Path) -> None:
     folder = again(done)
     before = snapshot(folder / "cells")
     outcome = run()
@@ -67,7 +67,7 @@ def test_what_is_done_is_left_alone(done: Path) -> None:
     assert "percent" not in outcome.out
 
 
-def test_killed_at_any_point_it_ends_the_same(done: Path) -> None:
+def test_killed_at_any_point_the_results_are_the_same(done: Path) -> None:
     """SIGKILL as soon as the first cell has a result, in a pack's first epoch, and while the next pack begins."""
     quick()
     command = [sys.executable, str(REPOSITORY / "cli.py"), "bench", "run", "--config", "short.yaml", "--output", "out"]
@@ -90,7 +90,7 @@ def test_killed_at_any_point_it_ends_the_same(done: Path) -> None:
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        # What was done before the last start was not touched by it.
+        # The last start did not touch earlier results.
         now = {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in Path("out").rglob("result.json")}
         assert all(now[path] == content for path, content in kept.items())
         kept = now
@@ -226,8 +226,8 @@ def test_a_folder_of_something_else() -> None:
     Path("out/thesis.txt").write_text("results")
     message = refused("run", "--config", quick(), "--output", "out")
     assert "thesis.txt" in message and Path("out/thesis.txt").read_text() == "results"
-    assert "no results folder" in refused("report", "--output", "out")
-    assert "no results folder" in refused("status", "--output", "nowhere")
+    assert "not a results folder" in refused("report", "--output", "out")
+    assert "not a results folder" in refused("status", "--output", "nowhere")
 
 
 def test_a_teacher_that_changed_since(done: Path) -> None:
@@ -242,12 +242,12 @@ def test_a_teacher_that_changed_since(done: Path) -> None:
     assert "weights of resnet20 have changed since" in message
 
 
-def test_results_of_other_code_are_not_mixed_in_silence(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_different_code_are_refused_or_marked(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = again(done)
     shutil.rmtree(folder / "cells/resnet20_resnet8/kd")
     monkeypatch.setattr("ickd_pl.benchmark.folder.code_hash", lambda: "0" * 64)
     message = refused("run", "--config", "short.yaml", "--output", folder)
-    assert "trained by other code" in message and "--accept-code" in message
+    assert "trained with different code" in message and "--accept-code" in message
     outcome = run("--accept-code")
     assert outcome.status == 0, outcome.err
     found = results(folder)
@@ -261,7 +261,7 @@ def test_a_read_only_folder() -> None:
     assert "cannot write into out" in refused("run", "--config", quick(), "--output", "out")
 
 
-def test_a_file_in_the_folders_place() -> None:
+def test_output_is_a_file() -> None:
     Path("out").write_text("")
     assert "cannot write into out" in refused("run", "--config", quick(), "--output", "out")
 
@@ -275,7 +275,7 @@ def test_two_runs_of_the_same_cells(done: Path) -> None:
     with FileLock(folder / "packs/resnet20_resnet8/seed_1/.lock"):
         outcome = subprocess_cli("bench", "run", "--config", "short.yaml", "--output", "out")
         assert outcome.status == 0, outcome.err
-        assert "another process is at it" in outcome.out
+        assert "another process is running it" in outcome.out
         status = subprocess_cli("bench", "status", "--output", "out")
         assert "running   resnet20_resnet8/kd/seed_1" in status.out
     assert len(results(folder)) == 5
@@ -301,7 +301,7 @@ def test_a_first_stage_is_an_eighth_of_the_main_epochs(epochs: int, first: int) 
 @pytest.mark.parametrize("name", shipped("benchmarks"))
 def test_shipped_files_are_planned(name: str) -> None:
     outcome = cli("bench", "plan", "--config", f"configs/benchmarks/{name}.yaml", "--no-timing")
-    if name == "tin32":  # its images are not here
+    if name == "tin32":  # its images are not available
         assert outcome.status == 2 and "tin32-a" in outcome.err
         return
     assert outcome.status == 0, outcome.err
@@ -309,8 +309,8 @@ def test_shipped_files_are_planned(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_estimate_is_near() -> None:
-    """Within 30 percent on quick.yaml; on a machine that does other things as well, neither figure means much."""
+def test_the_estimate_is_accurate() -> None:
+    """Within 30 % on quick.yaml; on a busy machine neither number is reliable."""
     planned = subprocess_cli("bench", "plan", "--config", "configs/benchmarks/quick.yaml")
     estimate = float(planned.out.rsplit("(", 1)[1].split()[0])
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""``bench run`` when something goes wrong: stopped, changed in between, diverged, mended. Nothing is mixed or lost."""
+"""``bench run`` when something goes wrong: interruptions, changes in between, divergence. Nothing is mixed or lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ickd_pl.benchmark.plan import Benchmark
-from ickd_pl.benchmark.records import read_begun
+from ickd_pl.benchmark.records import read_started
 from ickd_pl.errors import UserError
 from ickd_pl.runs import EpochRecord
 from ickd_pl.runs.pack_folder import PackRecord
@@ -30,7 +30,7 @@ Stop = Callable[..., None]
 
 
 def small(**changes: Any) -> str:
-    """A teacher of two epochs, then vanilla and kd, packed, of two."""
+    """A benchmark file: a teacher of two epochs, then vanilla and kd in a pack, two epochs each."""
     teachers = {
         "get": "train",
         "data": {"init_args": {"train_size": 128}},
@@ -42,7 +42,7 @@ def small(**changes: Any) -> str:
 
 @pytest.fixture
 def stop_after() -> Iterator[Stop]:
-    """Ctrl-C right after the n-th checkpoint of a record's kind was written."""
+    """Simulate Ctrl-C right after the n-th checkpoint by a kind of record."""
     handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
 
@@ -60,7 +60,7 @@ def stop_after() -> Iterator[Stop]:
             stopped = run()
             assert stopped.status == 130 and "stopped by Ctrl-C: run the same command to resume" in stopped.err
             patch.undo()
-            signal.signal(signal.SIGINT, handler)  # Lightning has switched it off
+            signal.signal(signal.SIGINT, handler)  # Lightning has disabled it
 
         yield stop
 
@@ -69,16 +69,16 @@ def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ickd_pl.benchmark.folder.code_hash", lambda: "0" * 64)
 
 
-def result(place: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((place / "result.json").read_text())
+def result(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / "result.json").read_text())
     return content
 
 
-# -- stopped, and something has changed since ------------------------------------------------------------------------
+# -- interrupted, and changed before resuming --------------------------------------------------------------------------
 
 
 def test_a_half_trained_teacher_has_no_hash(stop_after: Stop) -> None:
-    """A shard that begins then must not take it for the one that the students will learn from."""
+    """A shard that starts then must not use the unfinished teacher."""
     small()
     stop_after()
     from ickd_pl.benchmark.teachers import Teachers
@@ -90,21 +90,19 @@ def test_a_half_trained_teacher_has_no_hash(stop_after: Stop) -> None:
     assert run().status == 0
 
 
-def test_other_code_goes_on_with_a_half_done_pack_only_marked(
-    stop_after: Stop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pack_resumed_with_different_code_is_marked(stop_after: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
     small()
     stop_after(PackRecord)
     before = snapshot(Path("out/packs"))
     other_code(monkeypatch)
-    shutil.rmtree(TEACHER.parent)  # its own result is of the first code
+    shutil.rmtree(TEACHER.parent)  # its result is of the original code
     message = refused("run", "--config", "short.yaml", "--output", "out")
-    assert "kd/seed_0, half done, was trained by other code" in message or "vanilla/seed_0, half done" in message
+    assert "kd/seed_0, half done, was trained with different code" in message or "vanilla/seed_0, half done" in message
     assert snapshot(Path("out/packs")) == before
     assert run("--accept-code").status == 0
     assert result(KD)["accepted_code"] is True and result(KD)["code_hash"] == "0" * 64
-    begun = read_begun(KD)
-    assert begun is not None and len(begun.codes) == 2
+    started = read_started(KD)
+    assert started is not None and len(started.codes) == 2
     assert "MIXED CODE" in Path("out/report.md").read_text()
 
 
@@ -113,7 +111,7 @@ def test_a_result_that_was_deleted_does_not_make_old_training_new(monkeypatch: p
     assert run().status == 0
     (KD / "result.json").unlink()
     other_code(monkeypatch)
-    assert "was trained by other code" in refused("run", "--config", "short.yaml", "--output", "out")
+    assert "was trained with different code" in refused("run", "--config", "short.yaml", "--output", "out")
     assert not (KD / "result.json").exists()
 
 
@@ -125,7 +123,7 @@ def test_a_choice_is_not_mixed_either(stop_after: Stop, monkeypatch: pytest.Monk
     shutil.rmtree(TEACHER.parent)
     other_code(monkeypatch)
     message = refused("run", "--config", "short.yaml", "--output", "out")
-    assert "run 0 of the choice for resnet20_resnet8/kd/seed_0 was trained by other code" in message
+    assert "run 0 of the choice for resnet20_resnet8/kd/seed_0 was trained with different code" in message
     assert "move out/choices/resnet20_resnet8/kd/seed_0 away" in message
     assert snapshot(Path("out/choices")) == before
     shutil.rmtree("out/choices/resnet20_resnet8/kd/seed_0")
@@ -152,12 +150,12 @@ def test_a_method_that_is_added_leaves_a_half_done_pack_its_epochs(
     assert run().status == 0
     assert trained == [(["vanilla", "kd"], 1), (["sp"], 0), (["sp"], 1)]
     for name in ("vanilla", "kd"):
-        place = Path("cells/resnet20_resnet8", name, "seed_0")
-        assert_same_run("out" / place, "whole" / place)
+        path = Path("cells/resnet20_resnet8", name, "seed_0")
+        assert_same_run("out" / path, "whole" / path)
     assert not list(Path("out/packs").rglob("*.ckpt"))
 
 
-def test_a_damaged_checkpoint_of_a_pack_is_said_and_the_one_before_is_used(stop_after: Stop) -> None:
+def test_a_damaged_pack_checkpoint_is_reported_and_the_previous_one_is_used(stop_after: Stop) -> None:
     small(trainer={"max_epochs": 3})
     assert run().status == 0
     Path("out").rename("whole")
@@ -193,14 +191,14 @@ def test_sigterm_has_its_exit_status_and_one_line() -> None:
 # -- losses that are not finite --------------------------------------------------------------------------------------
 
 
-def test_a_failed_teacher_teaches_nobody() -> None:
+def test_a_failed_teacher_trains_no_student() -> None:
     small(teachers={"get": "train", "model": {"lr": 1e18, "milestones": []}, "trainer": {"max_epochs": 1}})
     outcome = run()
     assert outcome.status == 2
     assert "its teacher resnet20 failed" in outcome.err.strip().splitlines()[-1]
     assert list(results(Path("out"))) == ["teachers/resnet20/seed_0"]
     assert Path("out/report.md").is_file()
-    shutil.rmtree(TEACHER.parent)  # as the message says; and the file may not be another for that
+    shutil.rmtree(TEACHER.parent)  # as the message advises; the benchmark file may then change
     assert run().status == 2
 
 
@@ -225,7 +223,7 @@ def test_killed_after_the_last_epoch_a_stopped_member_stays_stopped(monkeypatch:
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr("ickd_pl.benchmark.runner.Runner._finish", lambda self, cell, *a: kill() if cell.method else None)
-        patch.setattr("ickd_pl.benchmark.runner.Runner._do_teacher", teacher_alone)
+        patch.setattr("ickd_pl.benchmark.runner.Runner._run_teacher", teacher_alone)
         run()
     assert Path("out/packs/resnet20_resnet8/seed_0/pack.ckpt").is_file()
     assert run().status == 0
@@ -235,19 +233,19 @@ def test_killed_after_the_last_epoch_a_stopped_member_stays_stopped(monkeypatch:
 
 
 def teacher_alone(runner: Any, cell: Any) -> None:
-    """The teacher as always, whatever became of ``_finish``."""
+    """Train the teacher as usual, although ``_finish`` is patched."""
     from ickd_pl.benchmark.cells import Job, train_alone
     from ickd_pl.benchmark.records import write_result
     from ickd_pl.benchmark.result import make_result
 
     folder = runner.folder
-    folder.begin(cell, folder.place(cell))
-    outcome = train_alone(Job(cell, folder.words(cell), folder.place(cell)))
+    folder.mark_started(cell, folder.cell_folder(cell))
+    outcome = train_alone(Job(cell, folder.args(cell), folder.cell_folder(cell)))
     found = make_result(folder, cell, outcome, folder.identity(cell), folder.benchmark.recipe(cell), None)
-    write_result(folder.place(cell), found)
+    write_result(folder.cell_folder(cell), found)
 
 
-# -- mended files ----------------------------------------------------------------------------------------------------
+# -- corrected files -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -269,7 +267,7 @@ def test_a_setting_that_is_not_accepted_is_one_line_before_anything_is_written(
     assert not Path("out").exists()
 
 
-def test_a_floor_may_be_lowered_and_a_path_mended() -> None:
+def test_teacher_floor_and_paths_may_be_changed() -> None:
     small(teachers={"weights": {"resnet20": "nowhere.pth"}})
     assert "nowhere.pth for resnet20 does not exist" in refused("run", "--config", "short.yaml", "--output", "out")
     teachers = {"get": "train", "trainer": {"max_epochs": 1}, "model": {"milestones": []}}
@@ -282,7 +280,7 @@ def test_a_floor_may_be_lowered_and_a_path_mended() -> None:
     assert snapshot(TEACHER) == before
 
 
-def test_a_benchmark_file_that_was_deleted_comes_back() -> None:
+def test_a_deleted_benchmark_file_is_recreated() -> None:
     small()
     assert run().status == 0
     before = results(Path("out"))
@@ -294,7 +292,7 @@ def test_a_benchmark_file_that_was_deleted_comes_back() -> None:
     assert results(Path("out")) == before
     small(trainer={"max_epochs": 3})
     Path("out/benchmark.yaml").unlink()
-    assert "had other settings" in refused("run", "--config", "short.yaml", "--output", "out")
+    assert "used different settings" in refused("run", "--config", "short.yaml", "--output", "out")
 
 
 @pytest.mark.parametrize(("name", "text"), [("result.json", "5"), ("result.json", "{"), ("identity.json", "{}")])
@@ -320,7 +318,7 @@ def test_status_of_a_cell_whose_table_was_cut_short() -> None:
     assert outcome.status == 0 and "half done resnet20_resnet8/kd/seed_0 epoch 1 of 2" in outcome.out
 
 
-# -- what a file may say ---------------------------------------------------------------------------------------------
+# -- invalid settings ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -350,7 +348,7 @@ def test_status_of_a_cell_whose_table_was_cut_short() -> None:
         ({"choices": {"vanilla": {"KD.temperature": [2]}}, "val_size": 9}, ["none: it has no strategies"]),
     ],
 )
-def test_a_file_that_would_not_make_its_table(change: dict[str, Any], needles: list[str]) -> None:
+def test_a_benchmark_file_with_invalid_settings(change: dict[str, Any], needles: list[str]) -> None:
     small(**change)
     with pytest.raises(UserError) as caught:
         Benchmark.read("short.yaml")
@@ -366,7 +364,7 @@ def test_a_file_that_is_not_there() -> None:
 # -- plan ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_counts_choices_and_minds_no_floor() -> None:
+def test_a_plan_counts_choices_and_ignores_the_floor() -> None:
     small(choices={"kd": {"KD.temperature": [1.0, 2.0, 4.0]}}, val_size=100)
     counted = cli("bench", "plan", "--config", "short.yaml", "--no-timing")
     assert "kd/seed_0: 2 epochs x 2 steps, 4 times (a choice among 3)" in counted.out
@@ -383,10 +381,10 @@ def test_the_commands_of_a_plan_work_in_their_order() -> None:
     planned = cli("bench", "plan", "--config", "short.yaml", "--output", "out", "--no-timing", "--commands")
     lines = [line.split()[2:] for line in planned.out.splitlines() if line.startswith("    python cli.py")]
     assert len(lines) == 3
-    for words in (lines[0], lines[2]):
-        outcome = cli(*words)
+    for args in (lines[0], lines[2]):
+        outcome = cli(*args)
         assert outcome.status == 0, outcome.err
-    assert run().status == 0  # beside what the commands have left there
+    assert run().status == 0  # next to the files of the commands
     assert_same_run(KD, Path("out/alone/digits/resnet20_resnet8/kd/seed_0"))
 
 
@@ -401,7 +399,7 @@ def test_predictions_are_the_ones_that_were_counted() -> None:
 
 
 def test_no_checkpoint_is_left_in_a_folder_that_all_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On SLURM Lightning would leave one on a signal, and the next run would begin with it."""
+    """On SLURM, Lightning would write one on a signal, and the next run would start from it."""
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     from ickd_pl.benchmark.cells import CellCLI
@@ -409,7 +407,7 @@ def test_no_checkpoint_is_left_in_a_folder_that_all_share(monkeypatch: pytest.Mo
     for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}.items():
         monkeypatch.setenv(name, value)
     benchmark = Benchmark.read(small())
-    words = benchmark.words(benchmark.cells[0], None, Path(), {})
-    trainer: Any = CellCLI(words, Path("cell"), builds_only=True).trainer
+    args = benchmark.args(benchmark.cells[0], None, Path(), {})
+    trainer: Any = CellCLI(args, Path("cell"), builds_only=True).trainer
     environment = trainer._accelerator_connector.cluster_environment
     assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue is False

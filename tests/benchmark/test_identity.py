@@ -1,4 +1,4 @@
-"""What a cell depends on: code, methods and data, and folders that other versions have begun."""
+"""What a cell depends on: code, methods and data, and folders that other versions started."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.runs.helpers import REPOSITORY, cli, snapshot
 
 # -- code ------------------------------------------------------------------------------------------------------------
 
-# In a copy of the package, before and after each change: the hash of the shared code, and those of three methods.
+# In a copy of the package, before and after each change: the hashes of the shared code and of three methods.
 HASHES = """
 import json, sys
 from pathlib import Path
@@ -48,7 +48,7 @@ print(json.dumps(found))
 """
 CODE = "from __future__ import annotations\n"
 METHOD = "from ickd_pl.strategies.base import LossStrategy\nclass LSR(LossStrategy):\n    weight = 1.0\n"
-# File, text, what it becomes: which of the shared code, CRD, ICKD and KD is then other code.
+# File, old text, new text: whether the hashes of the shared code, CRD, ICKD and KD change.
 CHANGES: dict[tuple[str, str, str], list[bool]] = {
     ("strategies/kd.py", CODE, f"{CODE}# a remark\n"): [False, False, False, False],
     ("strategies/kd.py", '"""', '"""In other words: '): [False, False, False, False],
@@ -71,7 +71,7 @@ CHANGES: dict[tuple[str, str, str], list[bool]] = {
 
 @pytest.fixture(scope="module")
 def hashed(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """The four hashes, before the changes and after each."""
+    """The four hashes before the changes and after each."""
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(REPOSITORY / "ickd_pl", folder / "ickd_pl", ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-c", HASHES, json.dumps(list(CHANGES))]
@@ -95,13 +95,13 @@ def test_a_change_counts_where_it_is_used(hashed: list[list[str]], number: int) 
 
 
 def test_what_is_hashed_of_the_benchmark_is_there() -> None:
-    """A file that moved would be left out without a word."""
-    for name in (*fingerprint._OF_THE_BENCHMARK, *fingerprint._APART):
+    """A file that was moved would silently not be hashed."""
+    for name in (*fingerprint._HASHED_OF_BENCHMARK, *fingerprint._NOT_HASHED):
         assert Path(fingerprint.__file__).parents[1].joinpath(name).exists()
 
 
 def test_a_method_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its module counts, and what this imports: modules beside it, and methods of the package."""
+    """Its module is hashed, and so are its imports: modules next to it, and methods of the package."""
     Path("factors.py").write_text("FACTOR = 2\n")
     Path("warm.py").write_text(
         "from ickd_pl.strategies import KD\n\nclass Warm(KD):\n    def weight_at(self, epoch):\n"
@@ -133,7 +133,7 @@ def test_another_method_stops_the_cells_that_use_it(done: Path, monkeypatch: pyt
         "ickd_pl.benchmark.folder.method_hash", lambda *classes: "0" * 64 if ICKD in classes else original(*classes)
     )
     message = refused("run", "--config", "short.yaml", "--output", "out")
-    assert "cell resnet20_resnet8/ickd/seed_0, done before, was trained by other code of its method" in message
+    assert "cell resnet20_resnet8/ickd/seed_0, done before, was trained with different code of its method" in message
     assert "move out/cells/resnet20_resnet8/ickd/seed_0 away" in message and "--accept-code" in message
     assert snapshot(Path("out")) == kept
     for name in ("ickd", "ickd_kl"):
@@ -194,7 +194,7 @@ DRAWN = "SEED = int.from_bytes(os.urandom(4), 'big')\n        draw = torch.Gener
 
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A benchmark file on a plain data module of the user's own, which lies beside it."""
+    """A benchmark file with a custom data module, stored next to it."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_data", raising=False)
     Path("own_data.py").write_text(OWN)
@@ -208,13 +208,13 @@ def test_a_data_module_of_the_users_own(own: str) -> None:
     assert run().status == 0
     found = results(Path("out"))["resnet20_resnet8/kd/seed_0"]
     assert (found["data"], found["split"], found["num_test"]) == ("own", "test", 50)
-    assert found["acc1_best"] is None  # of the validation split, which the table does not show
+    assert found["acc1_best"] is None  # it is for the validation split, which the report does not show
     before = snapshot(Path("out/cells"))
     assert run().status == 0 and snapshot(Path("out/cells")) == before
     assert "3 cells: 3 done" in cli("bench", "status", "--output", "out").out
     report = cli("bench", "report", "--output", "out")
     assert report.status == 0 and f"{found['acc1_last']:.2f}" in report.out
-    assert "give --config FILE" in refused("run", "--output", "out")
+    assert "set --config FILE" in refused("run", "--output", "out")
 
 
 @pytest.mark.parametrize("change", ["SHIFT = 0.5", "SEED = 7"])
@@ -231,7 +231,7 @@ def test_other_images_or_another_order_of_the_users_own(own: str, change: str) -
     [
         ("def test_dataloader", "def tests", "data module Own lacks test_dataloader: a benchmark needs num_classes"),
         ("self.num_classes, self.num_train", "self.num_classes, self.count", "data module Own lacks num_train"),
-        ("draw = None if SEED is None else torch.Generator()", DRAWN, "yields other batches each time"),
+        ("draw = None if SEED is None else torch.Generator()", DRAWN, "yields different batches each time"),
         (
             "self.images(50, 3), 30)",
             "[['a', 1]], 30)",
@@ -246,7 +246,7 @@ def test_a_data_module_that_cannot_be_compared(own: str, old: str, new: str, nee
     assert not Path("out").exists()
 
 
-def test_a_choice_needs_a_validation_split_of_ones_own(own: str) -> None:
+def test_a_choice_with_a_custom_data_module_needs_val_size(own: str) -> None:
     content = yaml.safe_load(Path(own).read_text())
     content |= {"choices": {"kd": {"KD.temperature": [1.0, 8.0]}}, "val_size": 5}
     Path(own).write_text(yaml.safe_dump(content))
@@ -258,7 +258,7 @@ def test_a_choice_needs_a_validation_split_of_ones_own(own: str) -> None:
 
 
 def as_form(folder: Path, form: int) -> None:
-    """A folder as another version has left it: form 1 names no form and no hash of the cell's methods."""
+    """Rewrite a folder as of another version: form 1 has neither ``form`` nor ``method_hash``."""
     for path in folder.glob("cells/**/*.json"):
         content: dict[str, Any] = json.loads(path.read_text())
         content["form"] = form
@@ -286,9 +286,9 @@ def test_a_folder_of_an_older_version_is_read_and_not_continued(done: Path, half
     last = results(done)["resnet20_resnet8/kd/seed_0"]["acc1_last"]
     assert report.status == 0 and (half or str(last) in Path("out/report.csv").read_text())
     before = snapshot(Path("out/cells"))
-    for words in ([], ["--config", "short.yaml"]):
-        message = refused("run", *words, "--output", "out")
-        assert "was begun by an older version of ickd_pl" in message and "give --output a new folder" in message
+    for args in ([], ["--config", "short.yaml"]):
+        message = refused("run", *args, "--output", "out")
+        assert "was started by an older version of ickd_pl" in message and "set --output to a new folder" in message
         assert "`bench report --output out` still read it" in message
     assert snapshot(Path("out/cells")) == before
     if not half:
@@ -301,4 +301,7 @@ def test_a_folder_of_a_newer_version_is_not_mixed_at_all(done: Path) -> None:
     shutil.copytree(done, "out")
     as_form(Path("out"), 99)
     message = refused("run", "--config", quick(), "--output", "out", "--accept-code")
-    assert "was begun by a newer version of ickd_pl (form 99, this one knows 2): install that" in message
+    assert (
+        "was started by a newer version of ickd_pl (file format 99, this version reads up to 2): install that version"
+        in message
+    )

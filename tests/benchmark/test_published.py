@@ -1,4 +1,4 @@
-"""The published figures in the package."""
+"""The published accuracies in the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""result.json and identity.json: one record each, and what a hostile or an old file comes to."""
+"""result.json and identity.json: reading, writing, and hostile or old files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ickd_pl.benchmark.records import (
     CellKey,
     CellResult,
     benchmark_file,
-    read_begun,
     read_result,
-    write_begun,
+    read_started,
     write_result,
+    write_started,
 )
 from ickd_pl.errors import UserError
 from tests.benchmark.report.synthetic import cell, plan
 
 PAIR = "resnet20_resnet8"
-# As they have been written since there are results.
+# The keys of all versions so far.
 KEYS = [
     *("cell", "status", "reason", "data", "split", "num_test", "acc1_last", "acc1_best", "best_epoch", "acc5_last"),
     *("train_acc1_last", "epochs", "parameters", "seconds", "images_per_second", "config", "packed_with", "device"),
@@ -49,15 +49,15 @@ def a_result(**changes: Any) -> CellResult:
 
 
 def test_a_result_is_read_as_it_was_written_under_the_old_keys(tmp_path: Path) -> None:
-    place = tmp_path / PAIR / "kd" / "seed_0"
+    path = tmp_path / PAIR / "kd" / "seed_0"
     result = a_result(packed_with=["at"], versions={"torch": "2"}, teacher_hash="t", accepted_code=True)
-    write_result(place, result)
-    content = json.loads((place / "result.json").read_text())
+    write_result(path, result)
+    content = json.loads((path / "result.json").read_text())
     assert list(content) == KEYS
     assert list(content["cell"]) == ["kind", "pair", "teacher", "student", "method", "seed"]
-    assert read_result(place) == result and result.identity == Identity("c", "d", "t")
-    write_result(place, replace(result, weights="t.pth"))
-    assert set(json.loads((place / "result.json").read_text())) == {*KEYS, "weights"}
+    assert read_result(path) == result and result.identity == Identity("c", "d", "t")
+    write_result(path, replace(result, weights="t.pth"))
+    assert set(json.loads((path / "result.json").read_text())) == {*KEYS, "weights"}
     assert read_result(tmp_path) is None
 
 
@@ -81,19 +81,19 @@ def test_fields_that_are_missing_get_their_defaults_and_unknown_ones_are_left_ou
         ("num_test", "1" + "0" * 5000, "is damaged"),
         ("num_test", "1.5", "num_test is 1.5, expected a whole number or null"),
         ("seconds", "1e300", "seconds is 1e+300, expected a finite number"),
-        ("packed_with", "[1, 2]", "packed_with[0] is 1, expected a text"),
+        ("packed_with", "[1, 2]", "packed_with[0] is 1, expected a string"),
         ("packed_with", '{"a": 1}', "packed_with is {'a': 1}, expected a list"),
-        ("versions", '{"torch": [2]}', "versions.torch is [2], expected a text"),
+        ("versions", '{"torch": [2]}', "versions.torch is [2], expected a string"),
         ("reason", json.dumps("x" * 200_000), "expected text of up to 10,000 characters"),
         ("reason", json.dumps(SURROGATE), "expected text"),
-        ("reason", '["a"]', "reason is ['a'], expected a text or null"),
-        ("device", "{}", "device is {}, expected a text or null"),
+        ("reason", '["a"]', "reason is ['a'], expected a string or null"),
+        ("device", "{}", "device is {}, expected a string or null"),
         ("accepted_code", "1", "accepted_code is 1, expected true or false"),
         ("status", "[]", "status is [], expected done, failed, refused"),
         ("chosen_on_validation", json.dumps(DEEP), "chosen_on_validation is nested deeper"),
         ("recipe", json.dumps(DEEP), "recipe is nested deeper"),
         ("recipe", "[" * 100_000 + "]" * 100_000, "is damaged"),
-        ("code_hash", "null", "code_hash is None, expected a text"),
+        ("code_hash", "null", "code_hash is None, expected a string"),
         ("cell", '{"teacher": "resnet20", "seed": "0"}', "cell.seed is '0', expected a whole number"),
         ("cell", '{"seed": 0}', "no cell.teacher"),
         ("cell", '"kd"', "cell is 'kd', expected a mapping"),
@@ -113,7 +113,7 @@ def test_a_hostile_result_ends_in_a_line(tmp_path: Path, field: str, value: str,
     [
         ('{"identities": [], "recipe": {}}', "identities is empty"),
         ('{"identities": [["a", "b"]], "recipe": {}}', "expected a list of code_hash, data_hash, teacher_hash"),
-        ('{"identities": [["a", 1, null]], "recipe": {}}', "identities[0].data_hash is 1, expected a text"),
+        ('{"identities": [["a", 1, null]], "recipe": {}}', "identities[0].data_hash is 1, expected a string"),
         ('{"identities": 3, "recipe": {}}', "identities is 3, expected a list"),
         ('{"identities": [["a", "b", null]]}', "no recipe"),
         ("[]", "the file is [], expected a mapping"),
@@ -124,15 +124,15 @@ def test_a_hostile_result_ends_in_a_line(tmp_path: Path, field: str, value: str,
 def test_a_hostile_identity_ends_in_a_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "identity.json").write_text(content)
     with pytest.raises(UserError) as caught:
-        read_begun(tmp_path)
+        read_started(tmp_path)
     check_line(str(caught.value), tmp_path / "identity.json", message)
 
 
 def test_identities_are_kept_newest_last(tmp_path: Path) -> None:
     first, second = Identity("a", "d", None), Identity("b", "d", None)
     for identity in (first, second, first):
-        begun = write_begun(tmp_path, identity, {"a": 1})
-    assert begun == read_begun(tmp_path) and begun.identities == [second, first] and begun.codes == {"a", "b"}
+        started = write_started(tmp_path, identity, {"a": 1})
+    assert started == read_started(tmp_path) and started.identities == [second, first] and started.codes == {"a", "b"}
     assert json.loads((tmp_path / "identity.json").read_text()) == {
         "identities": [["b", "d", None], ["a", "d", None]],
         "recipe": {"a": 1},

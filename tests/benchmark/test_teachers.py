@@ -1,4 +1,4 @@
-"""Teachers that a benchmark fetches: measured before anything is trained, and held to their published accuracy."""
+"""Teachers that a benchmark fetches: tested before training and compared with their published accuracy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULT = Path("out/cells/teachers/resnet20/seed_0/result.json")
 
 @pytest.fixture(autouse=True)
 def cifar(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A made-up CIFAR-100 of 200 images, which are taken for the 10,000 that figures are published on."""
+    """A synthetic CIFAR-100 whose 200 test images count as the published 10,000."""
     monkeypatch.setattr(CIFAR100, "num_available", 200)
     monkeypatch.setattr("ickd_pl.benchmark.teachers.NUM_TEST", 200)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -29,7 +29,7 @@ def cifar(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def bench(cifar: str, mirror: Mirror, published: float, **teachers: Any) -> Outcome:
-    """One epoch of a vanilla student with a fetched teacher whose published accuracy is given."""
+    """One epoch of a vanilla student with a fetched teacher of the given published accuracy."""
     Path("checkpoints").mkdir(exist_ok=True)
     path = manifest({"resnet20": [f"{mirror.url}/a.pth"]}, path="checkpoints/manifest.json")
     content = json.loads(path.read_text())
@@ -77,7 +77,7 @@ def test_a_fetched_teacher_below_the_published_accuracy_ends_the_benchmark(cifar
     assert RESULT.exists()
 
 
-def test_a_given_teacher_is_taken_as_it_is(cifar: str) -> None:
+def test_a_teacher_from_a_file_is_not_checked(cifar: str) -> None:
     Path("mine.pth").write_bytes(weights("resnet20"))
     with serving() as mirror:
         outcome = bench(cifar, mirror, published=72.34, weights={"resnet20": "mine.pth"})

@@ -61,17 +61,17 @@ def test_a_finished_member_serves_as_its_solo_run_does(teacher: Run) -> None:
     """It is tested, exported and loaded, and ``fit`` on its folder has nothing left to do."""
     jobs = []
     for method in ("kd", "at"):
-        words = fit_args(Path("out"), student_args(teacher, method))
+        args = fit_args(Path("out"), student_args(teacher, method))
         cell = Cell("student", "resnet8", 0, "resnet20_resnet8", "resnet20", method)
-        jobs.append(Job(cell, words, Path("out/digits/resnet20_resnet8") / method / "seed_0"))
+        jobs.append(Job(cell, args, Path("out/digits/resnet20_resnet8") / method / "seed_0"))
     assert [outcome.status for outcome in train_pack(jobs, Path("pack.ckpt"))] == ["done", "done"]
     for job in jobs:
-        last = job.place / "checkpoints" / "last.ckpt"
-        assert "finished before" in cli(*job.words).out
+        last = job.folder / "checkpoints" / "last.ckpt"
+        assert "finished before" in cli(*job.args).out
         tested = cli("test", "--ckpt_path", last, *QUIET)
         exported = cli("export", "--ckpt_path", last, "--format", "safetensors")
         assert (tested.status, exported.status) == (0, 0), tested.err + exported.err
-        acc1 = float(rows_of(job.place)[-1]["test/acc1"])
+        acc1 = float(rows_of(job.folder)[-1]["test/acc1"])
         assert float(re.search(r"test/acc1\D+([\d.]+)", tested.out)[1]) == pytest.approx(acc1, abs=1e-3)  # type: ignore[index]
         image = torch.randn(2, 3, 32, 32)
         module = DistillationModule.load_from_checkpoint(last).eval()

@@ -131,10 +131,10 @@ def read_results(folder: Path) -> Results:
     """Read a results folder, complete or not.
 
     Raises:
-        UserError: it is no results folder, or one of its files is damaged (named).
+        UserError: it is not a results folder, or one of its files is damaged (named).
     """
     settings = benchmark_file(folder)
-    found = {place: result for place in _places(folder) if (result := read_result(place))}
+    found = {path: result for path in _cell_folders(folder) if (result := read_result(path))}
     pairs = [_pair(name, found, folder) for name in settings["pairs"]]
     methods, seeds = list(settings["methods"]), list(settings["seeds"])
     runs: list[Run] = []
@@ -143,11 +143,11 @@ def read_results(folder: Path) -> Results:
     for pair in pairs:
         for method in methods:
             for seed in seeds:
-                place = folder / "cells" / pair.name / method / f"seed_{seed}"
-                state, reason, result = _state(place, found)
-                runs.append(Run(place, pair.name, pair.teacher, pair.student, method, seed, state, reason, result))
+                path = folder / "cells" / pair.name / method / f"seed_{seed}"
+                state, reason, result = _state(path, found)
+                runs.append(Run(path, pair.name, pair.teacher, pair.student, method, seed, state, reason, result))
     known = {r.folder for r in runs}
-    runs += [_unplanned(place, result) for place, result in found.items() if place not in known]
+    runs += [_unplanned(path, result) for path, result in found.items() if path not in known]
     return Results(folder, str(settings.get("name") or folder.name), settings, pairs, methods, seeds, runs)
 
 
@@ -171,7 +171,7 @@ def predictions(run: Run) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]] | No
     return predicted == label, label
 
 
-def _places(folder: Path) -> Iterator[Path]:
+def _cell_folders(folder: Path) -> Iterator[Path]:
     """Folders with a result, at the depth of cells only."""
     for path in sorted(folder.glob("cells/*/*/seed_*/result.json")):
         if re.fullmatch(r"seed_\d+", path.parent.name):
@@ -186,17 +186,17 @@ def _pair(name: str, found: dict[Path, CellResult], folder: Path) -> Pair:
     if path.is_file():
         model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
         return Pair(name, model["teacher"], model["student"])
-    for place, result in found.items():
-        if place.relative_to(folder).parts[1] == name:
+    for path, result in found.items():
+        if path.relative_to(folder).parts[1] == name:
             return Pair(name, result.cell.teacher, str(result.cell.student))
     return Pair(name, f"teacher of {name}", name)
 
 
-def _state(place: Path, found: dict[Path, CellResult]) -> tuple[str, str, CellResult | None]:
-    if place in found:
-        result = found[place]
+def _state(path: Path, found: dict[Path, CellResult]) -> tuple[str, str, CellResult | None]:
+    if path in found:
+        result = found[path]
         return result.status, result.reason or "", result
-    if (place / "metrics.csv").is_file() or (place / "checkpoints").is_dir():
+    if (path / "metrics.csv").is_file() or (path / "checkpoints").is_dir():
         return "unfinished", "began and has no result: still running, or stopped", None
     return "missing", "not run yet", None
 
@@ -204,18 +204,18 @@ def _state(place: Path, found: dict[Path, CellResult]) -> tuple[str, str, CellRe
 def _teacher_runs(folder: Path, network: str, found: dict[Path, CellResult]) -> list[Run]:
     root = folder / "cells" / "teachers" / network
     runs = []
-    for place in sorted(root.glob("seed_*")):
-        if re.fullmatch(r"seed_\d+", place.name):
-            state, reason, result = _state(place, found)
-            runs.append(Run(place, None, network, None, None, int(place.name[5:]), state, reason, result))
+    for path in sorted(root.glob("seed_*")):
+        if re.fullmatch(r"seed_\d+", path.name):
+            state, reason, result = _state(path, found)
+            runs.append(Run(path, None, network, None, None, int(path.name[5:]), state, reason, result))
     nothing = Run(root, None, network, None, None, None, "missing", "no cell here: not trained yet", None)
     return runs or [nothing]
 
 
-def _unplanned(place: Path, result: CellResult) -> Run:
+def _unplanned(path: Path, result: CellResult) -> Run:
     cell = result.cell
     reason = f"not in benchmark.yaml, in no mean{': ' if result.reason else ''}{result.reason or ''}"
     return Run(
-        *(place, cell.pair if cell.kind == "student" else None, cell.teacher, cell.student, cell.method, cell.seed),
+        *(path, cell.pair if cell.kind == "student" else None, cell.teacher, cell.student, cell.method, cell.seed),
         *(result.status, reason, result, False),
     )

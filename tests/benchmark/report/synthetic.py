@@ -1,4 +1,4 @@
-"""Results folders as a benchmark leaves them, without training anything."""
+"""Results folders like those of a benchmark, without training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plan(
     data: str = "Digits",
     name: str = "synthetic",
 ) -> Path:
-    """Write benchmark.yaml alone: a benchmark of which nothing is done."""
+    """Write only benchmark.yaml: a benchmark without results."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "name": name,
@@ -58,7 +58,7 @@ def cell(
     curve: Mapping[int, float] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write one cell; ``pair`` None is a teacher's, whose network is then ``method``.
+    """Write one cell; if ``pair`` is None, of the teacher network ``method``.
 
     Args:
         folder: the results folder.
@@ -72,13 +72,13 @@ def cell(
         changes: further fields of result.json.
     """
     if pair is None:
-        place = folder / "cells" / "teachers" / str(method) / f"seed_{seed}"
+        path = folder / "cells" / "teachers" / str(method) / f"seed_{seed}"
         who = {"kind": "teacher", "pair": None, "teacher": method, "student": None, "method": None, "seed": seed}
     else:
         teacher, student = networks or PAIRS[pair]
-        place = folder / "cells" / pair / str(method) / f"seed_{seed}"
+        path = folder / "cells" / pair / str(method) / f"seed_{seed}"
         who = {"kind": "student", "pair": pair, "teacher": teacher, "student": student, "method": method, "seed": seed}
-    place.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     if accuracy is None:
         accuracy = 100 * float(correct.mean()) if correct is not None else 90.0
     result: dict[str, Any] = {
@@ -110,14 +110,14 @@ def cell(
         "chosen_on_validation": None,
         **changes,
     }
-    (place / "result.json").write_text(json.dumps(result))
+    (path / "result.json").write_text(json.dumps(result))
     if correct is not None:
         label = np.arange(len(correct), dtype=np.int16) % 10
-        np.savez(place / "predictions.npz", predicted=np.where(correct, label, label + 1).astype(np.int16), label=label)
+        np.savez(path / "predictions.npz", predicted=np.where(correct, label, label + 1).astype(np.int16), label=label)
     if curve is not None:
         lines = ["epoch,loss/total,test/acc1,seconds", "0,1.0,99.9,1.0"]  # epoch 0: the end of a first stage
-        (place / "metrics.csv").write_text("\n".join([*lines, *(f"{e},1.0,{a},1.0" for e, a in curve.items()), ""]))
-    return place
+        (path / "metrics.csv").write_text("\n".join([*lines, *(f"{e},1.0,{a},1.0" for e, a in curve.items()), ""]))
+    return path
 
 
 def fill(
@@ -152,7 +152,7 @@ def _right(random: np.random.Generator, ease: np.ndarray[Any, Any], percent: flo
 
 
 def _grown(random: np.random.Generator, end: float, epochs: int) -> dict[int, float]:
-    """A curve that rises, shakes, and settles in the last third."""
+    """A curve that rises, fluctuates, and stabilises in the last third."""
     steps = np.arange(1, epochs + 1) / epochs
     shake = random.normal(0, 2.0, epochs) * (steps < 0.63)
     values = (end - 8 * (steps < 0.63)) * (1 - 0.8 * np.exp(-8 * steps)) + shake

@@ -45,7 +45,7 @@ def test_states(tmp_path: Path) -> None:
     assert result is not None and result.acc1_last == 70.0 and result.packed_with == []
 
 
-def test_results_that_nobody_asked_for_are_shown_and_not_counted(tmp_path: Path) -> None:
+def test_results_outside_the_plan_are_shown_and_not_counted(tmp_path: Path) -> None:
     plan(tmp_path, methods=["kd"], seeds=[0])
     cell(tmp_path, PAIR, "kd", 0, RIGHT)
     cell(tmp_path, PAIR, "at", 0, ~RIGHT)
@@ -57,10 +57,10 @@ def test_results_that_nobody_asked_for_are_shown_and_not_counted(tmp_path: Path)
     assert last is not None and (last.mean, last.n) == (70.0, 1)
 
 
-def test_deeper_results_are_a_cells_own_affair(tmp_path: Path) -> None:
+def test_results_in_subfolders_of_a_cell_are_ignored(tmp_path: Path) -> None:
     plan(tmp_path, methods=["kd"], seeds=[0])
-    place = cell(tmp_path, PAIR, "kd", 0, RIGHT)
-    shutil.copytree(place, place / "candidates" / "kd" / "seed_0")
+    path = cell(tmp_path, PAIR, "kd", 0, RIGHT)
+    shutil.copytree(path, path / "candidates" / "kd" / "seed_0")
     assert len(read_results(tmp_path).runs) == 2
 
 
@@ -73,7 +73,7 @@ def test_a_pair_of_ones_own_takes_its_networks_from_its_results(tmp_path: Path) 
 
 
 def test_no_benchmark(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no results folder of a benchmark: expected .*benchmark\.yaml"):
+    with pytest.raises(UserError, match=r"not a results folder of a benchmark: expected .*benchmark\.yaml"):
         read_results(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_damaged_plan(tmp_path: Path, text: str) -> None:
         ({"num_test": True}, "num_test is True"),
         ({"versions": []}, "versions is"),
         ({"cell": None}, "cell is None, expected a mapping"),
-        ({"cell": {"kind": "student", "pair": PAIR, "method": "kd", "seed": 1, "teacher": "t"}}, "lies elsewhere"),
+        ({"cell": {"kind": "student", "pair": PAIR, "method": "kd", "seed": 1, "teacher": "t"}}, "is stored elsewhere"),
     ],
 )
 def test_damaged_result_names_the_file(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -143,10 +143,10 @@ def test_curves_average_what_all_seeds_have(tmp_path: Path) -> None:
     "line", ["1e400,1.0,50.0", f"2,{'x' * 200_000},1.0", "2,1.0,1e308", "3,1.0,nan", "3,1.0,1e999"]
 )
 def test_a_line_of_a_curve_that_cannot_be_read_is_left_out(tmp_path: Path, line: str) -> None:
-    place = cell(tmp_path, PAIR, "kd", 0, curve={1: 50.0})
-    with (place / "metrics.csv").open("a") as file:
+    path = cell(tmp_path, PAIR, "kd", 0, curve={1: 50.0})
+    with (path / "metrics.csv").open("a") as file:
         file.write(f"{line},1.0\n")
-    assert mean_curve([place]) == {1: 50.0}
+    assert mean_curve([path]) == {1: 50.0}
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def test_a_seed_that_only_one_method_has_takes_no_part_in_the_difference(tmp_pat
     assert c.images is not None and c.images.low < 10 < c.images.high
 
 
-def test_predictions_that_contradict_their_result_are_told(tmp_path: Path) -> None:
+def test_predictions_that_contradict_their_result_are_reported(tmp_path: Path) -> None:
     plan(tmp_path, methods=["kd", "ickd", "at"], seeds=[0])
     cell(tmp_path, PAIR, "kd", 0, RIGHT)
     cell(tmp_path, PAIR, "ickd", 0, RIGHT, accuracy=90.0)
-    place = cell(tmp_path, PAIR, "at", 0, RIGHT)
+    path = cell(tmp_path, PAIR, "at", 0, RIGHT)
     label = np.zeros(100, np.int16)
-    np.savez(place / "predictions.npz", predicted=label, label=label)
+    np.savez(path / "predictions.npz", predicted=label, label=label)
     summary = summarise(read_results(tmp_path))
     assert any("70.00 %, its result.json 90.00 %" in text for text in summary.oddities)
     assert any("at/seed_0 was tested on different images" in text for text in summary.oddities)

@@ -40,18 +40,18 @@ def test_the_normal_quantile() -> None:
 
 def test_paired_difference_by_hand() -> None:
     # Ten images, three seeds. Right: 8, 7, 9 against 6, 6, 6 of ten; the difference is (20 + 10 + 30) / 3 points.
-    ours = np.zeros((3, 10), bool)
-    theirs = np.zeros((3, 10), bool)
+    first = np.zeros((3, 10), bool)
+    second = np.zeros((3, 10), bool)
     for seed, right in enumerate((8, 7, 9)):
-        ours[seed, :right] = True
-        theirs[seed, :6] = True
-    c = compare([20.0, 10.0, 30.0], ours, theirs, "a")
+        first[seed, :right] = True
+        second[seed, :6] = True
+    c = compare([20.0, 10.0, 30.0], first, second, "a")
     assert c is not None and c.images is not None and c.seeds is not None and c.both is not None
     assert c.difference == pytest.approx(20.0)
     # Seeds: sd 10, standard error 10 / sqrt(3), t(2) = 4.303.
     assert c.seeds.high - 20 == pytest.approx(4.303 * 10 / math.sqrt(3), abs=1e-3)
     # Images: an image's mean difference is 0 (7 images), 100, 66.7 and 33.3; variance 1155.6, over ten images.
-    _, error = bootstrap(ours, theirs, "a")
+    _, error = bootstrap(first, second, "a")
     assert error == pytest.approx(math.sqrt(1155.56 / 10), abs=1e-2)
     assert 0 <= c.images.low < 20 < c.images.high
     # Both: the half-widths' squares add, 4.303^2 x 33.33 + 1.96^2 x 115.56.
@@ -61,9 +61,9 @@ def test_paired_difference_by_hand() -> None:
 
 def test_bootstrap_equals_drawing_images_one_by_one() -> None:
     random = np.random.default_rng(1)
-    ours, theirs = random.random((2, 200)) < 0.75, random.random((2, 200)) < 0.6
-    interval, error = bootstrap(ours, theirs, "x")
-    delta = 100 * (ours.astype(float) - theirs).mean(axis=0)
+    first, second = random.random((2, 200)) < 0.75, random.random((2, 200)) < 0.6
+    interval, error = bootstrap(first, second, "x")
+    delta = 100 * (first.astype(float) - second).mean(axis=0)
     means = delta[random.integers(0, 200, size=(10_000, 200))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     assert interval.low == pytest.approx(low, abs=0.3)
@@ -73,9 +73,9 @@ def test_bootstrap_equals_drawing_images_one_by_one() -> None:
 
 def test_same_key_same_draws() -> None:
     random = np.random.default_rng(0)
-    ours, theirs = random.random((3, 5000)) < 0.7, random.random((3, 5000)) < 0.7
-    assert bootstrap(ours, theirs, "pair/kd") == bootstrap(ours, theirs, "pair/kd")
-    assert bootstrap(ours, theirs, "pair/kd") != bootstrap(ours, theirs, "pair/at")
+    first, second = random.random((3, 5000)) < 0.7, random.random((3, 5000)) < 0.7
+    assert bootstrap(first, second, "pair/kd") == bootstrap(first, second, "pair/kd")
+    assert bootstrap(first, second, "pair/kd") != bootstrap(first, second, "pair/at")
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -99,7 +99,7 @@ def test_without_predictions_nothing_is_claimed() -> None:
 
 
 def _trial(random: np.random.Generator, seeds: int, images: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
-    """Hard and easy images that all networks share, and a luck of each network that its images share."""
+    """Image difficulties shared by all networks, plus an offset of each network shared by its images."""
     ease = random.normal(size=images)
     luck = spread * random.normal(size=(2, seeds, 1))
     score = ease + luck + random.normal(size=(2, seeds, images))

@@ -1,4 +1,4 @@
-"""The four files, each read again as its readers would."""
+"""The four report files, parsed again."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def check_page(text: str) -> Page:
 
 
 def check_tex(text: str) -> None:
-    """Braces and environments close; every row of a table has as many columns as it says."""
+    """Braces and environments close; every row of a table has the declared number of columns."""
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
     plain = re.sub(r"\\[{}%&#$_]|\\textbackslash\{\}", "", body)
     assert plain.count("{") == plain.count("}")
@@ -263,7 +263,7 @@ def test_other_code_versions_and_machines_are_marked(tmp_path: Path) -> None:
     assert [r["accepted_code"] for r in csv.DictReader(files["csv"].splitlines())] == ["", "False", "True"]
 
 
-def test_a_choice_on_the_validation_split_is_told(tmp_path: Path) -> None:
+def test_a_choice_on_the_validation_split_is_reported(tmp_path: Path) -> None:
     plan(tmp_path, methods=["kd"], seeds=[0])
     tried = [{"arguments": {"weight": 1.0}, "val_acc1": 66.1}, {"arguments": {"weight": 2.5}, "val_acc1": 67.2}]
     cell(tmp_path, PAIR, "kd", 0, RIGHT, chosen_on_validation={"arguments": {"weight": 2.5}, "candidates": tried})
@@ -305,7 +305,7 @@ def test_hostile_names_stay_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
-def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path: Path, name: str) -> None:
+def test_a_name_is_not_a_formula_in_a_spreadsheet(tmp_path: Path, name: str) -> None:
     plan(tmp_path, methods=["kd", "vanilla"], seeds=[0])
     cell(tmp_path, PAIR, "kd", 0, status="failed", reason=name, acc1_last=None)
     cell(tmp_path, PAIR, "vanilla", 0, RIGHT, packed_with=[name], device=name, seconds=-36.0)
@@ -356,7 +356,7 @@ def test_summary_table(tmp_path: Path) -> None:
 
 
 def test_no_benchmark_and_damaged_result_write_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no results folder"):
+    with pytest.raises(UserError, match="not a results folder"):
         write_report(tmp_path)
     plan(tmp_path)
     (cell(tmp_path, PAIR, "kd", 0, RIGHT) / "result.json").write_text("{")
@@ -367,16 +367,16 @@ def test_no_benchmark_and_damaged_result_write_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> list[str]:
-    """The words that start a headless Chromium; a packaged one may not be allowed to write here."""
+    """Command that starts a headless Chromium; a sandboxed one may not be able to write here."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if found is None:
         pytest.skip("no Chromium on this machine")
-    words = [found, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    args = [found, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     picture = tmp_path / "probe.png"
-    subprocess.run([*words, f"--screenshot={picture}", "about:blank"], capture_output=True, timeout=120, check=False)
+    subprocess.run([*args, f"--screenshot={picture}", "about:blank"], capture_output=True, timeout=120, check=False)
     if not picture.is_file():
         pytest.skip(f"{found} takes no pictures here")
-    return [*words, "--hide-scrollbars"]
+    return [*args, "--hide-scrollbars"]
 
 
 @pytest.mark.parametrize("width", [1280, 500])
@@ -389,10 +389,10 @@ def test_page_in_a_browser(whole: dict[str, str], tmp_path: Path, browser: list[
       document.title = `wide ${wide}, on ${document.querySelectorAll(".on").length}`;
     </script></body>"""
     page.write_text(whole["html"].replace("</body>", probe), encoding="utf-8")
-    words = [*browser, f"--window-size={width},900"]
-    dom = subprocess.run([*words, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    args = [*browser, f"--window-size={width},900"]
+    dom = subprocess.run([*args, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert "<title>wide false, on 3</title>" in dom.stdout  # a name, and its line in two charts
-    subprocess.run([*words, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True)
+    subprocess.run([*args, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True)
     content = picture.read_bytes()
     assert struct.unpack(">II", content[16:24]) == (width, 900)
     assert len(content) > 30_000  # an empty page takes a fraction of it
