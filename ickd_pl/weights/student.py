@@ -118,8 +118,8 @@ def read_config(path: str | Path) -> StudentConfig:
             raise
         raise UserError(f"{path}: its configuration is damaged ({error}): get it again") from error
     raise UserError(
-        f"{path} is neither a checkpoint of ickd_pl nor a student exported from one: give the checkpoints/last.ckpt of "
-        "a run, or read other weights with load_teacher"
+        f"{path} is not a checkpoint of ickd_pl or a student exported from one: give the checkpoints/last.ckpt of a "
+        "run, or read other weights with load_teacher"
     )
 
 

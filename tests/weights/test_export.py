@@ -272,7 +272,7 @@ def test_lost_weights_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("config", "needle"),
     [
         ("{", "expected JSON"),
-        ("[]", r"net\.safetensors is neither a checkpoint of ickd_pl nor a student exported from one"),
+        ("[]", r"net\.safetensors is not a checkpoint of ickd_pl or a student exported from one"),
         ('{"network": "resnet9", "num_classes": 10, "image_size": 32}', "'resnet9'"),
         ('{"network": ["resnet8"], "num_classes": 10, "image_size": 32}', "resnet8"),
         ('{"network": "resnet8", "image_size": 32}', "num_classes: expected a whole number"),
@@ -282,7 +282,7 @@ def test_lost_weights_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         ('{"network": "resnet8", "num_classes": 10, "image_size": 32, "std": ["a", 1, 1]}', "std"),
         ('{"network": "resnet8", "num_classes": 11, "image_size": 32}', "number of classes"),
         ('{"network": "resnet14", "num_classes": 10, "image_size": 32}', "does not fit resnet14"),
-        (None, "is neither a checkpoint of ickd_pl"),
+        (None, "is not a checkpoint of ickd_pl"),
     ],
 )
 def test_a_damaged_configuration(config: str | None, needle: str) -> None:

@@ -227,7 +227,7 @@ def test_a_refused_file_changes_nothing(state: State) -> None:
 
 def test_load_student_needs_a_checkpoint_of_this_project(state: State) -> None:
     plain_dict(state, Path("w.pth"))
-    with pytest.raises(UserError, match=r"w\.pth is neither a checkpoint of ickd_pl"):
+    with pytest.raises(UserError, match=r"w\.pth is not a checkpoint of ickd_pl"):
         load_student("w.pth")
 
 
