@@ -225,19 +225,6 @@ def _() -> None:
     assert content[Kept.__qualname__] == {"mean": 1.0}
 
 
-@private("lightning loop state")
-def _() -> None:
-    fit = finished_fit(BoringDataModule())["loops"]["fit_loop"]
-    counts = {"completed", "processed", "ready", "started"}
-    assert fit["epoch_progress"]["total"].keys() == counts
-    assert {"total", "current"} <= fit["epoch_loop.scheduler_progress"].keys()
-    assert {"total", "current"} <= fit["epoch_loop.batch_progress"].keys()
-    manual = fit["epoch_loop.manual_optimization.optim_step_progress"]
-    automatic = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-    assert {"total", "current"} == manual.keys() == automatic["step"].keys()
-    assert {"total", "current"} <= automatic["zero_grad"].keys()
-
-
 def finished_fit(data: pl.LightningDataModule) -> dict[str, Any]:
     """The checkpoint of a fit with one step."""
     trainer = pl.Trainer(fast_dev_run=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
@@ -284,46 +271,12 @@ def _() -> None:
     assert trainer.max_epochs == 5
 
 
-@private("lightning LightningModule._set_hparams")
-def _() -> None:
-    module = pl.LightningModule()
-    module._set_hparams({"lr": 0.1})
-    assert dict(module.hparams) == {"lr": 0.1}
-
-
-@private("lightning LightningModule._hparams_initial")
-def _() -> None:
-    module = pl.LightningModule()
-    module._hparams_initial = {"lr": 0.1}
-    assert module.hparams_initial == {"lr": 0.1}
-
-
-@private("lightning LightningModule._trainer")
-def _() -> None:
-    module, trainer = pl.LightningModule(), pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
-    assert module._trainer is None
-    module._trainer = trainer
-    assert module.trainer is trainer
-
-
-@private("lightning evaluation_loop._data_source")
-def _() -> None:
-    trainer = pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
-    assert trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined() in (True, False)
-
-
 @private("torch Tensor._version")
 def _() -> None:
     value = torch.zeros(1)
     before = value._version
     value.add_(1)
     assert value._version > before
-
-
-@private("torch _DropoutNd")
-def _() -> None:
-    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-    assert all(issubclass(kind, nn.modules.dropout._DropoutNd) for kind in kinds)
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -157,8 +157,10 @@ def _near_option(name: str, options: Iterable[str]) -> str:
     inner = {
         p for base in (pl.LightningDataModule, LossStrategy) for cls in _all_subclasses(base) for p in _arguments(cls)
     }
+    options = list(options)
     hints = [near(name, options), near(last, inner)]
-    if "." not in name:  # an argument of a data set or method, named without its prefix
+    # An argument of a data set or method, named without its prefix, unless it is the beginning of an option.
+    if "." not in name and not any(option.startswith(name) for option in options):
         hints.reverse()
     return next((hint for hint in hints if not hint.startswith("known:")), "see --help for all options")
 

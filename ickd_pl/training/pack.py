@@ -212,7 +212,7 @@ class Pack(pl.LightningModule):
         }
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """Refused: Lightning would build a class that the file names.
 
         Raises:

@@ -67,7 +67,7 @@ def test_a_finished_member_serves_as_its_solo_run_does(teacher: Run) -> None:
     assert [outcome.status for outcome in train_pack(jobs, Path("pack.ckpt"))] == ["done", "done"]
     for job in jobs:
         last = job.folder / "checkpoints" / "last.ckpt"
-        assert "finished before" in cli(*job.args).out
+        assert "already finished" in cli(*job.args).out
         tested = cli("test", "--ckpt_path", last, *QUIET)
         exported = cli("export", "--ckpt_path", last, "--format", "safetensors")
         assert (tested.status, exported.status) == (0, 0), tested.err + exported.err
