@@ -25,19 +25,8 @@ from tests.benchmark.report.synthetic import cell, plan
 PAIR = "resnet20_resnet8"
 # The keys of file format 2. Format 1 has neither ``form`` nor ``method_hash``.
 KEYS = [
-    *(
-        "form",
-        "cell",
-        "status",
-        "reason",
-        "data",
-        "split",
-        "num_test",
-        "acc1_last",
-        "acc1_best",
-        "best_epoch",
-        "acc5_last",
-    ),
+    "form",
+    *("cell", "status", "reason", "data", "split", "num_test", "acc1_last", "acc1_best", "best_epoch", "acc5_last"),
     *("train_acc1_last", "epochs", "parameters", "seconds", "images_per_second", "config", "packed_with", "device"),
     *("precision", "versions", "recipe", "code_hash", "data_hash", "teacher_hash", "method_hash", "accepted_code"),
     "chosen_on_validation",
@@ -144,12 +133,9 @@ def test_identities_are_kept_newest_last(tmp_path: Path) -> None:
     first, second = Identity("a", "d", None), Identity("b", "d", None)
     for identity in (first, second, first):
         started = write_started(tmp_path, identity, {"a": 1})
-    assert (
-        started == read_started(tmp_path)
-        and started.identities == [second, first]
-        
+    assert started == read_started(tmp_path)
+    assert started.identities == [second, first]
     assert started.codes == {("a", None), ("b", None)}
-    )
     assert json.loads((tmp_path / "identity.json").read_text()) == {
         "identities": [["b", "d", None, None], ["a", "d", None, None]],
         "recipe": {"a": 1},
