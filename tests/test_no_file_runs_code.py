@@ -346,3 +346,37 @@ def test_invalid_normalisation_constants_of_a_checkpoint(student: Run) -> None:
         content["Digits"][name] = value
         torch.save(content, "bad.ckpt")
         check_refused(cli("test", "--ckpt_path", "bad.ckpt", *QUIET), "damaged")
+
+
+def test_a_data_module_does_not_follow_a_files_paths(student: Run) -> None:
+    content = load(student.last)
+    arguments = {"root": "elsewhere", "download": True}
+    content["ickd_pl"]["data"] = {"class_path": "ickd_pl.data.cifar.CIFAR100", "init_args": arguments}
+    torch.save(content, "bad.ckpt")
+    with pytest.raises(UserError, match=r"init_args.root is 'elsewhere', and a file's paths are not followed"):
+        CIFAR100.load_from_checkpoint("bad.ckpt")
+    content["CIFAR100"] = {}
+    torch.save(content, "bad.ckpt")
+    assert CIFAR100.load_from_checkpoint("bad.ckpt", root="here").root == "here"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("Digits", None),
+        ("Digits", True),
+        ("callbacks", [1]),
+        ("loops", "x"),
+        ("pytorch-lightning_version", 1.0),
+        ("ickd_pl", {"best_acc1": "x"}),
+        ("hyper_parameters", {"class_path": "stranger.Thing"}),
+        ("state_dict", {"class_path": "stranger.Thing"}),
+    ],
+)
+def test_damage_is_one_line(student: Run, key: str, value: Any) -> None:
+    torch.save({**load(student.last), key: value}, "bad.ckpt")
+    check_refused(cli("test", "--ckpt_path", "bad.ckpt", *QUIET))
+    if key not in ("Digits",):
+        with pytest.raises(UserError) as caught:
+            DistillationModule.load_from_checkpoint("bad.ckpt")
+        assert "\n" not in str(caught.value)

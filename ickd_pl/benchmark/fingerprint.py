@@ -216,8 +216,18 @@ def _yielded(data: pl.LightningDataModule) -> Iterator[tuple[str, Tensor]]:
                     if not (isinstance(image, Tensor) and isinstance(label, Tensor)):
                         kinds = f"{type(image).__name__} and {type(label).__name__}"
                         raise UserError(f"{type(data).__name__}: expected {split} batches of tensors, got {kinds}")
+                    _check_labels(data, split, label)
                     yield f"{split} image", image
                     yield f"{split} label", label
+
+
+def _check_labels(data: Any, split: str, label: Tensor) -> None:
+    classes = int(data.num_classes)
+    if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < classes:
+        raise UserError(
+            f"{type(data).__name__}: labels of the {split} batches must be from 0 to {classes - 1} (num_classes "
+            f"{classes}), got {int(label.min())} to {int(label.max())}"
+        )
 
 
 def network_hash(net: nn.Module) -> str:

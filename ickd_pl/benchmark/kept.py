@@ -40,6 +40,10 @@ def check_kept(settings: dict[str, Any], path: Path) -> str:
     cls: type | None = None
     for prefix, block in blocks.items():
         data = dict(_items(block.get("data"), f"{path}: {prefix}data", instead))
+        if unknown := sorted(str(key) for key in data if key not in ("class_path", "init_args")):
+            raise UserError(
+                f"{path}: {prefix}data has {short(unknown[0])}: expected class_path and init_args; {instead}"
+            )
         if "class_path" in data or cls is None:
             named = data.get("class_path")
             cls = next((c for p, c in known_data().items() if named in (p, c.__name__)), None)

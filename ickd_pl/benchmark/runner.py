@@ -22,6 +22,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 from ickd_pl.runs.data_options import data_module
 from ickd_pl.runs.pack_folder import previous_of
+from ickd_pl.strategies import from_spec
 
 
 class Skipped(NamedTuple):
@@ -105,6 +106,7 @@ class Runner:
                     self.folder.data_hash(cell)
                 except UserError as error:
                     raise UserError(f"benchmark {self.benchmark.settings.name}, cell {cell}: {error}") from error
+        self._check_index()
         if self.benchmark.settings.choices:
             size = {"init_args": {"val_size": self.benchmark.settings.val_size}}
             try:
@@ -112,6 +114,19 @@ class Runner:
             except UserError as error:
                 why = "choices are made on a validation split, so the data module must take val_size"
                 raise UserError(f"benchmark {self.benchmark.settings.name}: {why}; {error}") from error
+
+    def _check_index(self) -> None:
+        """Methods with a memory need what only some data modules have; say so before a teacher is trained."""
+        data = self.benchmark.data("student")
+        if hasattr(data, "train_labels"):
+            return
+        for method in self.benchmark.settings.methods:
+            if any(from_spec(spec).needs_index for spec in self.benchmark.strategies(method)):
+                raise UserError(
+                    f"benchmark {self.benchmark.settings.name}: {method} cannot be trained on {type(data).__name__}, "
+                    "which has no train_labels: add that attribute, and let the batches be (image, label, index), or "
+                    f"remove {method} from methods"
+                )
 
     def _claim(self) -> None:
         """Write benchmark.yaml into the folder, or check that it belongs to this benchmark."""

@@ -43,8 +43,9 @@ def run(args: Sequence[str]) -> int:
     adapted = inputs.after.adapter is not None
     shown = Comparison(teacher, students["before"], students["after"], inputs.title, inputs.names, adapted, inputs.note)
     write_picture(shown, path)
-    notes = "".join(f"note: {note}\n" for note in (shown.channels_apart, shown.note, inputs.source) if note)
-    print(f"{shown.title}\n\n{table(shown)}\n\n{notes}wrote {path}", flush=True)
+    source = f"{inputs.source}\n" if inputs.source else ""
+    notes = "".join(f"note: {note}\n" for note in (shown.channels_apart, shown.note) if note)
+    print(f"{shown.title}\n\n{table(shown)}\n\n{notes}{source}wrote {path}", flush=True)
     return 0
 
 

@@ -162,6 +162,8 @@ def read_inputs(request: Request) -> Inputs:
     images = list(test_images(data, request.images))
     title = f"{name} teaches {network}: {sum(map(len, images))} test images of {data_name(data)}"
     start = f"before: its start, seed {checkpoint.seed}" if other is None else f"before: {other.taught_by}"
+    if request.teacher_weights is None:
+        source = "; ".join(filter(None, [source, f"teacher weights of the checkpoint: {_weights_of(checkpoint)}"]))
     names = (f"teacher {name}", f"student {start}", f"student after: {checkpoint.taught_by}")
     return Inputs(teacher, before, Subject(net, adapter), images, title, names, note, source)
 
@@ -186,6 +188,10 @@ def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]
     if path is None:
         raise UserError(f"{checkpoint.path} does not say where the weights of {name} are: give --teacher_weights FILE")
     return name, load_teacher(name, path, checkpoint.config.num_classes)
+
+
+def _weights_of(checkpoint: Checkpoint) -> str:
+    return str(checkpoint.run.settings["teacher_weights"])
 
 
 def _other(path: Path, checkpoint: Checkpoint) -> Checkpoint:

@@ -17,7 +17,7 @@ from ickd_pl.data.augment import channel_stats
 from ickd_pl.data.batch import Batch
 from ickd_pl.data.loader import TensorLoader
 from ickd_pl.data.splits import check_sizes, split_rows
-from ickd_pl.data.stored import read_data
+from ickd_pl.data.stored import read_data, refuse_paths
 from ickd_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -261,6 +261,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         arguments = {name: value for name, value in arguments.items() if name not in overrides}
         where = f"{checkpoint_path}: its data.init_args"
         plain = plain_arguments(cls, arguments, where, "give it to load_from_checkpoint as an argument")
+        refuse_paths(cls, plain, where)
         data = cls(**plain, **overrides)
         data.load_state_dict(state)
         return data
@@ -277,6 +278,8 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         Raises:
             UserError: the checkpoint has another number of classes, or is damaged.
         """
+        if not isinstance(state_dict, Mapping):
+            raise UserError(f"the checkpoint's state of {self.name} is damaged: got {short(state_dict)}")
         mean, std, names = (state_dict.get(name) for name in ("mean", "std", "class_names"))
         if mean is not None and std is not None:
             for values in (mean, std):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,26 @@ import torch
 
 from ickd_pl.checks import short
 from ickd_pl.errors import UserError
+
+
+def is_path(cls: type, name: str, value: Any) -> bool:
+    """Whether an argument is a path or a download flag, and differs from the class's default."""
+    parameter = inspect.signature(cls).parameters.get(name)  # None if **kwargs accepts it
+    if value is None or (parameter is not None and value == parameter.default):
+        return False
+    hint = "" if parameter is None else str(parameter.annotation)
+    values = value if isinstance(value, list | tuple) else [value]
+    return name == "download" or ("Literal" not in hint and any(isinstance(item, str) for item in values))
+
+
+def refuse_paths(cls: type, arguments: dict[str, Any], where: str) -> None:
+    """Raise :class:`UserError` if arguments out of a file name a path or ask for a download."""
+    for name, value in arguments.items():
+        if is_path(cls, name, value):
+            raise UserError(
+                f"{where}.{name} is {short(value)}, and a file's paths are not followed: give {name}=... to "
+                "load_from_checkpoint"
+            )
 
 
 def read_data(checkpoint: str | Path, cls: type) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -107,7 +107,7 @@ class RunFolder:
             return Decision("start")
         try:
             stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise UserError(f"{self.config} cannot be read ({error}): move {self.path} away to start again") from error
         differences = differing(flat(stored), flat(config))
         if differences:

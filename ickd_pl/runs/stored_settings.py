@@ -19,6 +19,7 @@ import yaml
 
 from ickd_pl.checks import plain_arguments, short
 from ickd_pl.data import TensorDataModule
+from ickd_pl.data.stored import is_path
 from ickd_pl.errors import UserError
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
@@ -150,7 +151,7 @@ def data_settings(
     arguments.pop("seed", None)
     where = f"{checkpoint.path}: its data.init_args"
     arguments = plain_arguments(cls, arguments, where, "set it on the command line, as --data.init_args.NAME")
-    paths = {name: value for name, value in arguments.items() if _is_path(cls, name, value)}
+    paths = {name: value for name, value in arguments.items() if is_path(cls, name, value)}
     stored = _own_data(checkpoint.path, cls)
     for name, value in paths.items():
         if stored.get(name) != value:
@@ -161,16 +162,6 @@ def data_settings(
     shown = ", ".join(f"{name} {short(value)}" for name, value in paths.items())
     line = f"data of the checkpoint: {cls.__name__}, {shown} (override with --data.init_args.NAME)" if shown else ""
     return {"class_path": path, "init_args": arguments}, line
-
-
-def _is_path(cls: type, name: str, value: Any) -> bool:
-    """Whether an argument is a path or a download flag, and differs from the class's default."""
-    parameter = inspect.signature(cls).parameters.get(name)  # None if **kwargs accepts it
-    if value is None or (parameter is not None and value == parameter.default):
-        return False
-    hint = "" if parameter is None else str(parameter.annotation)
-    values = value if isinstance(value, list | tuple) else [value]
-    return name == "download" or ("Literal" not in hint and any(isinstance(item, str) for item in values))
 
 
 def _own_data(checkpoint: Path, cls: type) -> dict[str, Any]:

@@ -61,9 +61,14 @@ def load_module(cls: type[Module], path: str | Path, map_location: Any, strict: 
     settings = {name: v for name, v in checkpoint_of(path, content, kwargs).settings.items() if name in known}
     rest = {k: v for k, v in settings.items() if k not in ("student", "teacher", "strategies")}
     plain_arguments(cls, rest, str(path), "pass it to load_from_checkpoint as an argument")
+    if "student" not in settings and "student" not in kwargs:
+        raise UserError(f"{path} does not name its student: pass student=NET, and student_layers=LAYERS for your own")
     module = cls(**{**settings, **kwargs})
     module.on_load_checkpoint(content)
-    module.load_state_dict(content["state_dict"], strict=strict)
+    try:
+        module.load_state_dict(content["state_dict"], strict=strict)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not fit its settings: {' '.join(str(error).split())[:300]}") from error
     return module if map_location is None else module.to(map_location)
 
 

@@ -16,6 +16,9 @@ from ickd_pl.errors import UserError
 from ickd_pl.models import model_names
 from ickd_pl.weights.read import read_file
 
+# What Lightning stores and reads itself: key and type.
+_LIGHTNINGS: dict[str, type] = {"callbacks": dict, "loops": dict, "pytorch-lightning_version": str}
+
 
 @dataclass(frozen=True)
 class RunCheckpoint:
@@ -94,6 +97,11 @@ def checkpoint_of(path: str | Path, content: dict[str, Any], overridden: Collect
         raise UserError(
             f"{path}: its configuration is damaged (hyper_parameters, ickd_pl and state_dict: expected dictionaries)"
         )
+    for name, kind in _LIGHTNINGS.items():
+        if not isinstance(content.get(name, kind()), kind):
+            raise UserError(f"{path} is damaged: {name} is {short(content[name])}: get the file again")
+    if type(extra.get("best_acc1", 0.0)) not in (int, float):
+        raise UserError(f"{path} is damaged: best_acc1 is {short(extra['best_acc1'])}: get the file again")
     settings = {name: value for name, value in settings.items() if name not in overridden}
     for name, value in settings.items():
         if type(name) is not str or not name.isidentifier() or name.startswith("_"):
@@ -140,7 +148,8 @@ def _data(path: str | Path, data: Any) -> dict[str, Any] | None:
 
 def _check_class(where: str, spec: Any, instead: str) -> None:
     """Check a class's name and plain arguments. The name is only a string: the code that builds it looks it up."""
-    arguments = (spec.get("init_args") or {}) if isinstance(spec, dict) else None
+    arguments = spec.get("init_args", {}) if isinstance(spec, dict) else None
+    arguments = {} if arguments is None and isinstance(spec, dict) else arguments
     if not isinstance(arguments, dict) or type(spec.get("class_path")) is not str:
         raise UserError(f"{where} is {short(spec)}: expected class_path and init_args; {instead}")
     for name, value in arguments.items():

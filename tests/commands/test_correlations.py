@@ -175,7 +175,7 @@ def test_an_image_folder_whose_name_is_a_number(student: Run) -> None:
     done = cli(*args)
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith("resnet20 teaches resnet8: 10 test images of 2024")
-    assert "note: data of the checkpoint: ImageFolder, root '2024'" in done.out
+    assert "data of the checkpoint: ImageFolder, root '2024'" in done.out
     Path("2024").rename("2025")
     gone, moved = cli(*args), cli(*args, "--data.root", "2025")
     assert gone.status == 2
