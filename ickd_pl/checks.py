@@ -139,9 +139,7 @@ def plain_arguments(function: Callable[..., Any], values: object, where: str, in
         if name not in known:
             raise UserError(f"{where}: unknown setting {short(name)}: {near(str(name), known)}")
         if not _may_come_from_a_file(hints.get(name)) or not _fits_type(value, hints[name]):
-            raise UserError(
-                f"{where}.{name} is {short(value)}, which a file may not set; {instead.replace('NAME', name)}"
-            )
+            raise UserError(f"{where}.{name} is {short(value)}, which a file may not set; {instead}")
     return dict(values)
 
 

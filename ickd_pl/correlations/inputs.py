@@ -150,7 +150,7 @@ def read_inputs(request: Request) -> Inputs:
     known = known_data(parsed.name)  # before any file is opened
     checkpoint = read_run(request.checkpoint)
     net = load_student(request.checkpoint)
-    name, teacher = _teacher(request, checkpoint)
+    name, teacher, weights = _teacher(request, checkpoint)
     other = None if request.before is None else _other(request.before, checkpoint)
     data, source = data_of(request.data, parsed, known, checkpoint.run, checkpoint.config.num_classes)
     network, size = str(checkpoint.config.network), int(getattr(data, "image_size", checkpoint.config.image_size))
@@ -163,13 +163,13 @@ def read_inputs(request: Request) -> Inputs:
     title = f"{name} teaches {network}: {sum(map(len, images))} test images of {data_name(data)}"
     start = f"before: its start, seed {checkpoint.seed}" if other is None else f"before: {other.taught_by}"
     if request.teacher_weights is None:
-        source = "; ".join(filter(None, [source, f"teacher weights of the checkpoint: {_weights_of(checkpoint)}"]))
+        source = "; ".join(filter(None, [source, f"teacher weights of the checkpoint: {weights}"]))
     names = (f"teacher {name}", f"student {start}", f"student after: {checkpoint.taught_by}")
     return Inputs(teacher, before, Subject(net, adapter), images, title, names, note, source)
 
 
-def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]:
-    """The teacher's name and the teacher: from the options, else from the checkpoint."""
+def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet, Path]:
+    """The teacher's name, the teacher and its file: from the options, else from the checkpoint."""
     own = checkpoint.run.settings.get("teacher")
     name = request.teacher or own
     if not isinstance(name, str):
@@ -187,11 +187,7 @@ def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet]
             )
     if path is None:
         raise UserError(f"{checkpoint.path} does not say where the weights of {name} are: give --teacher_weights FILE")
-    return name, load_teacher(name, path, checkpoint.config.num_classes)
-
-
-def _weights_of(checkpoint: Checkpoint) -> str:
-    return str(checkpoint.run.settings["teacher_weights"])
+    return name, load_teacher(name, path, checkpoint.config.num_classes), path
 
 
 def _other(path: Path, checkpoint: Checkpoint) -> Checkpoint:

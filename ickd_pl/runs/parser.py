@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser
 
 from ickd_pl.errors import UserError, near
+from ickd_pl.models.discovery import subclasses
 from ickd_pl.strategies import LossStrategy
 
 
@@ -154,9 +155,7 @@ def constructor_error(message: str) -> str | None:
 def _near_option(name: str, options: Iterable[str]) -> str:
     """A hint for an unknown option, taken from the options and the arguments of all data sets and methods."""
     last = name.rpartition(".")[2]
-    inner = {
-        p for base in (pl.LightningDataModule, LossStrategy) for cls in _all_subclasses(base) for p in _arguments(cls)
-    }
+    inner = {p for base in (pl.LightningDataModule, LossStrategy) for cls in subclasses(base) for p in _arguments(cls)}
     options = list(options)
     hints = [near(name, options), near(last, inner)]
     # An argument of a data set or method, named without its prefix, unless it is the beginning of an option.
@@ -170,12 +169,4 @@ def _arguments(cls: type) -> list[str]:
 
 
 def _subclass_names(base: type) -> list[str]:
-    return [
-        c.__name__
-        for c in _all_subclasses(base)
-        if not inspect.isabstract(c) and not c.__module__.startswith("pytorch_") and c.__name__[0] != "_"
-    ]
-
-
-def _all_subclasses(base: Any) -> list[type]:
-    return [c for sub in base.__subclasses__() for c in (sub, *_all_subclasses(sub))]
+    return [c.__name__ for c in subclasses(base) if not c.__module__.startswith("pytorch_") and c.__name__[0] != "_"]

@@ -8,7 +8,6 @@ beside the checkpoint has the same values, and they are printed.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +20,7 @@ from ickd_pl.checks import plain_arguments, short
 from ickd_pl.data import TensorDataModule
 from ickd_pl.data.stored import is_path
 from ickd_pl.errors import UserError
+from ickd_pl.models.discovery import subclasses
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 
@@ -86,7 +86,7 @@ def evaluation_settings(path: str | Path, args: Sequence[str]) -> tuple[dict[str
     known = known_data(data.name)
     model = {flag.partition("=")[0].removeprefix("--model.") for flag in args if flag.startswith("--model.")}
     checkpoint = read_checkpoint(path, model)
-    if type(checkpoint.settings.get("seed")) is not int or not ({"student"} & (checkpoint.settings.keys() | model)):
+    if type(checkpoint.settings.get("seed")) is not int or "student" not in {*checkpoint.settings, *model}:
         raise UserError(
             f"{path} was trained in Python with a custom network: load it in Python, with load_from_checkpoint"
         )
@@ -110,8 +110,7 @@ def known_data(named: str | None = None) -> dict[str, type]:
         except ImportError:  # the parser reports it in more detail
             return {}
     base = pl.LightningDataModule if named is not None else TensorDataModule
-    classes = [cls for cls in _subclasses(base) if not inspect.isabstract(cls)]
-    paths = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes}
+    paths: dict[str, type] = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in subclasses(base)}
     return {p: cls for p, cls in paths.items() if named in (None, p, cls.__name__) or issubclass(cls, TensorDataModule)}
 
 
@@ -150,7 +149,7 @@ def data_settings(
     # Linked from --seed_everything.
     arguments.pop("seed", None)
     where = f"{checkpoint.path}: its data.init_args"
-    arguments = plain_arguments(cls, arguments, where, "set it on the command line, as --data.init_args.NAME")
+    arguments = plain_arguments(cls, arguments, where, "set it on the command line, below --data.init_args")
     paths = {name: value for name, value in arguments.items() if is_path(cls, name, value)}
     stored = _own_data(checkpoint.path, cls)
     for name, value in paths.items():
@@ -178,8 +177,3 @@ def _own_data(checkpoint: Path, cls: type) -> dict[str, Any]:
         return {}
     arguments = data.get("init_args")
     return arguments if isinstance(arguments, dict) else {}
-
-
-def _subclasses(cls: type) -> list[type]:
-    own: list[type] = cls.__subclasses__()
-    return [found for sub in own for found in (sub, *_subclasses(sub))]

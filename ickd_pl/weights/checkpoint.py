@@ -17,7 +17,7 @@ from ickd_pl.models import model_names
 from ickd_pl.weights.read import read_file
 
 # What Lightning stores and reads itself: key and type.
-_LIGHTNINGS: dict[str, type] = {"callbacks": dict, "loops": dict, "pytorch-lightning_version": str}
+_READ_BY_LIGHTNING: dict[str, type] = {"callbacks": dict, "loops": dict, "pytorch-lightning_version": str}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def checkpoint_of(path: str | Path, content: dict[str, Any], overridden: Collect
         raise UserError(
             f"{path}: its configuration is damaged (hyper_parameters, ickd_pl and state_dict: expected dictionaries)"
         )
-    for name, kind in _LIGHTNINGS.items():
+    for name, kind in _READ_BY_LIGHTNING.items():
         if not isinstance(content.get(name, kind()), kind):
             raise UserError(f"{path} is damaged: {name} is {short(content[name])}: get the file again")
     if type(extra.get("best_acc1", 0.0)) not in (int, float):
@@ -148,11 +148,10 @@ def _data(path: str | Path, data: Any) -> dict[str, Any] | None:
 
 def _check_class(where: str, spec: Any, instead: str) -> None:
     """Check a class's name and plain arguments. The name is only a string: the code that builds it looks it up."""
-    arguments = spec.get("init_args", {}) if isinstance(spec, dict) else None
-    arguments = {} if arguments is None and isinstance(spec, dict) else arguments
-    if not isinstance(arguments, dict) or type(spec.get("class_path")) is not str:
+    arguments = spec.get("init_args") if isinstance(spec, dict) else 0
+    if not isinstance(arguments, dict | None) or type(spec.get("class_path")) is not str:
         raise UserError(f"{where} is {short(spec)}: expected class_path and init_args; {instead}")
-    for name, value in arguments.items():
+    for name, value in (arguments or {}).items():
         if type(name) is not str or not plain(value):
             raise UserError(
                 f"{where}: init_args.{name} is {short(value)}, and a file may only set numbers, strings and lists "
