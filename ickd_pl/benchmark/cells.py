@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from ickd_pl.errors import IncompatiblePair, NonFiniteLoss, UserError
 from ickd_pl.files import replacing
 from ickd_pl.runs import EpochRecord, RunFolder
 from ickd_pl.runs.configs import check_trainer, find_configs
+from ickd_pl.runs.console import warn
 from ickd_pl.runs.fit import IckdCLI, user_error
 from ickd_pl.runs.pack_folder import PackRecord, previous_of, write_members
 from ickd_pl.runs.parser import RaisingParser
@@ -170,7 +170,7 @@ def _newest_checkpoint(path: Path) -> _PackCheckpoint | None:
                 why = "it is not a pack checkpoint"
             except UserError as error:
                 why = str(error)
-            print(f"warning: {candidate} is removed: {why}", file=sys.stderr, flush=True)
+            warn(f"warning: {candidate} is removed: {why}")
             candidate.unlink()
     return None
 

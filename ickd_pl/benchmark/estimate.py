@@ -21,6 +21,7 @@ from ickd_pl.benchmark.teachers import Teachers
 from ickd_pl.errors import UserError
 from ickd_pl.runs import RunFolder
 from ickd_pl.runs.data_options import data_name
+from ickd_pl.strategies import from_spec
 
 # Epochs and steps of a timing. Only the last epoch counts: the first is slower, since memory is allocated and kernels
 # are compiled.
@@ -137,8 +138,6 @@ def _done(group: Group, folder: Path | None) -> bool:
 
 def _size(benchmark: Benchmark, group: Group) -> tuple[int, int]:
     """Number of epochs (including a first stage) and of steps per epoch."""
-    from ickd_pl.strategies import from_spec
-
     cell = group.cells[0]
     recipe = benchmark.recipe(cell)
     data = benchmark.data(cell.kind)
@@ -210,18 +209,13 @@ def _command(benchmark: Benchmark, cell: Cell, folder: Path | None) -> str:
     alone, weights = root / "alone", None
     if cell.teacher:
         weights = Teachers(benchmark, root, print).weights(cell.teacher)
-        if benchmark.settings.teachers.get == "train" and not weights.is_file():
-            weights = RunFolder.of(alone, _data_name(benchmark), None, cell.teacher, [], _teacher_seed(benchmark)).last
+        teachers = benchmark.settings.teachers
+        if teachers.get == "train" and not weights.is_file():
+            weights = RunFolder.of(
+                alone, data_name(benchmark.data("student")), None, cell.teacher, [], teachers.seed
+            ).last
     args = benchmark.args(cell, weights, root / "commands", {})
     return " ".join(["python cli.py", *args, "--trainer.default_root_dir", alone.as_posix()])
-
-
-def _data_name(benchmark: Benchmark) -> str:
-    return data_name(benchmark.data("student"))
-
-
-def _teacher_seed(benchmark: Benchmark) -> int:
-    return benchmark.settings.teachers.seed
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,8 @@ from ickd_pl.benchmark.schema import MAX_EPOCHS, Settings, check_data, check_tea
 from ickd_pl.errors import UserError, near
 from ickd_pl.runs.configs import config_root, find_config
 from ickd_pl.runs.data_options import data_module
+from ickd_pl.strategies import from_spec
+from ickd_pl.training.pack_members import why_alone
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,6 @@ class Benchmark:
 
     def _packable(self, method: str) -> bool:
         """Whether a method can be trained in a pack and has no arguments to choose."""
-        from ickd_pl.strategies import from_spec
-        from ickd_pl.training.pack_members import why_alone
-
         alone = why_alone([from_spec(spec) for spec in self.strategies(method)])
         return alone is None and method not in self.settings.choices
 
@@ -156,8 +155,6 @@ class Benchmark:
         Raises:
             UserError: unknown argument, or a value that the class does not accept.
         """
-        from ickd_pl.strategies import from_spec
-
         strategies = self.strategies(method)
         for name, value in arguments.items():
             cls, _, argument = name.partition(".")
@@ -250,8 +247,6 @@ class Benchmark:
 
     def strategies(self, method: str) -> list[dict[str, Any]]:
         """A method's strategies from its file; a first stage lasts an eighth of the main epochs (30 of 240)."""
-        from ickd_pl.strategies import from_spec
-
         epochs = self.max_epochs("student")
         found = [_spec(s) for s in _read(config_root() / "methods" / f"{method}.yaml")["model"]["strategies"]]
         for spec in found:

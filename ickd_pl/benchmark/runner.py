@@ -18,6 +18,7 @@ from ickd_pl.benchmark.folder import Log, ResultsFolder
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, merge, shard_of
 from ickd_pl.benchmark.records import benchmark_file, write_result
 from ickd_pl.benchmark.result import make_result
+from ickd_pl.data import TensorDataModule
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 from ickd_pl.runs.data_options import data_module
@@ -106,7 +107,7 @@ class Runner:
                     self.folder.data_hash(cell)
                 except UserError as error:
                     raise UserError(f"benchmark {self.benchmark.settings.name}, cell {cell}: {error}") from error
-        self._check_index()
+        self._check_needs()
         if self.benchmark.settings.choices:
             size = {"init_args": {"val_size": self.benchmark.settings.val_size}}
             try:
@@ -115,18 +116,23 @@ class Runner:
                 why = "choices are made on a validation split, so the data module must take val_size"
                 raise UserError(f"benchmark {self.benchmark.settings.name}: {why}; {error}") from error
 
-    def _check_index(self) -> None:
-        """Methods with a memory need what only some data modules have; say so before a teacher is trained."""
+    def _check_needs(self) -> None:
+        """Check that a custom data module has what the methods need, before a teacher is trained."""
         data = self.benchmark.data("student")
-        if hasattr(data, "train_labels"):
-            return
+        if isinstance(data, TensorDataModule):
+            return  # has labels and indices
+        data.prepare_data()
+        data.setup("fit")
+        has_labels, has_index = hasattr(data, "train_labels"), len(next(iter(data.train_dataloader()))) > 2
         for method in self.benchmark.settings.methods:
-            if any(from_spec(spec).needs_index for spec in self.benchmark.strategies(method)):
-                raise UserError(
-                    f"benchmark {self.benchmark.settings.name}: {method} cannot be trained on {type(data).__name__}, "
-                    "which has no train_labels: add that attribute, and let the batches be (image, label, index), or "
-                    f"remove {method} from methods"
-                )
+            for strategy in map(from_spec, self.benchmark.strategies(method)):
+                lacking = ["train_labels, the labels of all training images"] * (strategy.needs_labels > has_labels)
+                lacking += ["batches of (image, label, index)"] * (strategy.needs_index > has_index)
+                if lacking:
+                    raise UserError(
+                        f"benchmark {self.benchmark.settings.name}: {method} needs {' and '.join(lacking)}, which data "
+                        f"module {type(data).__name__} lacks: add that, or remove {method} from methods"
+                    )
 
     def _claim(self) -> None:
         """Write benchmark.yaml into the folder, or check that it belongs to this benchmark."""

@@ -6,10 +6,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ickd_pl.checks import short
 from ickd_pl.errors import UserError
+from ickd_pl.weights.checkpoint import read_checkpoint
 
 
 def is_path(cls: type, name: str, value: Any) -> bool:
@@ -45,15 +44,8 @@ def read_data(checkpoint: str | Path, cls: type) -> tuple[dict[str, Any], dict[s
     Raises:
         UserError: the file is missing, damaged, or stores another data module.
     """
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        spec = content["ickd_pl"]["data"]
-        path, arguments = spec["class_path"], dict(spec["init_args"])
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {checkpoint} does not exist") from None
-    except Exception as error:  # torch has many kinds of damage
-        raise UserError(f"{checkpoint} is not a checkpoint with ickd_pl data, or is damaged") from error
-    if path != f"{cls.__module__}.{cls.__qualname__}":
-        raise UserError(f"{checkpoint} stores other data: {short(path)}, expected {cls.__qualname__}")
-    state = content.get(cls.__qualname__)
-    return arguments, state if isinstance(state, dict) else {}
+    run = read_checkpoint(checkpoint)
+    data = run.data or {"class_path": None, "init_args": {}}
+    if data["class_path"] != f"{cls.__module__}.{cls.__qualname__}":
+        raise UserError(f"{checkpoint} stores other data: {short(data['class_path'])}, expected {cls.__qualname__}")
+    return data["init_args"], run.data_state

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ickd_pl.runs.parser import OneLineParser, RaisingParser
+
 
 def data_module(settings: dict[str, Any]) -> Any:
     """Build a data module from plain settings.
@@ -17,8 +19,6 @@ def data_module(settings: dict[str, Any]) -> Any:
     Raises:
         UserError: the data module does not accept the settings.
     """
-    from ickd_pl.runs.parser import RaisingParser
-
     parser = _parser(RaisingParser)
     return _built(parser, parser.parse_object({"data": settings}))
 
@@ -29,8 +29,6 @@ def data_from_args(args: Sequence[str]) -> Any:
     Raises:
         UserError: the data module does not accept the arguments.
     """
-    from ickd_pl.runs.parser import OneLineParser
-
     parser = _parser(OneLineParser)
     parser.set_defaults({"data": "CIFAR100"})
     return _built(parser, parser.parse_args(list(args)))

@@ -45,13 +45,15 @@ class LossStrategy(pl.Callback, ABC):
     Attributes:
         weight: factor of the loss in the sum.
         needs_preact: ask both networks for :attr:`Features.preact`.
-        needs_index: the batches must say which training image is which.
+        needs_index: batches must contain the index of each training image.
+        needs_labels: the data module must have ``train_labels``, the labels of all training images.
         pretrain_epochs: length of a first stage before the main epochs; 0 for a one-stage method.
         pretrain_lr: constant learning rate of the first stage; None leaves it to :meth:`first_stage_lr`.
     """
 
     needs_preact: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
     weight: NonNegativeFloat
     pretrain_epochs: NonNegativeInt = 0
     pretrain_lr: PositiveFloat | None = None
@@ -135,7 +137,7 @@ def _annotations(cls: type) -> dict[str, Any]:
 
 
 def first_stage(owner: object, pretrain_epochs: object, pretrain_lr: object) -> None:
-    """The check of a first stage's arguments, for a method with an ``__init__`` of its own; a rate of None is right."""
+    """Raise :class:`UserError` for an invalid first stage; for methods written for 0.1, with an own ``__init__``."""
     whole_number(owner, 0, pretrain_epochs=pretrain_epochs)
     if pretrain_lr is not None:
         above_zero(owner, pretrain_lr=pretrain_lr)

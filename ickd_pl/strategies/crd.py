@@ -206,6 +206,7 @@ class CRD(LossStrategy):
     """
 
     needs_index = True
+    needs_labels = True
 
     weight: NonNegativeFloat = 0.8
     dim: PositiveInt = 128

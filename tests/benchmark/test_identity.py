@@ -247,12 +247,26 @@ def test_other_images_or_another_order_of_the_users_own(own: str, change: str) -
             "[['a', 1]], 30)",
             "Own: expected test batches of tensors, got tuple and Tensor",
         ),
+        ("% 10)", "% 11)", "Own: labels of the train batches must be from 0 to 9 (num_classes 10), got 0 to 10"),
     ],
 )
 def test_a_data_module_that_cannot_be_compared(own: str, old: str, new: str, needle: str) -> None:
     assert OWN.count(old) == 1
     Path("own_data.py").write_text(OWN.replace(old, new))
     assert needle in refused("run", "--config", own, "--output", "out")
+    assert not Path("out").exists()
+
+
+def test_a_method_that_needs_more_than_custom_data_have(own: str) -> None:
+    """Refused before the folder is written; what the message says to add is named, and no more than that."""
+    content = yaml.safe_load(Path(own).read_text())
+    Path(own).write_text(yaml.safe_dump({**content, "methods": ["vanilla", "crd"]}))
+    message = refused("run", "--config", own, "--output", "out")
+    assert "crd needs train_labels, the labels of all training images and batches of (image, label, index)" in message
+    Path("own_data.py").write_text(OWN + "\n    train_labels = torch.arange(40) % 10\n")
+    sys.modules.pop("own_data")
+    message = refused("run", "--config", own, "--output", "out")
+    assert "crd needs batches of (image, label, index), which data module Own lacks" in message
     assert not Path("out").exists()
 
 
