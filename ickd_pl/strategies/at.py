@@ -62,8 +62,8 @@ class AT(LossStrategy):
     """Attention transfer (AT) at every stage (see :func:`at_loss`); RepDistiller's ``feat[1:-1]``.
 
     The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
-    one per block, cut to the shorter list where the counts differ, so their AT is another loss (the same only for one
-    block per stage, as in resnet8x4).
+    one per block and drop the extra ones where the counts differ, so their AT is a different loss (equal only for
+    networks with one block per stage, such as resnet8x4).
 
     Args:
         weight: factor of the loss; 1000 in RepDistiller's script, for all pairs.

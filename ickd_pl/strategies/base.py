@@ -83,7 +83,7 @@ class LossStrategy(pl.Callback, ABC):
         }
 
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
-        """Raise :class:`~ickd_pl.errors.IncompatiblePair` where the method cannot work on this pair."""
+        """Raise :class:`~ickd_pl.errors.IncompatiblePair` if the method cannot work on this pair."""
 
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module | None:
         """The part of the method that has tensors (trainable weights, memories), or None."""
@@ -101,7 +101,7 @@ class LossStrategy(pl.Callback, ABC):
         """
 
     def weight_at(self, epoch: int | None) -> float:
-        """The weight in force, for methods that warm up.
+        """The weight in a given epoch, for methods that warm up.
 
         Args:
             epoch: main epoch, from 1; None outside a fit, where the full weight counts.
@@ -127,7 +127,7 @@ class LossStrategy(pl.Callback, ABC):
 
 @functools.cache
 def _annotations(cls: type) -> dict[str, Any]:
-    """Annotations of a method's attributes; without those of a class that names what only a type checker knows."""
+    """Annotations of a method's attributes, without classes whose annotations exist only under TYPE_CHECKING."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, LossStrategy):
@@ -144,9 +144,9 @@ def first_stage(owner: object, pretrain_epochs: object, pretrain_lr: object) -> 
 
 
 def check_lists(owner: object, strategies: Any, milestones: Any) -> None:
-    """Raise :class:`UserError` where the methods are no list of methods, or the milestones do not rise.
+    """Raise :class:`UserError` if the methods are not a list of methods, or the milestones are not increasing.
 
-    The methods' arguments are checked again: a class of the user's own may not do it, and attributes may have changed.
+    The methods' arguments are checked again: a custom class may not check them, and attributes may have changed.
     """
     methods = list(strategies or []) if isinstance(strategies, list | tuple | type(None)) else [None]
     if not all(isinstance(strategy, LossStrategy | dict) for strategy in methods):
@@ -172,9 +172,9 @@ Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
 def full_precision(function: Loss) -> Loss:
-    """Decorator of a pure loss function: it runs without autocast, and half-precision tensors come in as float32.
+    """Decorator of a pure loss function: it runs without autocast, on half-precision tensors converted to float32.
 
-    Raising the inputs alone is not enough: under autocast a matrix product of float32 tensors runs in half again.
+    Converting the inputs alone is not enough: under autocast, float32 matrix products run in half precision again.
     """
 
     @functools.wraps(function)
@@ -201,12 +201,12 @@ def _raised(value: Any) -> Any:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Raise half precision to float32, leave float32 and float64: Gram matrices and exponentials need the digits."""
+    """Convert half precision to float32; float32 and float64 are unchanged. Gram matrices and exponentials need it."""
     return x.float() if x.element_size() < 4 else x
 
 
 def discover() -> dict[str, type[LossStrategy]]:
-    """Every method there is: file name to class. A new file in ``ickd_pl/strategies`` is found by being there."""
+    """All methods, by file name. All files in ``ickd_pl/strategies`` are imported: a new one needs no registration."""
     return {cls.name(): cls for cls in classes_in("ickd_pl.strategies", LossStrategy).values()}
 
 
@@ -214,7 +214,7 @@ def from_spec(spec: dict[str, Any]) -> LossStrategy:
     """Build a strategy from plain data: ``{"class_path": "KD" or a full path, "init_args": {...}}``.
 
     Raises:
-        UserError: the class is unknown, or it is no LossStrategy.
+        UserError: the class is unknown, or is not a LossStrategy.
     """
     path, arguments = spec.get("class_path"), spec.get("init_args") or {}
     if not isinstance(path, str) or not isinstance(arguments, dict):

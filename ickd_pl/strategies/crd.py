@@ -95,7 +95,7 @@ class ContrastMemory(nn.Module):
     def forward(
         self, student: Tensor, teacher: Tensor, index: Tensor, label: Tensor, contrast: Tensor | None = None
     ) -> Tensor:
-        """Loss of a batch; in training mode the memory then takes up its embeddings.
+        """Loss of a batch; in training mode the memory is then updated with its embeddings.
 
         Args:
             student: pooled features, shape (B, D).
@@ -193,7 +193,7 @@ class CRD(LossStrategy):
     Negatives are images of other classes; ``mode`` chooses the positive.
 
     Negatives are drawn on the device from the batch's indices and a table of labels, not by the data loader as in the
-    original. Under several processes every one draws its own; the memories take up the embeddings of all of them and
+    original. Each process draws its own; the memories are updated with the embeddings of all processes, and
     the constants are means over them.
 
     Args:
@@ -201,7 +201,7 @@ class CRD(LossStrategy):
         dim: width of the embeddings.
         negatives: K, images of other classes for each image.
         temperature: divides the similarities.
-        momentum: share of the old embedding when the memory takes up a new one.
+        momentum: share of the old embedding when the memory is updated.
         mode: the positive is the image itself (``exact``) or any image of its class (``relax``).
     """
 

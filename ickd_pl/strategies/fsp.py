@@ -61,8 +61,8 @@ class FSP(LossStrategy):
     The channel counts of the two networks must agree. RepDistiller's 0.00 for wrn_40_2/wrn_40_1 is such a pair, not a
     result.
 
-    ICKD's resnet, wrn and ResNet50 list one feature per block, so that their flow matrices are more and other ones (the
-    same only for one block per stage, as in resnet8x4). This follows RepDistiller.
+    ICKD's resnet, wrn and ResNet50 list one feature per block, so their flow matrices are more, and others (equal
+    only for networks with one block per stage, such as resnet8x4). This follows RepDistiller.
 
     Args:
         weight: has no effect.

@@ -17,15 +17,15 @@ from ickd_pl.strategies.base import LossStrategy, full_precision
 from ickd_pl.strategies.components.compatibility import check_channels, check_stage_count, incompatible, shape_text
 from ickd_pl.strategies.components.shapes import Maps, as_stages
 
-# Singular vectors of the student beyond the teacher's, among which partners are sought.
+# Singular vectors of the student beyond the teacher's, among which the matching ones are chosen.
 EXTRA = 3
 
 
 class _LeadingVectors(torch.autograd.Function):
     """Leading right singular vectors of (B, M, C) matrices, with a gradient that stays finite.
 
-    The gradient of a singular vector divides by gaps between squared singular values; gaps of nothing, which dead
-    channels make, are left out instead of giving NaN.
+    The gradient of a singular vector divides by differences of squared singular values; differences of zero, which dead
+    channels cause, are left out instead of giving NaN.
     """
 
     @staticmethod
@@ -136,9 +136,9 @@ class KDSVD(LossStrategy):
     No figure of this method is in RepDistiller's table and its script has no weight for it. The gradient of close
     singular values, NaN in RepDistiller's code, is left out.
 
-    ICKD's resnet, wrn and ResNet50 list one feature per block, cut to the shorter list where the counts differ, so that
-    consecutive features are other ones (the same only for one block per stage, as in resnet8x4). This follows
-    RepDistiller.
+    ICKD's resnet, wrn and ResNet50 list one feature per block and drop the extra ones where the counts differ, so the
+    consecutive features are different ones (equal only for networks with one block per stage, such as resnet8x4). This
+    follows RepDistiller.
 
     Args:
         weight: factor of the loss; 1 in mdistiller.

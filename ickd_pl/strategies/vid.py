@@ -82,8 +82,8 @@ class VID(LossStrategy):
     """Variational information distillation (VID) at every stage (see :func:`vid_loss`); RepDistiller's ``feat[1:-1]``.
 
     The published figures come from RepDistiller's networks, one feature per stage. ICKD's resnet, wrn and ResNet50 list
-    one per block, cut to the shorter list where the counts differ, so their VID is another loss (the same only for one
-    block per stage, as in resnet8x4).
+    one per block and drop the extra ones where the counts differ, so their VID is a different loss (equal only for
+    networks with one block per stage, such as resnet8x4).
 
     The larger of two maps is averaged to the smaller one's size before the regressor. Regressors and variances are
     trained with the student, at its learning rate and weight decay, as in RepDistiller (mdistiller leaves the

@@ -117,7 +117,7 @@ def measure(name: str, path: Path, args: Sequence[str]) -> tuple[str, float]:
     Args:
         name: the network.
         path: its weights.
-        args: options of the data (``--data CIFAR100 --data.root data``) and of the trainer.
+        args: options of the data, such as ``--data CIFAR100 --data.root data``.
 
     Returns:
         The data set's name, and top-1 accuracy in percent.

@@ -27,11 +27,11 @@ class Column(Generic[Row]):
     """A column of a table, for all formats.
 
     Attributes:
-        title: its heading.
-        take: its value in a row: a figure, a text or a cell; None: there is none.
-        show: writes the value; not asked for a cell.
-        text: aligned to the left, as the first column always is.
-        name: of the value in report.csv, for what follows from the record; the record's fields stand there anyway.
+        title: the heading.
+        take: returns the value for a row: a number, a string, a :class:`Cell`, or None for an empty cell.
+        show: formats the value, unless it is a :class:`Cell`.
+        text: align to the left, as the first column always is.
+        name: column name in report.csv, for values derived from the record; its fields are columns anyway.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""report.csv: one row a run, for other tools; no means, which they make themselves."""
+"""report.csv: one row per run, without means, for further analysis."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ickd_pl.benchmark.report.results import Run
 from ickd_pl.benchmark.report.summary import REFERENCES, Summary
 from ickd_pl.benchmark.report.tables import RUNS
 
-# No column of their own: what the run's own columns say, settings, and a path of the machine.
+# Not columns: what the other columns show, settings, and a path.
 _LEFT_OUT = {"cell", "status", "reason", "config", "recipe", "versions", "weights"}
 _FIELDS = [field.name for field in fields(CellResult) if field.name not in _LEFT_OUT]
 _VERSIONS = ("python", "torch", "pytorch_lightning", "ickd_pl")
-# A spreadsheet takes a cell that begins so for a formula, and runs it.
+# A spreadsheet would evaluate a cell that begins with one of these.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_text(summary: Summary) -> str:
-    """One row a run, done or not; ``minus_kd``, ``minus_vanilla``: to that method's run of the same seed."""
+    """One row per run, done or not; ``minus_kd`` and ``minus_vanilla`` compare runs of one seed."""
     rows = [_row(summary, run) for run in summary.results.runs]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -59,11 +59,11 @@ def _row(summary: Summary, run: Run) -> dict[str, Any]:
 def _written(value: Any) -> Any:
     if isinstance(value, list):
         value = " ".join(value)
-    elif isinstance(value, dict):  # a choice: what was chosen
+    elif isinstance(value, dict):  # the chosen arguments
         value = str(value.get("arguments"))
     if not isinstance(value, str):
         return value
-    # A carriage return alone ends a row, and is not quoted.
+    # The csv module does not quote a lone carriage return, which ends a row.
     return ("'" if value.startswith(_FORMULA) else "") + value.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -72,7 +72,7 @@ def _rounded(value: Any, digits: int) -> Any:
 
 
 def _minus(summary: Summary, run: Run, reference: str) -> float | None:
-    """The difference of accuracies to a method's run of the same pair and seed."""
+    """Difference in accuracy to a method's run of the same pair and seed."""
     if run.pair is None or run.method == reference or not run.planned or run.done is None:
         return None
     other = next((r.done for r in summary.results.of(run.pair, reference) if r.seed == run.seed), None)
