@@ -52,6 +52,7 @@ MOVED = {
     "arguments": "strategies.components.shapes, checks, strategies.base",
     "benchmark.checks": "benchmark.schema",
     "benchmark.identity": "benchmark.fingerprint",
+    "benchmark.locks": "runs.lock",
     "benchmark.names": "benchmark.published",
     "benchmark.pack": "training.pack",
     "benchmark.pack_record": "runs.pack_folder",

@@ -9,13 +9,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytorch_lightning.utilities.exceptions import SIGTERMException
-
 from ickd_pl import commands
-from ickd_pl.errors import UserError, near
+from ickd_pl.errors import NonFiniteLoss, UserError, near
 from ickd_pl.runs.configs import find_configs
 from ickd_pl.runs.console import warn
 from ickd_pl.runs.fit import IckdCLI, user_error, with_checkpoint_settings
+from ickd_pl.runs.stop import Stopped, explain, handled_signals, report_from
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -27,11 +26,12 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the command-line arguments without the program's name; None: those in ``sys.argv``.
 
     Returns:
-        The exit status: 0; 2 after a user's error, which is printed as one line; 143 after SIGTERM.
+        The exit status: 0; 2 after a user's error and 3 after a loss that is infinite or NaN, printed as one line;
+        143, 130 and 138 after SIGTERM, Ctrl-C and SIGUSR1, or 0 if SLURM has requeued the job.
     """
     _quiet()
     args = list(sys.argv[1:] if args is None else args)
-    with tempfile.TemporaryDirectory() as scratch:
+    with handled_signals(), tempfile.TemporaryDirectory() as scratch:
         try:
             known = [*LIGHTNING_COMMANDS, *commands.names()]
             if not args:
@@ -41,15 +41,16 @@ def main(args: Sequence[str] | None = None) -> int:
             if not args[0].startswith("-") and args[0] not in LIGHTNING_COMMANDS:
                 raise UserError(f"unknown command {args[0]}: {near(args[0], known)}")
             IckdCLI(with_checkpoint_settings(find_configs(args), Path(scratch)), _other_commands())
-        except SIGTERMException:  # its exit status would look like success to a scheduler
-            warn("stopped by SIGTERM: run the same command to resume")
-            return 143
+        except Stopped as stop:
+            return explain(stop)
         except Exception as error:
             cause = user_error(error)
             if cause is None:
                 raise
+            if isinstance(cause, NonFiniteLoss) and cause.rank is not None:
+                return report_from(cause.rank, f"error: {cause}", cause.exit_status)
             warn(f"error: {cause}")
-            return 2
+            return cause.exit_status
     return 0
 
 

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Invalid input. The command line prints only the message, without a traceback, and exits with status 2."""
+    """Invalid input. The command line prints only the message, without a traceback.
+
+    Attributes:
+        exit_status: the command line's exit status after it.
+    """
+
+    exit_status = 2
 
 
 class IncompatiblePair(UserError):
@@ -15,7 +21,18 @@ class IncompatiblePair(UserError):
 
 
 class NonFiniteLoss(UserError):
-    """A loss became infinite or NaN; the message names the terms."""
+    """A loss, gradient or weight became infinite or NaN; the message names it and the step.
+
+    Args:
+        message: for the user.
+        rank: the rank that has it, and that prints the message; None: rank 0.
+    """
+
+    exit_status = 3
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.runs.helpers import Run, finished_run, made_once, student_args
+from tests.runs.helpers import Forked, Run, finished_run, made_once, student_args
 
 torch.set_num_threads(1)
 
@@ -27,6 +28,14 @@ def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     # LightningCLI warns of pytest's own words.
     monkeypatch.setattr("sys.argv", ["cli.py"])
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Forked]:
+    """Starts commands in processes of their own."""
+    server = Forked()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,12 @@ from ickd_pl.errors import IncompatiblePair, NonFiniteLoss, UserError
 from ickd_pl.files import replacing
 from ickd_pl.runs import EpochRecord, RunFolder
 from ickd_pl.runs.configs import check_trainer, find_configs
-from ickd_pl.runs.console import warn
+from ickd_pl.runs.decide import Asked, inputs_of
 from ickd_pl.runs.fit import IckdCLI, user_error
-from ickd_pl.runs.pack_folder import PackRecord, previous_of, write_members
+from ickd_pl.runs.pack_folder import PackRecord, decide_pack
 from ickd_pl.runs.parser import RaisingParser
 from ickd_pl.training.evaluation import predicted_classes
 from ickd_pl.training.pack import Pack
-from ickd_pl.weights import read_file
 
 
 class CellCLI(IckdCLI):
@@ -132,10 +131,17 @@ def train_pack(
         if not trained_teacher:
             for member in pack:
                 member.teacher_weights.skip()
-        record = PackRecord(path, [RunFolder(job.folder) for job, _ in accepted], [cli.settings for _, cli in accepted])
+        for member in pack:
+            member.prepare_teacher()
+        inputs = inputs_of(
+            first.trainer, first.datamodule, next((m for m in pack if m.teacher is not None), first.model)
+        )
+        folders, configs = [RunFolder(job.folder) for job, _ in accepted], [cli.settings for _, cli in accepted]
+        record = PackRecord(path, folders, configs, inputs)
         trainer = first.make_trainer([record, *callbacks], **dict.fromkeys(clip))
-        kept = _checkpoint_of(path, names)
-        if kept is not None and _ended(kept, record):
+        state, kept = decide_pack(path, names, [Asked(config, inputs) for config in configs])
+        if state == "finished" and kept is not None:
+            record.finish(kept)
             pack.stopped = dict(kept.content["ickd_pl_pack"]["stopped"])
         else:
             ckpt_path = None if kept is None else kept.path
@@ -147,56 +153,6 @@ def train_pack(
             stopped = pack.stopped.get(name)
             outcomes[str(job.cell)] = Outcome("failed" if stopped else "done", stopped, cli, others)
     return [outcomes[str(job.cell)] for job in jobs]
-
-
-class _PackCheckpoint(NamedTuple):
-    """A complete checkpoint of a pack."""
-
-    path: Path
-    content: dict[str, Any]
-
-
-def _newest_checkpoint(path: Path) -> _PackCheckpoint | None:
-    """The pack's checkpoint, or the previous one if it is damaged; None if there is none.
-
-    A damaged file is removed with a warning, so that it does not become the previous one.
-    """
-    for candidate in (path, previous_of(path)):
-        if candidate.is_file():
-            try:
-                content = read_file(candidate)
-                if "ickd_pl_pack" in content:
-                    return _PackCheckpoint(candidate, content)
-                why = "it is not a pack checkpoint"
-            except UserError as error:
-                why = str(error)
-            warn(f"warning: {candidate} is removed: {why}")
-            candidate.unlink()
-    return None
-
-
-def members_of(path: Path) -> list[str]:
-    """Names of the members in an unfinished pack's checkpoint; empty if there is no complete checkpoint."""
-    kept = _newest_checkpoint(path)
-    return [] if kept is None else [str(name) for name in kept.content["ickd_pl_pack"]["names"]]
-
-
-def _checkpoint_of(path: Path, names: list[str]) -> _PackCheckpoint | None:
-    """The checkpoint from which a pack of these members resumes, if there is one."""
-    kept = _newest_checkpoint(path)
-    return kept if kept is not None and kept.content["ickd_pl_pack"]["names"] == names else None
-
-
-def _ended(kept: _PackCheckpoint, record: PackRecord) -> bool:
-    """Whether the pack was killed after its last epoch; if so, write its members' files."""
-    own = kept.content["callbacks"][PackRecord.__qualname__]
-    names, stopped = kept.content["ickd_pl_pack"]["names"], kept.content["ickd_pl_pack"]["stopped"]
-    going = [state for name, state in zip(names, own["members"], strict=True) if name not in stopped]
-    if not all(len(state["rows"]) >= state["planned"] for state in going):
-        return False
-    record.load_state_dict(own)
-    write_members(kept.path, {i: record.records[i] for i, name in enumerate(names) if name not in stopped})
-    return True
 
 
 @contextmanager

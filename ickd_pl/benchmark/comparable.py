@@ -10,7 +10,7 @@ from ickd_pl.benchmark.folder import ResultsFolder
 from ickd_pl.benchmark.plan import Cell, without_paths
 from ickd_pl.benchmark.records import FORM, StartedRun, read_result, read_started
 from ickd_pl.errors import UserError
-from ickd_pl.runs.run_folder import differing, flat
+from ickd_pl.runs.decide import differing, flat
 
 
 def check_same_benchmark(folder: ResultsFolder, kept: dict[str, Any]) -> None:

@@ -7,14 +7,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ickd_pl.benchmark.fingerprint import Identity, code_hash, data_hash, method_hash
-from ickd_pl.benchmark.locks import locked
+from ickd_pl.benchmark.fingerprint import Identity, code_hash, method_hash
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group
 from ickd_pl.benchmark.records import read_result, write_started
 from ickd_pl.benchmark.teachers import Teachers
 from ickd_pl.data import TensorDataModule
 from ickd_pl.errors import UserError
+from ickd_pl.runs.lock import locked
 from ickd_pl.strategies import from_spec
+from ickd_pl.training.fingerprint import data_hash
 
 Log = Callable[[str], None]
 
@@ -53,7 +54,7 @@ class ResultsFolder:
         return any(True for top in ("cells", "choices") for name in names for _ in self.path.glob(f"{top}/**/{name}"))
 
     def lock(self, group: Group, wait: bool) -> AbstractContextManager[bool]:
-        """The lock on a group, see :func:`~ickd_pl.benchmark.locks.locked`."""
+        """The lock on a group, see :func:`~ickd_pl.runs.lock.locked`."""
 
         def tell(holder: str) -> None:
             self.log(f"{group}: another process is running it, waiting ({holder})")

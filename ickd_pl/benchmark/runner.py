@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 from filelock import FileLock
 
-from ickd_pl.benchmark.cells import Job, Outcome, build, members_of, quietly, remove, train_alone, train_pack
+from ickd_pl.benchmark.cells import Job, Outcome, build, quietly, remove, train_alone, train_pack
 from ickd_pl.benchmark.choose import choose
 from ickd_pl.benchmark.comparable import check_all, check_same_benchmark, mixed
 from ickd_pl.benchmark.folder import Log, ResultsFolder
@@ -22,7 +22,8 @@ from ickd_pl.data import TensorDataModule
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 from ickd_pl.runs.data_options import data_module
-from ickd_pl.runs.pack_folder import previous_of
+from ickd_pl.runs.pack_folder import members_of, previous_of
+from ickd_pl.runs.stop import raise_if_stopped
 from ickd_pl.strategies import from_spec
 
 
@@ -74,6 +75,7 @@ class Runner:
         groups = shard_of(self.benchmark.groups, self.shard)
         skipped = Skipped([], [])
         for number, group in enumerate(groups, 1):
+            raise_if_stopped()
             if not self.folder.pending(group):
                 continue
             teacher = group.cells[0].kind == "teacher"

@@ -6,10 +6,10 @@ import csv
 from collections import Counter
 from pathlib import Path
 
-from ickd_pl.benchmark.locks import holder
 from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.benchmark.records import benchmark_file, read_result
 from ickd_pl.runs import RunFolder
+from ickd_pl.runs.lock import holder
 
 
 def status(folder: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ickd_pl.errors import UserError
-from ickd_pl.runs.console import log, warn
+from ickd_pl.runs.console import log
 from ickd_pl.runs.parser import CommandParser
 
 SUMMARY = "plan, run and report a whole table of methods, pairs and seeds"
@@ -53,20 +53,12 @@ def _plan(options: Any) -> int:
 
 
 def _run(options: Any) -> int:
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
-
     from ickd_pl.benchmark.report.write import write_report
     from ickd_pl.benchmark.runner import Runner
 
     benchmark = _benchmark(options)
     runner = Runner(benchmark, options.output, _shard(options.shard), options.accept_code, log)
-    try:
-        left = runner.run()
-    except SIGTERMException:
-        raise
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during a fit into SystemExit
-        warn("stopped by Ctrl-C: run the same command to resume")
-        return 130
+    left = runner.run()
     for path in write_report(options.output):
         log(f"wrote {path}")
     if left.busy:

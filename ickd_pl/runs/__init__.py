@@ -1,7 +1,19 @@
-"""Single training runs with a folder each, which can be stopped, resumed and compared."""
+"""Training runs with a folder each, and what protects them: a lock, exact resume, graceful stops, finite numbers.
+
+- :class:`RunFolder`, :class:`EpochRecord` (run_folder.py), decided by decide.py and locked by lock.py: what a run
+  writes, and whether it starts, continues, is finished or is refused.
+- :class:`SignalStop` (stop.py): a signal to any rank stops all ranks after the current step, with a checkpoint.
+- :class:`FiniteGuard` (finite.py): nothing infinite or NaN is used for an update or saved.
+- :class:`StepCheckpoint` (step.py): checkpoints within an epoch, and the random states, for an exact resume.
+
+The three callbacks work in any Trainer.
+"""
 
 from __future__ import annotations
 
+from ickd_pl.runs.finite import FiniteGuard
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder
+from ickd_pl.runs.step import StepCheckpoint
+from ickd_pl.runs.stop import SignalStop
 
-__all__ = ["EpochRecord", "RunFolder"]
+__all__ = ["EpochRecord", "FiniteGuard", "RunFolder", "SignalStop", "StepCheckpoint"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import yaml
+from jsonargparse import ActionYesNo
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
@@ -17,9 +19,15 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs.configs import check_trainer
 from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.data_options import data_name
+from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of, on_rank_zero
+from ickd_pl.runs.finite import FiniteGuard
+from ickd_pl.runs.lock import holder, locked
 from ickd_pl.runs.parser import OneLineParser, constructor_error
 from ickd_pl.runs.predictions import write_predictions
+from ickd_pl.runs.processes import no_process_left
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
+from ickd_pl.runs.step import Saver, StepCheckpoint
+from ickd_pl.runs.stop import SignalStop
 from ickd_pl.runs.stored_settings import evaluation_settings
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.weights.checkpoint import read_checkpoint
@@ -32,6 +40,12 @@ TRAINER_DEFAULTS = {
     # The data loader splits the global batch among the ranks itself.
     "use_distributed_sampler": False,
 }
+
+
+# Options that are no settings of the run.
+_OF_THIS_CALL = ("config", "ckpt_path", "weights_only", "override_world_size")
+# What protects a run; the settings may contain them with other arguments.
+_PROTECTION: tuple[type[pl.Callback], ...] = (FiniteGuard, StepCheckpoint, SignalStop)
 
 
 class IckdCLI(LightningCLI):
@@ -66,6 +80,13 @@ class IckdCLI(LightningCLI):
         parser.link_arguments("data", "model.num_classes", compute_fn=_num_classes, apply_on="instantiate")
         parser.link_arguments("data", "model.num_samples", compute_fn=_num_samples, apply_on="instantiate")
         parser.link_arguments("data", "model.image_size", compute_fn=_image_size, apply_on="instantiate")
+        parser.add_argument(
+            "--override_world_size",
+            action=ActionYesNo,
+            nargs="?",
+            default=False,
+            help="let fit continue a run with another number of processes; the global batch stays the same",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
@@ -82,7 +103,7 @@ class IckdCLI(LightningCLI):
         """The run's whole configuration as plain data; as a ``--config`` file it reproduces the run."""
         text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
         settings: dict[str, Any] = yaml.safe_load(text)[str(self.subcommand)]
-        return {key: value for key, value in settings.items() if key not in ("config", "ckpt_path", "weights_only")}
+        return {key: value for key, value in settings.items() if key not in _OF_THIS_CALL}
 
     @property
     def folder(self) -> RunFolder:
@@ -118,9 +139,17 @@ class IckdCLI(LightningCLI):
         on_slurm = SLURMEnvironment.detect() and not self.settings["trainer"].get("plugins")
         own = self.config_init[self.subcommand]["trainer"].get("callbacks") or []
         own = own if isinstance(own, list) else [own]
+        # The record first: the others save by it, and stop after it has saved.
+        if any(isinstance(callback, Saver) for callback in callbacks):
+            missing = [cls() for cls in _PROTECTION if not any(isinstance(callback, cls) for callback in own)]
+            own = sorted([*own, *missing], key=lambda callback: isinstance(callback, _PROTECTION))
+            first = next(i for i, callback in enumerate(own) if isinstance(callback, _PROTECTION))
+            callbacks = [*own[:first], *callbacks, *own[first:]]
+        else:
+            callbacks = [*own, *callbacks]
         kwargs = {
             **({"plugins": [SLURMEnvironment(auto_requeue=False)]} if on_slurm else {}),
-            "callbacks": [*own, *callbacks],
+            "callbacks": callbacks,
             **kwargs,
         }
         try:
@@ -133,21 +162,52 @@ class IckdCLI(LightningCLI):
         folder, trainer = self.folder, cast(Any, self.trainer)
         if ckpt_path is not None:
             read_checkpoint(ckpt_path)  # raises if it is not a checkpoint
-        if not trainer.fast_dev_run:
-            state, checkpoint, warning = folder.decide(self.settings)
-            if warning and ckpt_path is None:
-                warn(f"warning: {warning}")
-            if state == "finished":
-                log(f"already finished: {checkpoint} (move {folder.path} away to run it again)")
-                return
-            if state == "continue" and ckpt_path is None:
-                ckpt_path = checkpoint
-                log(f"continuing {ckpt_path}")
         _warn_of_schedule(model, trainer.max_epochs)
-        trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
-        record = next((c for c in trainer.callbacks if isinstance(c, EpochRecord)), None)
-        if record is not None and record.rows:
-            log(f"{record.summary()}; checkpoint {folder.last}, metrics {folder.metrics}")
+        if trainer.fast_dev_run:
+            trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+            return
+        with ExitStack() as until_the_end:
+            decided = on_rank_zero(trainer, lambda: self._decide(until_the_end, ckpt_path))
+            if decided["warning"]:
+                warn(f"warning: {decided['warning']}")
+            if decided["state"] == "finished":
+                log(f"already finished: {decided['checkpoint']} (move {folder.path} away to run it again)")
+                return
+            if decided["state"] == "continue" and ckpt_path is None:
+                log(f"continuing {decided['checkpoint']}")
+            if decided["used"]:
+                log(f"continuing {ckpt_path} with other values of {', '.join(decided['used'])}")
+                trainer.callbacks.insert(0, GivenRecipe())
+            record = next(c for c in trainer.callbacks if isinstance(c, EpochRecord))
+            record.inputs.update(decided["inputs"])
+            with no_process_left(trainer):
+                path = ckpt_path or decided["checkpoint"]
+                trainer.fit(model, datamodule=datamodule, ckpt_path=path, **kwargs)
+            if record.rows:
+                log(f"{record.summary()}; checkpoint {folder.last}, metrics {folder.metrics}")
+
+    def _decide(self, until_the_end: ExitStack, ckpt_path: Any) -> dict[str, Any]:
+        """Lock the folder and decide how the run proceeds, on rank 0; see :meth:`RunFolder.decide`."""
+        folder, model, settings = self.folder, self.model, self.settings
+        if not until_the_end.enter_context(locked(folder.path, None)):
+            raise UserError(
+                f"{folder.path} is used by another run ({holder(folder.path)}): wait for its end, or set "
+                "--trainer.default_root_dir to another folder"
+            )
+        asked = Asked(settings, inputs_of(self.trainer, self.datamodule, model))
+        override = self.config[self.subcommand].get("override_world_size")
+        may_differ = [WORLD_SIZE] if override else []
+        used: list[str] = []
+        if ckpt_path is not None and folder_of(Path(ckpt_path).resolve()) != folder.path.resolve():
+            used = check_given(read_checkpoint(ckpt_path), asked, dict(model.hparams), may_differ)
+        state, checkpoint, warning = folder.decide(asked, may_differ)
+        return {
+            "state": state,
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "warning": warning if ckpt_path is None else "",
+            "used": used,
+            "inputs": asked.inputs,
+        }
 
     def predict(self, model: DistillationModule, datamodule: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
         """Write ``predictions.csv`` into the checkpoint's run folder."""

@@ -5,48 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.callbacks import Checkpoint, Timer
+from pytorch_lightning.callbacks import Timer
 
 from ickd_pl.errors import UserError
-from ickd_pl.files import replacing, write_text
-from ickd_pl.runs.checkpoint_io import writing_in_place
-from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
+from ickd_pl.files import write_text
+from ickd_pl.runs.decide import Asked, Decision, differences, newest, run_checkpoint, stored
+from ickd_pl.runs.step import Saver
 
-# Settings that do not change what a run computes.
-_COSMETIC = {
-    "config",
-    "model.teacher_floor",
-    "ckpt_path",
-    "weights_only",
-    "trainer.default_root_dir",
-    "trainer.logger",
-    "trainer.callbacks",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.enable_checkpointing",
-    "trainer.log_every_n_steps",
-    "trainer.profiler",
-}
-
-
-class Decision(NamedTuple):
-    """How ``fit`` proceeds with a run folder.
-
-    Attributes:
-        state: whether the run starts, continues or is finished.
-        checkpoint: the newest intact checkpoint; None if the run starts.
-        warning: what is wrong with newer checkpoints, and from which one the run continues; empty if none is damaged.
-    """
-
-    state: Literal["start", "continue", "finished"]
-    checkpoint: Path | None = None
-    warning: str = ""
+_EVALUATION = ("val/", "test/")
 
 
 @dataclass(frozen=True)
@@ -93,11 +66,12 @@ class RunFolder:
         with self.metrics.open(newline="", encoding="utf-8") as file:
             return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
 
-    def decide(self, config: dict[str, Any]) -> Decision:
+    def decide(self, asked: Asked, may_differ: Sequence[str] = ()) -> Decision:
         """Decide how ``fit`` proceeds. Changes nothing.
 
         Args:
-            config: the run's whole configuration as plain data.
+            asked: the run's configuration and inputs.
+            may_differ: names of settings and inputs that the user allows to differ.
 
         Raises:
             UserError: the folder contains a run with another configuration (the message lists the differences), or
@@ -105,31 +79,33 @@ class RunFolder:
         """
         if not (self.last.exists() or self.previous.exists()):
             return Decision("start")
-        try:
-            stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-            raise UserError(f"{self.config} cannot be read ({error}): move {self.path} away to start again") from error
-        differences = differing(flat(stored), flat(config))
-        if differences:
+        checkpoint, problems = newest((self.last, self.previous))
+        if checkpoint is None:
+            raise UserError(
+                f"checkpoint {self.last} cannot be continued: {'; '.join(problems)}; move {self.path} away to start "
+                "again"
+            )
+        old = stored(checkpoint.record)
+        if old.config is None:  # written by version 0.1
+            old = Asked(self._config_of_0_1(), old.inputs)
+        if found := differences(old, asked, may_differ):
+            world = any(line.startswith("number of processes") for line in found)
+            override = " (or set --override_world_size true, which keeps the global batch)" if world else ""
             raise UserError(
                 f"{self.path} contains a run with another configuration: set --trainer.default_root_dir to another "
-                "folder, or move this one away. Differences (stored -> new):\n  " + "\n  ".join(differences)
+                f"folder, or move this one away{override}. Differences (stored -> new):\n  " + "\n  ".join(found)
             )
-        problems: list[str] = []
-        for path in (self.last, self.previous):
-            try:
-                record = _record_of(path)
-            except UserError as error:
-                if path.exists() or path == self.last:
-                    problems.append(f"{path} {error}")
-                continue
-            ended = 0 < record.planned <= len(record.rows) or (path == self.last and self.finished.is_file())
-            epoch = int(record.rows[-1]["epoch"])
-            warning = f"{'; '.join(problems)}; continuing from {path} (epoch {epoch})" if problems else ""
-            return Decision("finished" if ended else "continue", path, warning)
-        raise UserError(
-            f"checkpoint {self.last} cannot be continued: {'; '.join(problems)}; move {self.path} away to start again"
-        )
+        path, rows = checkpoint.path, checkpoint.rows
+        ended = 0 < checkpoint.planned <= len(rows) or (path == self.last and self.finished.is_file())
+        where = f"epoch {int(rows[-1]['epoch'])}" if rows else "its first epoch"
+        warning = f"{'; '.join(problems)}; continuing from {path} ({where})" if problems else ""
+        return Decision("finished" if ended else "continue", path, warning)
+
+    def _config_of_0_1(self) -> Any:
+        try:
+            return yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+            raise UserError(f"{self.config} cannot be read ({error}): move {self.path} away to start again") from error
 
 
 def folder_of(checkpoint: Path) -> Path:
@@ -138,29 +114,56 @@ def folder_of(checkpoint: Path) -> Path:
     return parent.parent if parent.name == "checkpoints" else parent
 
 
-class EpochRecord(Checkpoint):
+class EpochRecord(Saver):
     """Writes the run folder: after every epoch, a row of metrics.csv and ``checkpoints/last.ckpt``.
 
     The checkpoint before it is kept as ``previous.ckpt``, as a fallback if ``last.ckpt`` is corrupt.
 
     The rows are also stored in the checkpoint, so that a resumed run cuts metrics.csv back to the checkpoint's epoch.
     ``checkpoints/best.ckpt`` is written only with a validation split: the test set selects nothing.
+
+    Args:
+        folder: the run folder.
+        config: the run's whole configuration as plain data; None: not written.
+        inputs: what :class:`~ickd_pl.runs.decide.Asked` compares besides.
     """
 
-    def __init__(self, folder: RunFolder, config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: RunFolder, config: dict[str, Any] | None = None, inputs: dict[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.config = config
+        self.inputs = dict(inputs or {})
         self.rows: list[dict[str, float]] = []
         self.planned = 1
-        self._began = 0.0
-        self._evaluated = False
+        self.evaluation: dict[str, float] = {}
+        self._began = time.perf_counter()
+        self._seconds = 0.0
         self._last_is_whole = False
 
+    def target(self) -> tuple[Path, Path | None]:
+        return self.folder.last, self.folder.previous
+
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "planned": self.planned}
+        return {
+            "rows": self.rows,
+            "planned": self.planned,
+            "config": self.config,
+            "inputs": self.inputs,
+            "evaluation": self.evaluation,
+            "seconds": self.seconds(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+        self.evaluation = dict(state_dict.get("evaluation") or {})
+        self._seconds = float(state_dict.get("seconds") or 0.0)
+        batch = (state_dict.get("inputs") or {}).get("global_batch")
+        self.inputs = {**self.inputs, **({} if batch is None else {"global_batch": batch})}
+
+    def seconds(self) -> float:
+        """Seconds that the current epoch has taken, also before the run was stopped in it."""
+        return self._seconds + time.perf_counter() - self._began
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
@@ -171,30 +174,60 @@ class EpochRecord(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.planned = trainer.max_epochs or 1
-        self._write_rows(trainer)
+        self._began = time.perf_counter()
+        self._check_batch(trainer)
+        self.write_rows(trainer)
+
+    def _check_batch(self, trainer: pl.Trainer) -> None:
+        """Refuse to continue with another global batch: the loader of another package counts it per process."""
+        loader: Any = trainer.train_dataloader
+        size = getattr(loader, "batch_size", None)
+        if type(size) is not int:
+            return
+        size *= 1 if hasattr(loader, "share") else trainer.world_size
+        before = self.inputs.setdefault("global_batch", size)
+        if before != size:
+            raise UserError(
+                f"the run had a global batch of {before} images, and would have {size} on {trainer.world_size} "
+                "processes: set the batch size so that it stays the same"
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began = time.perf_counter()
-        self._evaluated = False
+        self._began, self._seconds = time.perf_counter(), 0.0
+        self.evaluation = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._evaluated = True
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if _is_one(name, _EVALUATION)}
+        self.evaluation = {} if trainer.sanity_checking else found
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning stores metrics in float32, which is worth six digits. It also keeps those of the last evaluation,
-        # which may be some epochs old.
-        stale = ("loss",) if self._evaluated else ("loss", "val/", "test/")
-        metrics = {k: float(f"{float(v):.6g}") for k, v in trainer.callback_metrics.items() if not _is_one(k, stale)}
-        seconds = round(time.perf_counter() - self._began, 3)
+        # Lightning keeps the metrics of the last evaluation, which may be some epochs old.
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not _is_one(k, ("loss", *_EVALUATION))}
         # Main epochs count from 1; the last first-stage epoch is 0.
         epoch = trainer.current_epoch + 1 - getattr(getattr(pl_module, "stages", None), "epochs", 0)
-        self.rows.append({"epoch": epoch, **dict(sorted(metrics.items())), "seconds": seconds})
+        self.add_row(epoch, {**metrics, **self.evaluation}, self.seconds())
         # last.ckpt is written last: if the run is killed before that, the resumed run repeats the epoch.
-        self._write_rows(trainer)
+        self.write_rows(trainer)
         if self._is_best():
-            self._save(trainer, self.folder.last.with_name("best.ckpt"))
-        self._save(trainer, self.folder.last, self._to_keep(trainer))
-        self._last_is_whole = True
+            self.save(trainer, self.folder.last.with_name("best.ckpt"))
+        self.save(trainer)
+
+    def add_row(self, epoch: int, metrics: dict[str, float], seconds: float) -> None:
+        """Add the row of an epoch, with the six digits that Lightning's float32 metrics are worth."""
+        rounded = {name: float(f"{value:.6g}") for name, value in sorted(metrics.items())}
+        self.rows.append({"epoch": epoch, **rounded, "seconds": round(seconds, 3)})
+
+    def save(self, trainer: pl.Trainer, path: Path | None = None) -> None:
+        if trainer.is_global_zero and not self._last_is_whole and path is None and self.folder.last.is_file():
+            try:
+                run_checkpoint(self.folder.last)
+            except UserError:  # it must not replace an intact one
+                self.folder.last.unlink()
+        super().save(trainer, path)
+        if path is None:
+            self._last_is_whole = True
+        if trainer.is_global_zero and self.config is not None and not self.folder.config.exists():
+            write_text(self.folder.config, yaml.safe_dump(self.config, sort_keys=False))  # deleted meanwhile
 
     def summary(self) -> str:
         """One line with the last epoch's and the best epoch's accuracy."""
@@ -214,27 +247,12 @@ class EpochRecord(Checkpoint):
         if trainer.is_global_zero and self.rows and not out_of_time:
             write_text(self.folder.finished, f"{self.summary()}\n")
 
-    def _save(self, trainer: pl.Trainer, path: Path, keep: Path | None = None) -> None:
-        if not trainer.is_global_zero:
-            trainer.save_checkpoint(path, weights_only=False)  # a collective call on all ranks; only rank 0 writes
-            return
-        with replacing(path, keep) as temporary, writing_in_place(trainer.strategy):
-            trainer.save_checkpoint(temporary, weights_only=False)
-
-    def _to_keep(self, trainer: pl.Trainer) -> Path | None:
-        """The new path of the old last.ckpt; None if it is corrupt, so that it does not replace an intact one."""
-        if trainer.is_global_zero and not self._last_is_whole and self.folder.last.is_file():
-            try:
-                _record_of(self.folder.last)
-            except UserError:
-                return None
-        return self.folder.previous
-
     def _is_best(self) -> bool:
         chosen = [row["val/acc1"] for row in self.rows if "val/acc1" in row]
         return bool(chosen) and "val/acc1" in self.rows[-1] and chosen[-1] >= max(chosen)
 
-    def _write_rows(self, trainer: pl.Trainer) -> None:
+    def write_rows(self, trainer: pl.Trainer) -> None:
+        """Write metrics.csv, on rank 0."""
         if trainer.is_global_zero and self.rows:
             columns = list(dict.fromkeys(column for row in self.rows for column in row))
             text = io.StringIO()
@@ -244,54 +262,6 @@ class EpochRecord(Checkpoint):
             write_text(self.folder.metrics, text.getvalue())
 
 
-def _record_of(path: Path) -> RunCheckpoint:
-    """Read a checkpoint that a run can resume from, and check all of the file.
-
-    Raises:
-        UserError: what is wrong with the file; the message does not contain its name.
-    """
-    if not path.exists():
-        raise UserError("is missing")
-    try:
-        checkpoint = read_checkpoint(path)
-    except UserError as error:
-        text = str(error)
-        raise UserError(
-            text.removeprefix(f"weights file {path} ").partition(": ")[0]
-            if text.startswith("weights file")
-            else text.removeprefix(f"{path}: ").removeprefix(f"{path} ")
-        ) from error
-    if not checkpoint.rows or not checkpoint.planned:
-        raise UserError("is not a checkpoint of a run")
-    return checkpoint
-
-
 def _is_one(name: str, kinds: tuple[str, ...]) -> bool:
     """Whether a metric matches one of these: a name, or a prefix that ends with a slash."""
     return any(name == kind or (kind.endswith("/") and name.startswith(kind)) for kind in kinds)
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names, without those that do not change what a run computes."""
-    items: list[tuple[str, Any]]
-    if isinstance(config, dict):
-        items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in config.items()]
-    elif isinstance(config, list) and any(isinstance(value, dict) for value in config):
-        items = [(f"{prefix}[{i}]", value) for i, value in enumerate(config)]
-    else:
-        return {prefix: config}
-    found: dict[str, Any] = {}
-    for name, value in items:
-        if name not in _COSMETIC:
-            found.update(flat(value, name))
-    return found
-
-
-def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Differences between two flattened settings, as ``name: old -> new``."""
-    # A missing setting equals null: another version of Lightning may have more settings.
-    return [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
 from ickd_pl.data.batch import DataInfo
 from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
@@ -16,6 +17,8 @@ from ickd_pl.models.features import FeatureShapes
 from ickd_pl.models.hooked import HookedNet, LayerMap
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies import LossStrategy
+from ickd_pl.strategies.base import check_lists
+from ickd_pl.training.teacher import check_floor_value
 
 
 class TrainableModule(Protocol):
@@ -24,6 +27,19 @@ class TrainableModule(Protocol):
     def parameter_group(self) -> dict[str, Any]: ...
 
     def lr_factor(self) -> Callable[[int], float]: ...
+
+
+def check_arguments(owner: object, arguments: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` for arguments of a :class:`ickd_pl.DistillationModule` that are out of range."""
+    given = {name: arguments[name] for name in ("num_classes", "image_size", "num_samples")}
+    above_zero(owner, lr=arguments["lr"])
+    between(owner, 0, 1, momentum=arguments["momentum"])
+    zero_or_more(owner, weight_decay=arguments["weight_decay"], ce_weight=arguments["ce_weight"])
+    whole_number(
+        owner, 1, **{name: value for name, value in given.items() if name != "num_samples" or value is not None}
+    )
+    check_lists(owner, arguments["strategies"], arguments["milestones"])
+    check_floor_value(arguments["teacher_floor"])
 
 
 def make_teacher(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -11,16 +12,21 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ickd_pl.data.batch import Batch
-from ickd_pl.errors import NonFiniteLoss
+from ickd_pl.errors import UserError
+from ickd_pl.training.finite import Finite, first_of, non_finite
 
 
 class TrainSums:
     """Loss terms, correct predictions and images of an epoch, summed on the device.
 
     Calling ``self.log`` in every step would take longer than a student's step on a GPU.
+
+    Attributes:
+        finite: which terms have been finite.
     """
 
     def __init__(self) -> None:
+        self.finite = Finite()
         self.clear()
 
     def clear(self) -> None:
@@ -29,31 +35,41 @@ class TrainSums:
         self._names: list[str] = []
 
     @torch.no_grad()
-    def add(self, total: Tensor, terms: dict[str, Tensor], logits: Tensor, batch: Batch) -> None:
-        """Add a batch; padding (index -1) does not count."""
+    def add(self, total: Tensor, terms: dict[str, Tensor], logits: Tensor, batch: Batch, step: int) -> Tensor:
+        """Add a batch; padding (index -1) does not count.
+
+        Args:
+            total: weighted sum of the terms.
+            terms: unweighted, by name.
+            logits: (B, K), of the student.
+            batch: with the true labels.
+            step: number of optimizer steps before this one.
+
+        Returns:
+            A factor for the loss: 1, or NaN if a term is not finite (see :meth:`Finite.terms`).
+        """
         real = batch.index >= 0
         count, hits = real.sum(), ((logits.argmax(1) == batch.label) & real).sum()
         values = torch.stack([value.detach().float() for value in (total, *terms.values())])
         row = torch.cat([values * count, torch.stack([hits, count]).float()])
         self._sums = self._sums + row if self._names else row
         self._names = ["loss/total", *(f"loss/{name}" for name in terms)]
+        return self.finite.terms(self._names, values, step)
 
-    def bad(self) -> list[str]:
-        """Names of the terms that are infinite or NaN; synchronises the device."""
-        values = self._sums.tolist()
-        return [name for name, value in zip(self._names, values, strict=False) if not math.isfinite(value)]
+    def check_finite(self, trainer: pl.Trainer, what: str = "") -> None:
+        """Check the terms and gradients watched since the start. Call it on all ranks; it waits for the device.
 
-    def check_finite(self, epoch: int, step: int) -> None:
-        """Raise if a loss is infinite or NaN; synchronises the device.
+        Args:
+            trainer: in ``fit``.
+            what: the member of a pack, for the message.
 
         Raises:
-            NonFiniteLoss: a loss is; the message names the terms.
+            NonFiniteLoss: something was infinite or NaN on some rank; the message names the first such step.
         """
-        if bad := self.bad():
-            raise NonFiniteLoss(
-                f"{', '.join(bad)} became infinite or NaN in epoch {epoch}, at or before step {step}: lower model.lr "
-                "or the method's weight; the last checkpoint is from before that"
-            )
+        found = gathered(self.finite.bad(), trainer)
+        if (first := first_of(found)) is not None:
+            rank, bad = first
+            raise non_finite(bad, rank, len(found), trainer.current_epoch + 1, what)
 
     def means(self, trainer: pl.Trainer) -> dict[str, float]:
         """Means over the images of all ranks: ``loss/...``, and ``train/acc1`` in %."""
@@ -61,6 +77,49 @@ class TrainSums:
         *losses, hits, count = torch.as_tensor(sums).tolist()
         means = {name: value / count for name, value in zip(self._names, losses, strict=True)}
         return {**means, "train/acc1": 100 * hits / count}
+
+    def state(self) -> dict[str, Any]:
+        """This rank's sums as plain data."""
+        return {"names": list(self._names), "sums": self._sums.tolist()}
+
+    def resume(self, states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+        """Continue from the sum of what :meth:`state` returned."""
+        self.clear()
+        for state in states:
+            sums = torch.tensor(state["sums"], dtype=torch.float32, device=device)
+            self._sums = self._sums + sums if self._names else sums
+            self._names = list(state["names"])
+
+
+def gathered(value: Any, trainer: pl.Trainer) -> list[Any]:
+    """The value of each rank. Call it on all ranks."""
+    values: list[Any] = [value]
+    if trainer.world_size > 1 and torch.distributed.is_initialized():
+        values = values * trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def epoch_state(sums: TrainSums, lr: float, trainer: pl.Trainer) -> dict[str, Any]:
+    """What the metrics of an epoch need to continue in the middle of it, as plain data. Call it on all ranks."""
+    return {"ranks": gathered(sums.state(), trainer), "lr": lr}
+
+
+def resume_epoch(sums: TrainSums, stored: Any, trainer: pl.Trainer) -> float:
+    """Continue an epoch from :func:`epoch_state`; returns its learning rate.
+
+    Raises:
+        UserError: the stored state is damaged.
+    """
+    try:
+        ranks, rank, lr = list(stored["ranks"]), trainer.global_rank, float(stored["lr"])
+        # With another number of ranks, the first one takes all: their sum counts.
+        none = [{**state, "sums": [0.0] * len(state["sums"])} for state in ranks]
+        own = [ranks[rank]] if len(ranks) == trainer.world_size else ranks if rank == 0 else none
+        sums.resume(own, trainer.strategy.root_device)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"the checkpoint's sums of the epoch are damaged ({type(error).__name__})") from error
+    return lr
 
 
 class Accuracies(MetricCollection):

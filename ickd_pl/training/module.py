@@ -11,22 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
 from ickd_pl.data.batch import Batch, DataInfo, as_batch
 from ickd_pl.errors import UserError
 from ickd_pl.models.build import check_classes, make_network, network_name, probe
 from ickd_pl.models.features import Features
 from ickd_pl.models.hooked import LayerMap
 from ickd_pl.strategies import LossStrategy, from_spec
-from ickd_pl.strategies.base import check_lists, unique_names
-from ickd_pl.training.build import check_data, make_adapters, make_teacher, optimizer_of
+from ickd_pl.strategies.base import unique_names
+from ickd_pl.training.build import check_arguments, check_data, make_adapters, make_teacher, optimizer_of
 from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
-from ickd_pl.training.metrics import Accuracies, TrainSums
+from ickd_pl.training.metrics import Accuracies, TrainSums, epoch_state, resume_epoch
 from ickd_pl.training.student import StudentModule
-from ickd_pl.training.teacher import TeacherWeights, check_accuracy, check_floor_value
+from ickd_pl.training.teacher import TeacherWeights, check_accuracy
 from ickd_pl.training.two_stage import Stages
 
-# Every so many steps the loss is logged to the progress bar and checked to be finite, which synchronises the device.
+# Every so many steps the loss is logged to the progress bar, which synchronises the device.
 LOG_EVERY_N_STEPS = 50
 
 
@@ -86,14 +85,7 @@ class DistillationModule(StudentModule):
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        above_zero(self, lr=lr)
-        between(self, 0, 1, momentum=momentum)
-        zero_or_more(self, weight_decay=weight_decay, ce_weight=ce_weight)
-        whole_number(self, 1, num_classes=num_classes, image_size=image_size)
-        if num_samples is not None:
-            whole_number(self, 1, num_samples=num_samples)
-        check_lists(self, strategies, milestones)
-        check_floor_value(teacher_floor)
+        check_arguments(self, arguments)
         # Strategies from a checkpoint are plain data.
         self.strategies = [from_spec(s) if isinstance(s, dict) else s for s in strategies or []]
         self.keys = unique_names(self.strategies)
@@ -110,6 +102,8 @@ class DistillationModule(StudentModule):
         self.best_acc1 = 0.0
         self.metrics = Accuracies(num_classes)
         self.sums = TrainSums()
+        self.stored_epoch: Any = None
+        self._lr = float(lr)
 
     def _make_adapters(self, image_size: int, data: DataInfo, seed: int) -> nn.ModuleDict:
         student, teacher = probe(self.student, self.student_name, image_size, self.needs_preact), None
@@ -198,31 +192,34 @@ class DistillationModule(StudentModule):
         return as_batch(raw)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        total = self.counted_loss(self.as_batch(batch), batch_idx)
+        total = self.counted_loss(self.as_batch(batch))
         if batch_idx % LOG_EVERY_N_STEPS == 0:
             self.log("loss", total.detach(), prog_bar=True, logger=False)
         # Weight a rank's mean by its share of the global batch, so that DDP's average is the global mean.
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
 
-    def counted_loss(self, batch: Batch, batch_idx: int, teacher: Features | None = None) -> Tensor:
-        """The total loss of a batch; adds it to the epoch's means and regularly checks that it is finite."""
+    def counted_loss(self, batch: Batch, teacher: Features | None = None) -> Tensor:
+        """The total loss of a batch, NaN if any term is not finite; adds the terms to the epoch's means."""
         total, terms, logits = self.losses(batch, teacher)
-        self.sums.add(total, terms, logits, batch)
-        if batch_idx % LOG_EVERY_N_STEPS == 0:
-            self.sums.check_finite(self.current_epoch + 1, self.global_step)
-        return total
+        return total * self.sums.add(total, terms, logits, batch, self.global_step)
 
     def train_values(self) -> dict[str, float]:
-        """Losses, training accuracy and learning rate of the epoch that is ending.
-
-        Raises:
-            NonFiniteLoss: a loss is infinite or NaN.
-        """
-        self.sums.check_finite(self.current_epoch + 1, self.global_step)
+        """Losses, training accuracy and learning rate of the epoch that is ending."""
         return {**self.sums.means(self.trainer), "lr": self._lr}
 
+    def check_finite(self) -> None:
+        """Raise :class:`NonFiniteLoss` if a term or gradient was not finite; for all ranks; waits for the device."""
+        self.sums.check_finite(self.trainer)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        # A gradient scaler makes infinite gradients on its way to a scale, and skips their steps.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not scaled and self.sums.finite.gradients(self.trainable(), self.global_step):
+            self.check_finite()
+
     def on_train_epoch_end(self) -> None:
+        self.check_finite()
         self.log_values(self.train_values())
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
@@ -235,12 +232,9 @@ class DistillationModule(StudentModule):
 
     def parameter_group(self) -> dict[str, Any]:
         """The SGD parameter group: all trainable parameters and every option. The only place that lists the options."""
-        hp = self.hparams
         return {
             "params": list(self.trainable()),
-            "lr": hp["lr"],
-            "momentum": hp["momentum"],
-            "weight_decay": hp["weight_decay"],
+            **{name: self.hparams[name] for name in ("lr", "momentum", "weight_decay")},
             # Also on the CPU: fused and foreach SGD differ in the last bits, and runs must be comparable.
             "foreach": True,
         }
@@ -267,7 +261,10 @@ class DistillationModule(StudentModule):
         if self.teacher is not None and minimum is not None:
             check_accuracy(self.teacher, str(self.teacher_name), minimum, self.trainer)
         self.stages.start(self)
+        self.sums = TrainSums()
         self._start_epoch()
+        if self.stored_epoch is not None:  # in the middle of an epoch; the next epoch clears it
+            self._lr, self.stored_epoch = resume_epoch(self.sums, self.stored_epoch, self.trainer), None
 
     def on_train_epoch_start(self) -> None:
         self.stages.start_epoch(self)
@@ -290,9 +287,16 @@ class DistillationModule(StudentModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         remove_teacher(self, checkpoint, getattr(self.trainer, "datamodule", None))
+        if is_fitting(self):
+            checkpoint["ickd_pl"]["epoch"] = self.epoch_state()
+
+    def epoch_state(self) -> dict[str, Any]:
+        """What the metrics of the epoch need to continue in its middle, as plain data. Call it on all ranks."""
+        return epoch_state(self.sums, self._lr, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         fits = is_fitting(self)
         complete_checkpoint(self, checkpoint, evaluating=not fits)
         if fits:
             self.stages.resume(checkpoint["epoch"])
+            self.stored_epoch = checkpoint.get("ickd_pl", {}).get("epoch")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ickd_pl.data.batch import Batch, as_batch
@@ -82,9 +82,7 @@ class Pack(pl.LightningModule):
         teacher = self._teacher_features(as_batch(batch))
         synchronised = False
         for position, member in self._in_step():
-            loss = self._loss(position, member, batch, batch_idx, teacher)
-            if loss is None:
-                continue
+            loss = self._loss(position, member, batch, teacher)
             if not synchronised:
                 # DDP expects this call once per step; each member contributes a part of the gradients.
                 self.trainer.strategy.pre_backward(loss)  # private: lightning strategy.pre_backward
@@ -94,6 +92,7 @@ class Pack(pl.LightningModule):
             with torch.autocast(self.device.type, enabled=False):
                 (loss if self.trainer.world_size == 1 else loss * factor).backward()  # type: ignore[no-untyped-call]
             del loss
+        self._check_gradients()
         self._clip()
         optimizer.step()
         if self.trainer.is_last_batch:
@@ -103,17 +102,37 @@ class Pack(pl.LightningModule):
         """Members to compute. Under DDP also the stopped ones: the other ranks wait for their gradients."""
         yield from enumerate(self) if isinstance(self.trainer.strategy, DDPStrategy) else self.active()
 
-    def _loss(
-        self, position: int, member: DistillationModule, raw: Any, batch_idx: int, teacher: Features | None
-    ) -> Tensor | None:
-        name, batch = self.names[position], member.as_batch(raw)
-        if name in self.stopped:
+    def _loss(self, position: int, member: DistillationModule, raw: Any, teacher: Features | None) -> Tensor:
+        batch = member.as_batch(raw)
+        if self.names[position] in self.stopped:
             return member.losses(batch, teacher)[0]
+        return member.counted_loss(batch, teacher if member.teacher is not None else None)
+
+    def _check_gradients(self) -> None:
+        """Stop members whose gradients are not finite, before the update; on all ranks, whose gradients are equal."""
+        step = self.global_step
+        bad = [position for position, m in self.active() if m.sums.finite.gradients(m.trainable(), step)]
+        for position in bad:
+            self._check_member(position)
+        for name, member in zip(self.names, self, strict=True):
+            if name in self.stopped:
+                for parameter in member.trainable():
+                    parameter.grad = None  # the optimizer skips it
+
+    def check_finite(self) -> None:
+        """Stop members of which something was infinite or NaN. Call it on all ranks; it waits for the device.
+
+        Raises:
+            NonFiniteLoss: every member is stopped.
+        """
+        for position, _ in list(self.active()):
+            self._check_member(position)
+
+    def _check_member(self, position: int) -> None:
         try:
-            return member.counted_loss(batch, batch_idx, teacher if member.teacher is not None else None)
-        except UserError as error:
-            self._stop(name, error)
-            return member.losses(batch, teacher)[0] if isinstance(self.trainer.strategy, DDPStrategy) else None
+            self.members[position].sums.check_finite(self.trainer)  # type: ignore[union-attr, operator]
+        except NonFiniteLoss as error:
+            self.stop_member(self.names[position], error)
 
     def _teacher_features(self, batch: Batch) -> Features | None:
         taught = self._taught()
@@ -121,11 +140,21 @@ class Pack(pl.LightningModule):
             return None
         return taught[0].teacher_features(batch.image, preact=any(member.needs_preact for member in taught))
 
-    def _stop(self, name: str, error: Exception) -> None:
+    def stop_member(self, name: str, error: NonFiniteLoss) -> None:
+        """Stop a member and go on with the others. Call it on all ranks.
+
+        Args:
+            name: of the member.
+            error: the reason.
+
+        Raises:
+            NonFiniteLoss: every member is stopped.
+        """
         self.stopped[name] = str(error)
-        rank_zero_warn(f"{name} is stopped, the others continue: {error}")
+        if self.trainer.global_rank == (error.rank or 0):
+            warnings.warn(f"{name} is stopped, the others continue: {error}", stacklevel=2)
         if len(self.stopped) == len(self.names):
-            raise NonFiniteLoss(f"every member of the pack is stopped: {error}")
+            raise NonFiniteLoss(f"every member of the pack is stopped: {error}", error.rank)
 
     def _clip(self) -> None:
         if self.gradient_clip_val:
@@ -145,26 +174,13 @@ class Pack(pl.LightningModule):
             self._keep(position, member.validation_values())
 
     def on_train_epoch_end(self) -> None:
-        self._agree()
+        self.check_finite()
         for position, member in list(self.active()):
-            try:
-                self._keep(position, member.train_values())
-            except UserError as error:
-                self._stop(self.names[position], error)
+            self._keep(position, member.train_values())
 
     def _keep(self, position: int, values: dict[str, float]) -> None:
         """Store a member's metrics in float32, as Lightning stores those of a solo run."""
         self.values[position].update({name: torch.tensor(value).item() for name, value in values.items()})
-
-    def _agree(self) -> None:
-        """Stop a member on all ranks if one rank has stopped it or is about to, so that ranks stay in step."""
-        if self.trainer.world_size == 1:
-            return
-        bad = [float(name in self.stopped or bool(m.sums.bad())) for name, m in zip(self.names, self, strict=True)]
-        total = self.trainer.strategy.reduce(torch.tensor(bad, device=self.device), reduce_op="sum")
-        for name, count in zip(self.names, torch.as_tensor(total).tolist(), strict=True):
-            if count and name not in self.stopped:
-                self._stop(name, NonFiniteLoss("its loss became infinite or NaN on one of the ranks"))
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision == "16-mixed":
@@ -208,6 +224,7 @@ class Pack(pl.LightningModule):
         checkpoint["ickd_pl_pack"] = {
             "names": self.names,
             "stopped": dict(self.stopped),
+            "values": [dict(values) for values in self.values],
             "members": [_note_of(member, data) for member in self],
         }
 
@@ -230,12 +247,14 @@ class Pack(pl.LightningModule):
                 f"the checkpoint is of another pack: expected {self.names}, got {(stored or {}).get('names')}"
             )
         self.stopped = dict(stored["stopped"])
+        self.values = [dict(values) for values in stored.get("values", self.values)]
         # Older packs stored their first member twice, with the teacher.
         state = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_first.")}
         checkpoint["state_dict"] = state
         for position, (member, note) in enumerate(zip(self, stored["members"], strict=True)):
             own: dict[str, Any] = {"state_dict": {}, **note}
             complete_checkpoint(member, own, evaluating=False)
+            member.stored_epoch = own["ickd_pl"].get("epoch")
             prefix = f"members.{position}."
             state.update({prefix + key: value for key, value in own["state_dict"].items()})
 
@@ -244,4 +263,5 @@ def _note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
     """What a solo checkpoint of the member contains besides weights and progress."""
     own: dict[str, Any] = {"state_dict": {}}
     remove_teacher(member, own, data)
+    own["ickd_pl"]["epoch"] = member.epoch_state()
     return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}

@@ -31,6 +31,7 @@ class RunCheckpoint:
         data: ``{"class_path", "init_args"}`` of the data module, plain data; None if not stored.
         rows: of metrics.csv, one for each epoch.
         planned: number of epochs planned, with those of a first stage; 0 if not stored.
+        record: the whole state of the run's record, as read; empty if not stored.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class RunCheckpoint:
     data: dict[str, Any] | None
     rows: list[dict[str, float]] = field(repr=False)
     planned: int
+    record: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -117,6 +119,7 @@ def checkpoint_of(path: str | Path, content: dict[str, Any], overridden: Collect
         None if "data" in overridden else _data(path, extra.get("data")),
         _rows(rows),
         planned if type(planned) is int else 0,
+        record if isinstance(record, dict) else {},
     )
 
 

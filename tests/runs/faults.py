@@ -20,6 +20,11 @@ class Stopped(RuntimeError):
     """The run was stopped on purpose."""
 
 
+def no_faults() -> bool:
+    """Whether the callbacks do nothing: a run resumes with the same callbacks as before, or is refused."""
+    return "NO_FAULTS" in os.environ
+
+
 class StopBeforeEpoch(pl.Callback):
     """Raise at the start of an epoch (from 0), after the previous epoch's checkpoint has been written."""
 
@@ -27,7 +32,7 @@ class StopBeforeEpoch(pl.Callback):
         self.epoch = epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == self.epoch:
+        if trainer.current_epoch == self.epoch and not no_faults():
             raise Stopped
 
 
@@ -41,7 +46,7 @@ class KillInEpoch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.current_epoch == self.epoch and batch_idx == self.batch:
+        if trainer.current_epoch == self.epoch and batch_idx == self.batch and not no_faults():
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -63,7 +68,7 @@ class LimitFiles(pl.Callback):
         self.size = size
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == self.epoch:
+        if trainer.current_epoch == self.epoch and not no_faults():
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, as on a full disk, instead of a signal
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
@@ -99,3 +104,42 @@ def damage(path: Path, how: str) -> None:
     else:
         del content[{"empty": 0, "one byte": 1, "50 %": len(content) // 2, "-1": len(content) - 1}[how] :]
     path.write_bytes(content)
+
+
+class SignalAt(pl.Callback):
+    """Send signals to this process (or other processes) at a moment of a fit.
+
+    Args:
+        when: a hook of callbacks and how often it runs before: ``on_train_batch_end:7``.
+        signals: sent one after the other.
+        rank: on which rank.
+    """
+
+    def __init__(self, when: str, signals: list[str], rank: int = 0) -> None:
+        self.hook, _, count = when.partition(":")
+        self.left = int(count)
+        self.signals = signals
+        self.rank = rank
+
+    def _hook(self, name: str, trainer: pl.Trainer) -> None:
+        if name != self.hook or trainer.global_rank != self.rank or no_faults():
+            return
+        if self.left == 0:
+            for each in self.signals:
+                os.kill(os.getpid(), getattr(signal, each))
+        self.left -= 1
+
+
+def _send(name: str) -> Any:
+    def hook(self: SignalAt, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        self._hook(name, trainer)
+
+    return hook
+
+
+for _name in (
+    *("setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_train_batch_end"),
+    *("on_validation_start", "on_validation_batch_end", "on_validation_end", "on_train_epoch_end", "on_train_end"),
+    *("on_save_checkpoint", "on_before_optimizer_step"),
+):
+    setattr(SignalAt, _name, _send(_name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -81,6 +82,62 @@ def subprocess_cli(*args: object, seconds: int = 120) -> Outcome:
         environment.pop(name, None)
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+class Forked:
+    """Starts ``python cli.py`` in processes of their own, without the time of an import (see forked.py)."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("forked.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            environment.pop(name, None)
+        self.server = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.count = 0
+
+    def _ask(self, **request: Any) -> int:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(f"{json.dumps(request)}\n")
+        self.server.stdin.flush()
+        return int(json.loads(self.server.stdout.readline()))
+
+    def start(self, *args: object, **environment: str) -> Started:
+        """Start a command in the current folder; its output goes to files in that folder."""
+        self.count += 1
+        out = Path.cwd() / f".output{self.count}"
+        words = [str(word) for word in args]
+        pid = self._ask(args=words, out=str(out), cwd=os.getcwd(), environment=environment)
+        return Started(self, pid, out)
+
+    def run(self, *args: object, **environment: str) -> Outcome:
+        """Run a command to its end."""
+        return self.start(*args, **environment).wait()
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait(30)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A running command."""
+
+    server: Forked
+    pid: int
+    out: Path
+
+    def text(self) -> str:
+        """What it has printed so far."""
+        return "".join(
+            Path(f"{self.out}.{end}").read_text() for end in ("out", "err") if Path(f"{self.out}.{end}").exists()
+        )
+
+    def wait(self) -> Outcome:
+        code = self.server._ask(wait=self.pid)
+        return Outcome(code, Path(f"{self.out}.out").read_text(), Path(f"{self.out}.err").read_text())
 
 
 def fit_args(root: Path, args: list[str], epochs: int = 1) -> list[str]:

@@ -12,11 +12,16 @@ from filelock import FileLock, Timeout
 
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
+from ickd_pl.runs.console import warn
+
+_held: set[Path] = set()
 
 
 @contextmanager
 def locked(path: Path, wait: Callable[[str], None] | None) -> Iterator[bool]:
-    """Lock a folder, which is created if it does not exist.
+    """Lock a folder, which is created if it does not exist. A process may lock a folder that it has locked already.
+
+    Where the file system has no locks, this warns and goes on without one.
 
     Args:
         path: the folder.
@@ -28,10 +33,13 @@ def locked(path: Path, wait: Callable[[str], None] | None) -> Iterator[bool]:
     Raises:
         UserError: the folder cannot be written.
     """
+    if path.resolve() in _held:
+        yield True
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write into {path} ({error.strerror}): set --output to another folder") from error
+        raise UserError(f"cannot write into {path} ({error.strerror}): choose another folder") from error
     lock, note = FileLock(path / ".lock"), path / ".holder"
     try:
         lock.acquire(timeout=1)  # `bench status` holds it for a moment
@@ -41,10 +49,16 @@ def locked(path: Path, wait: Callable[[str], None] | None) -> Iterator[bool]:
             return
         wait(_noted(path))
         lock.acquire()
+    except PermissionError as error:
+        raise UserError(f"cannot write into {path} ({error.strerror}): choose another folder") from error
+    except (OSError, NotImplementedError):
+        warn(f"warning: the file system of {path} has no locks: do not start a second run in this folder")
     try:
         write_text(note, f"process {os.getpid()} on {socket.gethostname()}\n")
+        _held.add(path.resolve())
         yield True
     finally:
+        _held.discard(path.resolve())
         note.unlink(missing_ok=True)
         lock.release()
 
@@ -58,7 +72,7 @@ def holder(path: Path) -> str:
             return ""
     except Timeout:
         return _noted(path)
-    except OSError:  # the lock of a read-only folder cannot be tried
+    except (OSError, NotImplementedError):  # the lock of a read-only folder cannot be tried
         return ""
 
 

@@ -1,0 +1,67 @@
+"""Callbacks that act on all ranks in the same step, of which any rank may have the cause."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+# How often the ranks of a GPU run agree; a CPU run agrees after every step.
+SECONDS = 2.0
+
+
+class Agreed(Checkpoint):
+    """A callback that votes after a step and acts on the highest vote of all ranks.
+
+    All such callbacks of a trainer share one collective call, after the hooks of all other callbacks: Lightning runs
+    subclasses of ``Checkpoint`` last. On a CPU it takes place after every step; on a GPU, where reading its result
+    waits for the device, as rarely as every two seconds. In between two steps of accumulated gradients, which no
+    checkpoint contains, nobody acts.
+    """
+
+    _steps = 0
+    _next = 1
+    _since = 0.0
+
+    def vote(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
+        """This rank's vote, 0 or more."""
+        return 0.0
+
+    def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, agreed: float) -> None:
+        """Act on the highest vote; called on all ranks in the same step."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if _first(trainer) is not self:
+            return
+        self._steps += 1
+        # private: lightning fit_loop._should_accumulate
+        if self._steps < self._next or trainer.fit_loop._should_accumulate():
+            return
+        pace = (time.perf_counter() - self._since) / self._steps if self._since else SECONDS
+        pace = agree(trainer, pl_module, pace)
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        # At most twice as many as before, as the first steps may be slow or only queued.
+        self._next = 1 if on_cpu else max(1, min(2 * self._steps, int(SECONDS / max(pace, 1e-6))))
+        self._steps, self._since = 0, time.perf_counter()
+
+
+def _first(trainer: pl.Trainer) -> pl.Callback | None:
+    return next((c for c in trainer.callbacks if isinstance(c, Agreed)), None)  # type: ignore[attr-defined]
+
+
+def agree(trainer: pl.Trainer, pl_module: pl.LightningModule, value: float = 0.0) -> float:
+    """Let all callbacks vote and act; returns the highest ``value`` of all ranks. Call it on all ranks."""
+    pieces = [c for c in trainer.callbacks if isinstance(c, Agreed)]  # type: ignore[attr-defined]
+    votes = [*(piece.vote(trainer, pl_module) for piece in pieces), value]
+    if trainer.world_size > 1:
+        tensor = torch.tensor(votes, dtype=torch.float32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+        votes = tensor.tolist()
+    for piece, agreed in zip(pieces, votes, strict=False):
+        piece.act(trainer, pl_module, agreed)
+    return votes[-1]

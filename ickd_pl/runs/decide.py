@@ -1,0 +1,288 @@
+"""Decides how ``fit`` proceeds with the checkpoints of a folder: it starts, continues, is finished, or is refused.
+
+A checkpoint stores the settings and inputs of its run. They are compared with those of the run that is asked for:
+what differs would otherwise be recorded, but not used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
+
+from ickd_pl.checks import short
+from ickd_pl.data import TensorDataModule
+from ickd_pl.errors import UserError
+from ickd_pl.training.fingerprint import data_hash, network_hash
+from ickd_pl.training.finite import not_finite_in
+from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
+
+# Settings that do not change what a run computes.
+_COSMETIC = {
+    "config",
+    "model.teacher_floor",
+    "ckpt_path",
+    "weights_only",
+    "override_world_size",
+    "trainer.default_root_dir",
+    "trainer.logger",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.enable_checkpointing",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+}
+# The number of processes counts instead: "auto" means another number on another machine.
+_DEVICES = ("trainer.devices", "trainer.num_nodes")
+# Settings that a run uses although its checkpoint has others.
+_USED = (
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.min_epochs", "trainer.min_steps"),
+    *("model.lr", "model.momentum", "model.weight_decay", "model.milestones"),
+)
+# Callbacks that only read, show or write files.
+READ_ONLY = {
+    *("DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint"),
+    *("RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"),
+    *("FiniteGuard", "SignalStop", "StepCheckpoint"),
+}
+
+
+WORLD_SIZE = "number of processes"
+_INPUTS = {"world_size": WORLD_SIZE, "data": "images and labels", "teacher": "teacher's weights"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run that is asked for, or that a checkpoint stores.
+
+    Attributes:
+        config: the whole configuration as plain data; None if unknown, as in checkpoints of version 0.1.
+        inputs: ``world_size``, and the hashes ``data`` and ``teacher``, as far as known.
+    """
+
+    config: dict[str, Any] | None
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+
+class Decision(NamedTuple):
+    """How ``fit`` proceeds with a run folder.
+
+    Attributes:
+        state: whether the run starts, continues or is finished.
+        checkpoint: the newest intact checkpoint; None if the run starts.
+        warning: what is wrong with newer checkpoints, and from which one the run continues; empty if none is damaged.
+    """
+
+    state: Literal["start", "continue", "finished"]
+    checkpoint: Path | None = None
+    warning: str = ""
+
+
+def newest(paths: Sequence[Path]) -> tuple[RunCheckpoint | None, list[str]]:
+    """The first of the checkpoints that is intact and finite, and what is wrong with those before it.
+
+    Args:
+        paths: from new to old; the first one must exist.
+    """
+    problems: list[str] = []
+    for path in paths:
+        try:
+            return run_checkpoint(path), problems
+        except UserError as error:
+            if path.exists() or path == paths[0]:
+                problems.append(f"{path} {error}")
+    return None, problems
+
+
+def run_checkpoint(path: Path) -> RunCheckpoint:
+    """Read a checkpoint that a run can resume from, and check all of the file.
+
+    Raises:
+        UserError: what is wrong with the file; the message does not contain its name.
+    """
+    if not path.exists():
+        raise UserError("is missing")
+    try:
+        checkpoint = read_checkpoint(path)
+    except UserError as error:
+        text = str(error)
+        raise UserError(
+            text.removeprefix(f"weights file {path} ").partition(": ")[0]
+            if text.startswith("weights file")
+            else text.removeprefix(f"{path}: ").removeprefix(f"{path} ")
+        ) from error
+    if not checkpoint.planned:
+        raise UserError("is not a checkpoint of a run")
+    if name := not_finite_in({part: checkpoint.content.get(part) for part in ("state_dict", "optimizer_states")}):
+        raise UserError(f"has an infinite or NaN value in {name}")
+    return checkpoint
+
+
+def stored(state: Any) -> Asked:
+    """The run that a state of :class:`~ickd_pl.runs.run_folder.EpochRecord` describes."""
+    state = state if isinstance(state, dict) else {}
+    config, inputs = state.get("config"), state.get("inputs")
+    return Asked(config if isinstance(config, dict) else None, inputs if isinstance(inputs, dict) else {})
+
+
+def differences(old: Asked, new: Asked, ignored: Iterable[str] = ()) -> list[str]:
+    """What differs between two runs, as ``name: old -> new``.
+
+    Args:
+        old: as stored.
+        new: as asked for.
+        ignored: names that may differ.
+    """
+    found: list[str] = []
+    one: Any
+    two: Any
+    if old.config is not None and new.config is not None:
+        one, two = flat(old.config), flat(new.config)
+        if "world_size" in old.inputs:
+            one, two = ({k: v for k, v in each.items() if k not in _DEVICES} for each in (one, two))
+        found = differing(one, two)
+    for name, title in _INPUTS.items():
+        one, two = old.inputs.get(name), new.inputs.get(name)
+        if one is not None and two is not None and one != two:
+            found.append(f"{title}: {str(one)[:12]} -> {str(two)[:12]}")
+    return [line for line in found if line.partition(":")[0] not in set(ignored)]
+
+
+def inputs_of(trainer: pl.Trainer, data: Any, module: Any) -> dict[str, Any]:
+    """What a run depends on besides its settings; hashes only of this package's data modules and of a read teacher."""
+    known = isinstance(data, TensorDataModule)  # others may yield other batches each time
+    return {
+        "world_size": trainer.world_size,
+        "data": data_hash(data) if known else None,
+        "teacher": None if module.teacher is None else network_hash(module.teacher),
+    }
+
+
+def check_given(
+    checkpoint: RunCheckpoint, new: Asked, hparams: dict[str, Any], may_differ: Sequence[str] = ()
+) -> list[str]:
+    """Check a checkpoint that the user gives against the run that is to continue it in another folder.
+
+    Args:
+        checkpoint: as given by ``--ckpt_path``.
+        new: as asked for.
+        hparams: the module's settings as plain data, for a checkpoint that stores no configuration.
+        may_differ: names of settings and inputs that the user allows to differ.
+
+    Returns:
+        Names of settings that differ and that the run uses: the recipe's numbers, and the length of the run.
+
+    Raises:
+        UserError: other settings differ; they would not be used.
+    """
+    old = stored(checkpoint.record)
+    if old.config is None:
+        settings = {name: value for name, value in checkpoint.settings.items() if name in hparams}
+        names = {name: hparams[name] for name in settings}
+        old, new = Asked({"model": settings}), Asked({"model": names})
+    found = differences(old, new, may_differ)
+    used = [line.partition(":")[0] for line in found if line.partition(":")[0] in _USED]
+    if refused := [line for line in found if line.partition(":")[0] not in used]:
+        raise UserError(
+            f"{checkpoint.path} is of a run with other settings, which continuing it would not change: give the stored "
+            "ones, or start a run without --ckpt_path. Differences (stored -> new):\n  " + "\n  ".join(refused)
+        )
+    return used
+
+
+class GivenRecipe(pl.Callback):
+    """Trains with the module's rate, momentum, weight decay and schedule instead of those in the checkpoint."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module: Any = pl_module
+        options = {name: value for name, value in module.parameter_group().items() if name != "params"}
+        for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
+            schedule: Any = scheduler
+            schedule.base_lrs = [options["lr"]] * len(schedule.base_lrs)
+            for group, factor in zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True):
+                lr = options["lr"] * factor(schedule.last_epoch)
+                group.update({**options, "initial_lr": options["lr"], "lr": lr})
+            if module.stored_epoch is not None:
+                module.stored_epoch = {**module.stored_epoch, "lr": lr}
+
+
+Result = TypeVar("Result")
+
+
+def on_rank_zero(trainer: pl.Trainer, decide: Callable[[], Result]) -> Result:
+    """Let rank 0 decide, before ``trainer.fit``, and give its result, or its error, to all ranks.
+
+    The processes that Lightning starts inherit the result: a process is not started before it is known.
+
+    Args:
+        trainer: before its first fit.
+        decide: returns plain data.
+
+    Raises:
+        UserError: raised by ``decide`` on rank 0.
+    """
+    if trainer.world_size == 1:
+        return decide()
+    name = "ICKD_DECIDED_BY_RANK_ZERO"
+    cluster = trainer._accelerator_connector.cluster_environment  # private: lightning cluster_environment
+    if isinstance(cluster, LightningEnvironment) and trainer.num_nodes == 1:
+        if trainer.local_rank > 0:
+            return json.loads(os.environ[name])  # type: ignore[no-any-return]
+        result = decide()
+        os.environ[name] = json.dumps(result)
+        return result
+    trainer.strategy.setup_environment()  # the process group; Lightning leaves an existing one as it is
+    outcome: list[Any] = [None, None]
+    if trainer.is_global_zero:
+        try:
+            outcome[0] = decide()
+        except UserError as error:
+            outcome[1] = error
+    outcome = trainer.strategy.broadcast(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]  # type: ignore[no-any-return]
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names, without those that do not change what a run computes."""
+    if prefix == "trainer.callbacks":
+        config = [each for each in config or [] if not _reads_only(each)] or None
+    items: list[tuple[str, Any]]
+    if isinstance(config, dict):
+        items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in config.items()]
+    elif isinstance(config, list) and any(isinstance(value, dict) for value in config):
+        items = [(f"{prefix}[{i}]", value) for i, value in enumerate(config)]
+    else:
+        return {prefix: config}
+    found: dict[str, Any] = {}
+    for name, value in items:
+        if name not in _COSMETIC:
+            found.update(flat(value, name))
+    return found
+
+
+def _reads_only(spec: Any) -> bool:
+    path = str(spec.get("class_path")) if isinstance(spec, dict) else str(spec)
+    module, _, name = path.rpartition(".")
+    return name in READ_ONLY and module.partition(".")[0] in ("ickd_pl", "pytorch_lightning", "lightning", "")
+
+
+def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Differences between two flattened settings, as ``name: old -> new``."""
+    # A missing setting equals null: another version of Lightning may have more settings.
+    return [
+        f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
+        for key in sorted(old.keys() | new.keys(), key=str)
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= 80 else short(value)

@@ -1,0 +1,150 @@
+"""Finds the first loss term or gradient that is infinite or NaN, without waiting for the device in every step.
+
+The flags lie on the device of the losses. On a CPU they are read in every step, which waits for nothing; on a GPU,
+whoever may wait reads them (see :class:`ickd_pl.runs.FiniteGuard`), and until then no bad gradient changes a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from ickd_pl.errors import NonFiniteLoss
+
+GRADIENT = "the gradient"
+
+
+class BadStep(NamedTuple):
+    """The first step in which something was infinite or NaN.
+
+    Attributes:
+        step: number of optimizer steps before it (Lightning's ``global_step``).
+        names: what was; :data:`GRADIENT` only where all terms were finite.
+    """
+
+    step: int
+    names: list[str]
+
+
+class Finite:
+    """Watches the loss terms and gradients of one module on this rank."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._alive = self._first = torch.zeros(0)
+        self._gradient_first: Tensor | None = None
+
+    @torch.no_grad()
+    def terms(self, names: Sequence[str], values: Tensor, step: int) -> Tensor:
+        """Record which terms are finite.
+
+        Args:
+            names: of the terms.
+            values: (len(names),) terms of this step.
+            step: number of optimizer steps before this one.
+
+        Returns:
+            A factor for the loss: 1, or NaN if a term is not finite. It makes every gradient NaN, also where the term
+            alone would not, and on all ranks once DDP has averaged the gradients.
+        """
+        if self._names != list(names):
+            self._names = list(names)
+            self._alive = torch.ones(len(names), dtype=torch.bool, device=values.device)
+            self._first = torch.full((len(names),), -1, dtype=torch.int64, device=values.device)
+        finite = values.isfinite()
+        self._first = torch.where(self._alive > finite, step, self._first)
+        self._alive = self._alive & finite
+        return 1 + (values - values).sum()
+
+    @torch.no_grad()
+    def gradients(self, parameters: Iterable[nn.Parameter], step: int) -> bool:
+        """Record whether the gradients are finite, and keep others from changing the weights.
+
+        Args:
+            parameters: with the gradients of this step, averaged over the ranks: so all ranks get the same answer.
+            step: number of optimizer steps before this one.
+
+        Returns:
+            Whether the gradients are known not to be finite. On a GPU this is not known yet, and False; bad gradients
+            are then set to zero on the device.
+        """
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return False
+        finite = get_total_norm(gradients).isfinite()
+        if finite.device.type == "cpu":
+            if bool(finite.numpy()):  # in the host's memory already; item() would count as a wait
+                return False
+            self._gradient_first = torch.tensor(step)
+            return True
+        first = self._gradient_first
+        first = torch.full((), -1, dtype=torch.int64, device=finite.device) if first is None else first
+        self._gradient_first = torch.where((first < 0) & ~finite, step, first)
+        for gradient in gradients:
+            gradient.masked_fill_(~finite, 0.0)
+        return False
+
+    def bad(self) -> BadStep | None:
+        """What first became infinite or NaN on this rank, if anything; waits for the device."""
+        found: dict[str, int] = dict(zip(self._names, self._first.tolist(), strict=True)) if self._names else {}
+        found = {name: step for name, step in found.items() if step >= 0}
+        if not found and self._gradient_first is not None and int(self._gradient_first) >= 0:
+            found = {GRADIENT: int(self._gradient_first)}
+        if not found:
+            return None
+        step = min(found.values())
+        names = [name for name, first in found.items() if first == step]
+        # The sum of the terms is bad where one of them is.
+        return BadStep(step, [name for name in names if name != "loss/total"] or names)
+
+
+def first_of(found: Sequence[BadStep | None]) -> tuple[int, BadStep] | None:
+    """The rank and the step to report, of what each rank found: the first step, and a term before a gradient."""
+    bad = [(each.step, each.names == [GRADIENT], rank) for rank, each in enumerate(found) if each is not None]
+    if not bad:
+        return None
+    rank = min(bad)[2]
+    each = found[rank]
+    assert each is not None
+    return rank, each
+
+
+def non_finite(found: BadStep, rank: int, world_size: int, epoch: int, what: str = "") -> NonFiniteLoss:
+    """The error for a bad step.
+
+    Args:
+        found: the step.
+        rank: the rank that has it.
+        world_size: number of ranks.
+        epoch: of the step, counted from 1.
+        what: the member of a pack, or "".
+    """
+    where = f" on rank {rank}" if world_size > 1 else ""
+    return NonFiniteLoss(
+        f"{what}{', '.join(found.names)} became infinite or NaN in step {found.step} (epoch {epoch}){where}; no update "
+        "was made with it, and the last checkpoint is from before: lower model.lr or the method's weight",
+        rank,
+    )
+
+
+def not_finite_in(state: Any, prefix: str = "") -> str | None:
+    """The name of the first tensor in nested dictionaries and lists with a NaN or infinite value, if there is one.
+
+    -inf alone is accepted: networks keep it in constants, such as masks.
+    """
+    if isinstance(state, Tensor):
+        checked = state.is_floating_point() and state.layout == torch.strided and state.device.type != "meta"
+        return prefix if checked and not bool((state < torch.inf).all()) else None
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(state, Mapping):
+        items = state.items()
+    elif isinstance(state, list | tuple):
+        items = enumerate(state)
+    for key, value in items:
+        if (name := not_finite_in(value, f"{prefix}.{key}" if prefix else str(key))) is not None:
+            return name
+    return None
