@@ -30,7 +30,7 @@ class Saver(Checkpoint):
         raise NotImplementedError
 
     def save(self, trainer: pl.Trainer, path: Path | None = None) -> None:
-        """Write the checkpoint, after a step, before or within an evaluation, or at the end of an epoch.
+        """Write the checkpoint, after a step, before or within an evaluation, or at an epoch's end; not in a dev run.
 
         Args:
             trainer: in ``fit``; call this on all ranks.
@@ -40,6 +40,8 @@ class Saver(Checkpoint):
             NonFiniteLoss: something in it is infinite or NaN; nothing is written.
             UserError: the file cannot be written.
         """
+        if trainer.fast_dev_run:
+            return
         check_before_saving(trainer)
         self._validates = trainer.validating
         try:

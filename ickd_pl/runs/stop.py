@@ -104,6 +104,10 @@ class SignalStop(Agreed):
         self._agreed = 0
         self._handlers: Any = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # One rank that left at once would be missed by the others, in the middle of what they do together.
+        _Received.waits = _Received.waits or (stage == "fit" and trainer.world_size > 1)
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._agreed = 0
         if not handling():
