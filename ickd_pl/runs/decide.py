@@ -45,7 +45,7 @@ _USED = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.min_epochs", "trainer.min_steps"),
     *("model.lr", "model.momentum", "model.weight_decay", "model.milestones"),
 )
-# Callbacks that only read, show or write files.
+# Callbacks that only read, show or write files. A custom one says so by the class attribute ``reads_only = True``.
 READ_ONLY = {
     *("DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint"),
     *("RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"),
@@ -63,7 +63,8 @@ class Asked:
 
     Attributes:
         config: the whole configuration as plain data; None if unknown, as in checkpoints of version 0.1.
-        inputs: ``world_size``, and the hashes ``data`` and ``teacher``, as far as known.
+        inputs: ``world_size``, the hashes ``data`` and ``teacher``, and import paths of callbacks that only read
+            (``reads_only``), as far as known.
     """
 
     config: dict[str, Any] | None
@@ -143,7 +144,8 @@ def differences(old: Asked, new: Asked, ignored: Iterable[str] = ()) -> list[str
     one: Any
     two: Any
     if old.config is not None and new.config is not None:
-        one, two = flat(old.config), flat(new.config)
+        reading = {str(path) for run in (old, new) for path in run.inputs.get("reads_only") or []}
+        one, two = (flat(_without_readers(run.config, reading)) for run in (old, new))
         if "world_size" in old.inputs:
             one, two = ({k: v for k, v in each.items() if k not in _DEVICES} for each in (one, two))
         found = differing(one, two)
@@ -157,7 +159,9 @@ def differences(old: Asked, new: Asked, ignored: Iterable[str] = ()) -> list[str
 def inputs_of(trainer: pl.Trainer, data: Any, module: Any) -> dict[str, Any]:
     """What a run depends on besides its settings; hashes only of this package's data modules and of a read teacher."""
     known = isinstance(data, TensorDataModule)  # others may yield other batches each time
+    reading = [type(c) for c in trainer.callbacks if getattr(type(c), "reads_only", False)]  # type: ignore[attr-defined]
     return {
+        "reads_only": [f"{cls.__module__}.{cls.__qualname__}" for cls in reading],
         "world_size": trainer.world_size,
         "data": data_hash(data) if known else None,
         "teacher": None if module.teacher is None else network_hash(module.teacher),
@@ -250,10 +254,20 @@ def on_rank_zero(trainer: pl.Trainer, decide: Callable[[], Result]) -> Result:
     return outcome[0]  # type: ignore[no-any-return]
 
 
+def _without_readers(config: Any, reading: set[str]) -> Any:
+    """The configuration without these callbacks."""
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    if not isinstance(trainer, dict) or not isinstance(trainer.get("callbacks"), list):
+        return config
+    kept = [each for each in trainer["callbacks"] if _class_path(each) not in reading]
+    return {**config, "trainer": {**trainer, "callbacks": kept}}
+
+
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten nested settings to dotted names, without those that do not change what a run computes."""
     if prefix == "trainer.callbacks":
-        config = [each for each in config or [] if not _reads_only(each)] or None
+        listed = config if isinstance(config, list) else [config] if config else []
+        config = [each for each in listed if not _reads_only(each)] or None
     items: list[tuple[str, Any]]
     if isinstance(config, dict):
         items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in config.items()]
@@ -268,9 +282,12 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _class_path(spec: Any) -> str:
+    return str(spec.get("class_path")) if isinstance(spec, dict) else str(spec)
+
+
 def _reads_only(spec: Any) -> bool:
-    path = str(spec.get("class_path")) if isinstance(spec, dict) else str(spec)
-    module, _, name = path.rpartition(".")
+    module, _, name = _class_path(spec).rpartition(".")
     return name in READ_ONLY and module.partition(".")[0] in ("ickd_pl", "pytorch_lightning", "lightning", "")
 
 

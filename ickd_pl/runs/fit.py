@@ -188,19 +188,21 @@ class IckdCLI(LightningCLI):
 
     def _decide(self, until_the_end: ExitStack, ckpt_path: Any) -> dict[str, Any]:
         """Lock the folder and decide how the run proceeds, on rank 0; see :meth:`RunFolder.decide`."""
-        folder, model, settings = self.folder, self.model, self.settings
-        if not until_the_end.enter_context(locked(folder.path, None)):
-            raise UserError(
-                f"{folder.path} is used by another run ({holder(folder.path)}): wait for its end, or set "
-                "--trainer.default_root_dir to another folder"
-            )
-        asked = Asked(settings, inputs_of(self.trainer, self.datamodule, model))
-        override = self.config[self.subcommand].get("override_world_size")
-        may_differ = [WORLD_SIZE] if override else []
+        folder, model = self.folder, self.model
+        asked = Asked(self.settings, inputs_of(self.trainer, self.datamodule, model))
+        may_differ = [WORLD_SIZE] if self.config[self.subcommand].get("override_world_size") else []
         used: list[str] = []
         if ckpt_path is not None and folder_of(Path(ckpt_path).resolve()) != folder.path.resolve():
             used = check_given(read_checkpoint(ckpt_path), asked, dict(model.hparams), may_differ)
+        # Without the lock at first: a run that is refused or finished writes nothing.
         state, checkpoint, warning = folder.decide(asked, may_differ)
+        if state != "finished":
+            if not until_the_end.enter_context(locked(folder.path, None)):
+                raise UserError(
+                    f"{folder.path} is used by another run ({holder(folder.path)}): wait for its end, or set "
+                    "--trainer.default_root_dir to another folder"
+                )
+            state, checkpoint, warning = folder.decide(asked, may_differ)
         return {
             "state": state,
             "checkpoint": None if checkpoint is None else str(checkpoint),

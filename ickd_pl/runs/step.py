@@ -40,7 +40,7 @@ class Saver(Checkpoint):
             NonFiniteLoss: something in it is infinite or NaN; nothing is written.
             UserError: the file cannot be written.
         """
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         check_before_saving(trainer)
         self._validates = trainer.validating
@@ -70,6 +70,14 @@ def saver_of(trainer: pl.Trainer) -> Saver | None:
     """The callback that writes the trainer's checkpoint, if there is one; StepCheckpoint only if there is no other."""
     savers = [c for c in trainer.callbacks if isinstance(c, Saver)]  # type: ignore[attr-defined]
     return next((c for c in savers if not isinstance(c, StepCheckpoint)), next(iter(savers), None))
+
+
+def more_follows(trainer: pl.Trainer) -> bool:
+    """Whether this step is followed by an evaluation or the end of the epoch, which a checkpoint now would skip."""
+    loop = trainer.fit_loop
+    # private: lightning epoch_loop._should_check_val_fx, fit_loop._data_fetcher
+    fetcher = loop._data_fetcher
+    return trainer.is_last_batch or (fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher))
 
 
 class StepCheckpoint(Agreed, Saver):
@@ -106,8 +114,7 @@ class StepCheckpoint(Agreed, Saver):
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, agreed: float) -> None:
         saver = saver_of(trainer)
-        # After the last batch the epoch's own checkpoint follows.
-        if agreed and saver is not None and not trainer.is_last_batch:
+        if agreed and saver is not None and (trainer.validating or not more_follows(trainer)):
             saver.save(trainer)
             self._saved = time.monotonic()
 
