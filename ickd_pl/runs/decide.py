@@ -6,15 +6,12 @@ what differs would otherwise be recorded, but not used.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
 from ickd_pl.checks import short
 from ickd_pl.data import TensorDataModule
@@ -214,44 +211,6 @@ class GivenRecipe(pl.Callback):
                 group.update({**options, "initial_lr": options["lr"], "lr": lr})
             if module.stored_epoch is not None:
                 module.stored_epoch = {**module.stored_epoch, "lr": lr}
-
-
-Result = TypeVar("Result")
-
-
-def on_rank_zero(trainer: pl.Trainer, decide: Callable[[], Result]) -> Result:
-    """Let rank 0 decide, before ``trainer.fit``, and give its result, or its error, to all ranks.
-
-    The processes that Lightning starts inherit the result: a process is not started before it is known.
-
-    Args:
-        trainer: before its first fit.
-        decide: returns plain data.
-
-    Raises:
-        UserError: raised by ``decide`` on rank 0.
-    """
-    if trainer.world_size == 1:
-        return decide()
-    name = "ICKD_DECIDED_BY_RANK_ZERO"
-    cluster = trainer._accelerator_connector.cluster_environment  # private: lightning cluster_environment
-    if isinstance(cluster, LightningEnvironment) and trainer.num_nodes == 1:
-        if trainer.local_rank > 0:
-            return json.loads(os.environ[name])  # type: ignore[no-any-return]
-        result = decide()
-        os.environ[name] = json.dumps(result)
-        return result
-    trainer.strategy.setup_environment()  # the process group; Lightning leaves an existing one as it is
-    outcome: list[Any] = [None, None]
-    if trainer.is_global_zero:
-        try:
-            outcome[0] = decide()
-        except UserError as error:
-            outcome[1] = error
-    outcome = trainer.strategy.broadcast(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]  # type: ignore[no-any-return]
 
 
 def _without_readers(config: Any, reading: set[str]) -> Any:

@@ -19,12 +19,12 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs.configs import check_trainer
 from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.data_options import data_name
-from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of, on_rank_zero
+from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of
 from ickd_pl.runs.finite import FiniteGuard
 from ickd_pl.runs.lock import holder, locked
 from ickd_pl.runs.parser import OneLineParser, constructor_error
 from ickd_pl.runs.predictions import write_predictions
-from ickd_pl.runs.processes import no_process_left
+from ickd_pl.runs.processes import no_process_left, on_rank_zero
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
 from ickd_pl.runs.step import Saver, StepCheckpoint
 from ickd_pl.runs.stop import SignalStop

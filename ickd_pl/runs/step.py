@@ -74,10 +74,11 @@ def saver_of(trainer: pl.Trainer) -> Saver | None:
 
 def more_follows(trainer: pl.Trainer) -> bool:
     """Whether this step is followed by an evaluation or the end of the epoch, which a checkpoint now would skip."""
-    loop = trainer.fit_loop
-    # private: lightning epoch_loop._should_check_val_fx, fit_loop._data_fetcher
-    fetcher = loop._data_fetcher
-    return trainer.is_last_batch or (fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher))
+    if trainer.is_last_batch:
+        return True
+    fetcher = trainer.fit_loop._data_fetcher  # private: lightning fit_loop._data_fetcher
+    # private: lightning epoch_loop._should_check_val_fx
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 class StepCheckpoint(Agreed, Saver):
