@@ -167,7 +167,7 @@ class IckdCLI(LightningCLI):
             trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
             return
         with ExitStack() as until_the_end:
-            decided = on_rank_zero(trainer, lambda: self._decide(until_the_end, ckpt_path))
+            decided = on_rank_zero(trainer, str(folder.path), lambda: self._decide(until_the_end, ckpt_path))
             if decided["warning"]:
                 warn(f"warning: {decided['warning']}")
             if decided["state"] == "finished":
@@ -196,7 +196,7 @@ class IckdCLI(LightningCLI):
             used = check_given(read_checkpoint(ckpt_path), asked, dict(model.hparams), may_differ)
         # Without the lock at first: a run that is refused or finished writes nothing.
         state, checkpoint, warning = folder.decide(asked, may_differ)
-        if state != "finished":
+        if state != "finished" and self.trainer.is_global_zero:
             if not until_the_end.enter_context(locked(folder.path, None)):
                 raise UserError(
                     f"{folder.path} is used by another run ({holder(folder.path)}): wait for its end, or set "

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
 from ickd_pl.errors import UserError
 
+_DECIDED = "ICKD_DECIDED_BY_RANK_ZERO"
 # Ranks that stop together need about a second; one that waits for a rank that is gone would wait for ever.
 _SECONDS = 10.0
 
@@ -36,13 +36,15 @@ def no_process_left(trainer: pl.Trainer) -> Iterator[None]:
 Result = TypeVar("Result")
 
 
-def on_rank_zero(trainer: pl.Trainer, decide: Callable[[], Result]) -> Result:
+def on_rank_zero(trainer: pl.Trainer, key: str, decide: Callable[[], Result]) -> Result:
     """Let rank 0 decide, before ``trainer.fit``, and give its result, or its error, to all ranks.
 
-    The processes that Lightning starts inherit the result: a process is not started before it is known.
+    Processes that Lightning starts later inherit the result. On several nodes without torchrun or SLURM, each node
+    decides for itself.
 
     Args:
-        trainer: before its first fit.
+        trainer: before its fit.
+        key: what is decided about, such as a folder.
         decide: returns plain data.
 
     Raises:
@@ -50,14 +52,13 @@ def on_rank_zero(trainer: pl.Trainer, decide: Callable[[], Result]) -> Result:
     """
     if trainer.world_size == 1:
         return decide()
-    name = "ICKD_DECIDED_BY_RANK_ZERO"
     cluster = trainer._accelerator_connector.cluster_environment  # private: lightning cluster_environment
-    if isinstance(cluster, LightningEnvironment) and trainer.num_nodes == 1:
-        if trainer.local_rank > 0:
-            return json.loads(os.environ[name])  # type: ignore[no-any-return]
+    if cluster is not None and not cluster.creates_processes_externally:
         result = decide()
-        os.environ[name] = json.dumps(result)
+        os.environ[_DECIDED] = json.dumps([key, result])
         return result
+    if trainer.local_rank > 0 and (inherited := json.loads(os.environ.get(_DECIDED, "[null, null]")))[0] == key:
+        return inherited[1]  # type: ignore[no-any-return]
     trainer.strategy.setup_environment()  # the process group; Lightning leaves an existing one as it is
     outcome: list[Any] = [None, None]
     if trainer.is_global_zero:
