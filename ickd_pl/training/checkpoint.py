@@ -63,6 +63,8 @@ def load_module(cls: type[Module], path: str | Path, map_location: Any, strict: 
     plain_arguments(cls, rest, str(path), "pass it to load_from_checkpoint as an argument")
     if "student" not in settings and "student" not in kwargs:
         raise UserError(f"{path} does not name its student: pass student=NET, and student_layers=LAYERS for your own")
+    if "teacher" in settings and isinstance(kwargs.get("teacher"), nn.Module):
+        settings.pop("teacher_weights", None)  # of the teacher that is replaced
     module = cls(**{**settings, **kwargs})
     module.on_load_checkpoint(content)
     try:

@@ -48,11 +48,7 @@ def check_members(members: Sequence[DistillationModule], names: Sequence[str]) -
             if first != own:
                 raise UserError(f"the members of a pack share their data: {what} is {first}, but {own} for {name}")
     taught = [member for member in members if member.teacher is not None]
-    teachers = {
-        (member.teacher_name, id(member.teacher) if member.teacher_weights.ready else member.teacher_weights.path)
-        for member in taught
-    }
-    if len(teachers) > 1:
+    if not all(m.teacher is taught[0].teacher or m.teacher_weights.is_same(taught[0].teacher_weights) for m in taught):
         found = ", ".join(f"{member.teacher_name} ({member.hparams['teacher_weights']})" for member in taught)
         raise UserError(f"the members of a pack share one teacher, got {found}")
 
