@@ -52,10 +52,8 @@ class Teachers:
             UserError: a damaged file, or one of another network.
         """
         if network not in self._hashes:
-            if (
-                not (self._cell_folder(network) / "result.json").is_file()
-                or not weights_file(self.weights(network)).is_file()
-            ):
+            file = weights_file(self.weights(network))
+            if not (self._cell_folder(network) / "result.json").is_file() or not file.is_file():
                 return None
             self._hashes[network] = self.file_hash(network)
         return self._hashes[network]

@@ -34,12 +34,7 @@ def run(args: Sequence[str]) -> int:
     from ickd_pl.weights.student import load_student, read_config
 
     parser = CommandParser(prog="export", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.", epilog=_FORMATS)
-    parser.add_argument(
-        "--ckpt_path",
-        required=True,
-        metavar="FILE",
-        help="the checkpoints/last.ckpt of a run; FILE#ENTRY: other weights in it",
-    )
+    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="the last.ckpt of a run, or FILE#ENTRY")
     parser.add_argument("--format", required=True, choices=list(FORMATS), help="see below")
     parser.add_argument("--output", metavar="FILE", help="default: student.* in the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

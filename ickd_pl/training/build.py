@@ -59,8 +59,7 @@ def make_teacher(
 
 def share(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks have a module, or the memory of a parameter or buffer, in common."""
-    modules, tensors = ([set(map(id, net.modules())), _memory(net)] for net in (one, other))
-    return any(a & b for a, b in zip(modules, tensors, strict=True))
+    return bool(set(map(id, one.modules())) & set(map(id, other.modules())) or _memory(one) & _memory(other))
 
 
 def _memory(net: nn.Module) -> set[tuple[torch.device, int]]:

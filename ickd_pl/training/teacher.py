@@ -76,13 +76,14 @@ class TeacherWeights:
         """Leave the teacher untrained: timing needs no weights."""
         self.ready = True
 
-    def is_same(self, other: TeacherWeights) -> bool:
-        """Whether two teachers are the same network with the same weights, before the weights are read."""
-        return self.name == other.name and self.path == other.path and not (self.given or other.given)
+    def is_same(self, other: TeacherWeights, same_object: bool) -> bool:
+        """Whether two teachers are the same network with the same weights, also before the weights are read."""
+        by_name = self.name == other.name and not (self.given or other.given)
+        return (same_object or by_name) and self.path == other.path
 
     def _how_to_get(self) -> str:
         if self.given:
-            return f"give the file of its weights, or {NONE} to use it as it is constructed"
+            return f"give the file of its weights, or teacher_weights {NONE} to use it as it is"
         return (
             f"for CIFAR-100, if `teachers list` shows it, get it with `teachers fetch {self.name}`; else "
             f"train it with `fit --config configs/base.yaml --model.student {self.name}` on the same data and set its "

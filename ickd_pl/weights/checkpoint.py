@@ -15,7 +15,9 @@ from ickd_pl.checks import plain, short
 from ickd_pl.errors import UserError
 from ickd_pl.models import model_names
 from ickd_pl.weights.read import read_file
-from ickd_pl.weights.search import is_checkpoint as is_checkpoint
+from ickd_pl.weights.search import is_checkpoint
+
+__all__ = ["RunCheckpoint", "checkpoint_of", "is_checkpoint", "read_checkpoint"]
 
 # What Lightning stores and reads itself: key and type.
 _READ_BY_LIGHTNING: dict[str, type] = {"callbacks": dict, "loops": dict, "pytorch-lightning_version": str}
