@@ -29,6 +29,7 @@ def take_out(checkpoint: dict[str, Any], teacher: nn.Module | None) -> list[dict
     parts: list[dict[str, Any]] = []
     for key, value in checkpoint.items() if state else []:
         checkpoint[key] = _without(value, [key], state, memory, parts)
+    checkpoint["state_dict"] = dict(checkpoint["state_dict"])  # of one type, whether there was a teacher or not
     return [part for part in parts if part["path"] != ["state_dict"]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickletools
+from pickle import UnpicklingError
 from typing import IO, NamedTuple, NoReturn
 
 from ickd_pl.errors import UserError
@@ -42,8 +43,17 @@ def check_pickle(path: object, source: bytes | IO[bytes]) -> None:
 
     Raises:
         UserError: it nests too deep, is too long, or makes values of any size.
-        Exception: it is not a pickle.
+        UnpicklingError: it is not a pickle.
     """
+    try:
+        _follow(path, source)
+    except UserError:
+        raise
+    except Exception as error:  # pickletools raises many types
+        raise UnpicklingError(f"not a pickle: {error}") from error
+
+
+def _follow(path: object, source: bytes | IO[bytes]) -> None:
     stack: list[_Value] = []
     marks: list[int] = []
     memo: dict[object, _Value] = {}
