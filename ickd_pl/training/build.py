@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ickd_pl.data.batch import DataInfo
 from ickd_pl.errors import UserError
@@ -63,7 +64,8 @@ def share(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _memory(net: nn.Module) -> set[tuple[torch.device, int]]:
-    found = {(t.device, t.untyped_storage().data_ptr()) for t in (*net.parameters(), *net.buffers())}
+    tensors = [tensor for tensor in (*net.parameters(), *net.buffers()) if not is_lazy(tensor)]
+    found = {(tensor.device, tensor.untyped_storage().data_ptr()) for tensor in tensors}
     return {(device, address) for device, address in found if address}  # an empty or meta tensor has none
 
 

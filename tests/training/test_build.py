@@ -44,8 +44,7 @@ def same_memory() -> dict[str, Any]:
 SHARING: list[Callable[[], dict[str, Any]]] = [same_object, same_object_with_layers, same_stage, same_memory]
 
 
-@pytest.mark.parametrize("nets", SHARING, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("nets", "packed"), [*((nets, False) for nets in SHARING), (same_object, True)])
 def test_the_teacher_stays_as_it_was(nets: Callable[[], dict[str, Any]], packed: bool) -> None:
     given = nets()
     before = {key: value.clone() for key, value in given["teacher"].state_dict().items()}

@@ -49,7 +49,7 @@ if hasattr(callbacks, "EMAWeightAveraging"):
 
 def module(pack: bool) -> pl.LightningModule:
     with seeded("teacher"):
-        teacher = get_model("resnet14", 10).eval()
+        teacher = get_model("resnet8", 10).eval()
     members = [
         DistillationModule("resnet8", teacher, strategies=[method], num_classes=10, milestones=[1])
         for method in ([ICKD(), KD()] if pack else [ICKD()])
@@ -81,15 +81,15 @@ def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors(inner, f"{path}.{key}")
 
 
-@pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("name", AVERAGING)
+@pytest.mark.parametrize(("name", "pack"), [*((name, False) for name in AVERAGING), ("own", True)])
 def test_without_the_teacher_and_continued(name: str, pack: bool) -> None:
     whole = fit(pack, AVERAGING[name](), Save()).state_dict()
-    content = torch.load("middle.ckpt", weights_only=True)
+    plain = name != "SWA"  # old versions of torch store a function in its schedule
+    content = torch.load("middle.ckpt", weights_only=plain)
     found = dict(tensors(content))
     assert not [path for path in found if "teacher" in path.split(".")]
     assert len([path for path in found if path.endswith("student.fc.weight")]) >= 2, "the average is in the file"
-    again = fit(pack, callback := AVERAGING[name](), ckpt_path="middle.ckpt", weights_only=True).state_dict()
+    again = fit(pack, callback := AVERAGING[name](), ckpt_path="middle.ckpt", weights_only=plain).state_dict()
     # At the end the callback writes its average of the teacher, with its rounding, into the teacher.
     assert all(torch.equal(value, again[key]) for key, value in whole.items() if "teacher." not in key)
     assert not isinstance(callback, Average) or callback.loaded
