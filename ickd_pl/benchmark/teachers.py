@@ -17,7 +17,7 @@ from ickd_pl.runs import RunFolder
 from ickd_pl.runs.data_options import data_name
 from ickd_pl.seeding import seeded
 from ickd_pl.training.fingerprint import network_hash
-from ickd_pl.weights import load_weights
+from ickd_pl.weights import load_weights, weights_file
 
 
 class Teachers:
@@ -53,7 +53,8 @@ class Teachers:
             UserError: a damaged file, or one of another network.
         """
         if network not in self._hashes:
-            if not (self._cell_folder(network) / "result.json").is_file() or not self.weights(network).is_file():
+            file = weights_file(self.weights(network))
+            if not (self._cell_folder(network) / "result.json").is_file() or not file.is_file():
                 return None
             self._hashes[network] = self.file_hash(network)
         return self._hashes[network]
@@ -98,7 +99,7 @@ class Teachers:
         """
         if cell.network in self.settings.weights:
             path = Path(self.settings.weights[cell.network])
-            if not path.is_file():
+            if not weights_file(path).is_file():
                 raise UserError(f"teachers, weights: {path} for {cell.network} does not exist")
             return path
         if self.settings.get == "train":

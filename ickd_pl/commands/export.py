@@ -29,16 +29,17 @@ def run(args: Sequence[str]) -> int:
     """
     from ickd_pl.runs.run_folder import folder_of
     from ickd_pl.weights.export import check_target, write_student
-    from ickd_pl.weights.formats import FORMATS
+    from ickd_pl.weights.formats import FORMATS, Result
+    from ickd_pl.weights.read import split_entry
     from ickd_pl.weights.student import load_student, read_config
 
     parser = CommandParser(prog="export", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.", epilog=_FORMATS)
-    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="the checkpoints/last.ckpt of a run")
+    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="the last.ckpt of a run, or FILE#ENTRY")
     parser.add_argument("--format", required=True, choices=list(FORMATS), help="see below")
     parser.add_argument("--output", metavar="FILE", help="default: student.* in the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = parser.parse_args(args)
-    source = Path(options.ckpt_path)
+    source, entry = split_entry(options.ckpt_path)
     path = Path(options.output) if options.output else folder_of(source) / f"student{FORMATS[options.format].suffix}"
     if path.resolve() == source.resolve():
         raise UserError(f"{path} is the file to export: choose another --output")
@@ -49,8 +50,9 @@ def run(args: Sequence[str]) -> int:
             "ickd_pl.weights.export_student(net, path, format)"
         )
     check_target(path, options.format, options.overwrite)
-    net = load_student(source)
-    done = write_student(net, path, options.format, config, _result(source), options.overwrite)
+    net = load_student(options.ckpt_path)
+    result = _result(source) if entry is None else Result()  # the accuracy is that of the student itself
+    done = write_student(net, path, options.format, config, result, options.overwrite)
     if config.mean is None or config.std is None or config.class_names is None:
         print(f"note: {source} lacks the normalisation of its images, or its class names: they are null in {path}")
     if not done.verified:

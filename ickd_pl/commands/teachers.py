@@ -80,7 +80,9 @@ def add_verify(subparsers: Any) -> None:
         "follow: --data CIFAR100 (the default), --data.root DIR, --data.archive FILE.",
     )
     parser.add_argument("name", metavar="NAME", help="the network; see `teachers list`")
-    parser.add_argument("--file", type=Path, metavar="FILE", help="weights file; default: the one written by fetch")
+    parser.add_argument(
+        "--file", type=Path, metavar="FILE", help="weights file, or FILE#ENTRY; default: the one written by fetch"
+    )
     parser.add_argument("--expected", type=float, metavar="PERCENT", help="default: as published, on CIFAR-100")
     parser.add_argument(
         "--tolerance",
@@ -221,6 +223,7 @@ def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from ickd_pl.teachers.fetch import sha256_of
     from ickd_pl.teachers.manifest import read_manifest, record
     from ickd_pl.teachers.train import hold_to, measure
+    from ickd_pl.weights.read import weights_file
 
     manifest = manifest_path(options)
     known = read_manifest(manifest).get(options.name)
@@ -229,7 +232,7 @@ def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.tolerance < 0:
         raise UserError(f"--tolerance: expected 0 or more points, got {options.tolerance:g}")
     path = options.file if options.file is not None else known.path(options.checkpoints) if known else Path()
-    if not path.is_file():
+    if not weights_file(path).is_file():
         raise UserError(f"{path} does not exist: get it with `teachers fetch {options.name}`, or set --file FILE")
     data, acc1 = measure(options.name, path, rest)
     expected, source = options.expected, "expected"

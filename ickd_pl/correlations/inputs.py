@@ -19,7 +19,8 @@ from ickd_pl.runs.data_options import data_name
 from ickd_pl.runs.stored_settings import data_arguments, known_data
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies.components.regressors import ConvBN
-from ickd_pl.weights import StudentConfig, load_student, load_teacher, read_config
+from ickd_pl.training.teacher import NONE
+from ickd_pl.weights import StudentConfig, load_student, load_teacher, read_config, weights_file
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 
@@ -178,9 +179,10 @@ def _teacher(request: Request, checkpoint: Checkpoint) -> tuple[str, FeatureNet,
             "give --teacher NAME and --teacher_weights FILE"
         )
     path = request.teacher_weights
-    if path is None and name == own and checkpoint.run.settings.get("teacher_weights"):
-        path = Path(str(checkpoint.run.settings["teacher_weights"]))
-        if not path.is_file():
+    stored = checkpoint.run.settings.get("teacher_weights")
+    if path is None and name == own and stored not in (None, NONE):
+        path = Path(str(stored))
+        if not weights_file(path).is_file():
             raise UserError(
                 f"{checkpoint.path} learnt from the teacher {name} in {path}, which no longer exists: "
                 "give --teacher_weights FILE"

@@ -30,6 +30,7 @@ from ickd_pl.runs.step import Saver, StepCheckpoint
 from ickd_pl.runs.stop import SignalStop
 from ickd_pl.runs.stored_settings import evaluation_settings
 from ickd_pl.training.module import DistillationModule
+from ickd_pl.training.teacher import check_chosen
 from ickd_pl.weights.checkpoint import read_checkpoint
 
 TRAINER_DEFAULTS = {
@@ -119,6 +120,7 @@ class IckdCLI(LightningCLI):
         # fast_dev_run writes no files.
         if self.subcommand == "fit":
             check_trainer(self.settings["trainer"])
+            check_chosen(self.settings["model"])
             self.model.prepare_teacher()  # fail before the trainer logs anything
         if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
             return self.make_trainer([EpochRecord(self.folder, self.settings)], **kwargs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
 from ickd_pl.data.batch import DataInfo
@@ -43,19 +45,44 @@ def check_arguments(owner: object, arguments: Mapping[str, Any]) -> None:
 
 
 def make_teacher(
-    teacher: str | nn.Module | None, num_classes: int, layers: LayerMap | None, strategies: Sequence[LossStrategy]
+    teacher: str | nn.Module | None,
+    num_classes: int,
+    layers: LayerMap | None,
+    strategies: Sequence[LossStrategy],
+    student: nn.Module,
 ) -> FeatureNet | HookedNet | None:
     """The frozen teacher; None without methods, because nothing would use it.
 
+    A teacher that has parts of the student, or is the student, is a copy: it stays as it is now.
+
     Raises:
-        UserError: there are methods but no teacher.
+        UserError: there are methods but no teacher, or it shares parts with the student and cannot be copied.
     """
     if not strategies:
         return None
     if teacher is None:
         names = ", ".join(type(s).__name__ for s in strategies)
         raise UserError(f"{names} needs a teacher, but none is set: set model.teacher and model.teacher_weights")
+    if isinstance(teacher, nn.Module) and share(teacher, student):
+        try:
+            teacher = copy.deepcopy(teacher)
+        except (RuntimeError, TypeError) as error:
+            raise UserError(
+                "teacher and student share parts, and the teacher cannot be copied "
+                f"({' '.join(str(error).split())[:100]}): give two networks"
+            ) from error
     return make_network(teacher, num_classes, layers, "teacher").eval().requires_grad_(False)
+
+
+def share(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have a module, or the memory of a parameter or buffer, in common."""
+    return bool(set(map(id, one.modules())) & set(map(id, other.modules())) or _memory(one) & _memory(other))
+
+
+def _memory(net: nn.Module) -> set[tuple[torch.device, int]]:
+    tensors = [tensor for tensor in (*net.parameters(), *net.buffers()) if not is_lazy(tensor)]
+    found = {(tensor.device, tensor.untyped_storage().data_ptr()) for tensor in tensors}
+    return {(device, address) for device, address in found if address}  # an empty or meta tensor has none
 
 
 def make_adapters(

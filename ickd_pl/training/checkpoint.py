@@ -14,6 +14,7 @@ from ickd_pl.checks import plain_arguments, short
 from ickd_pl.errors import UserError
 from ickd_pl.models import FeatureNet
 from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.teacher_parts import put_back, take_out
 from ickd_pl.version import __version__
 from ickd_pl.weights.checkpoint import checkpoint_of
 from ickd_pl.weights.read import read_file
@@ -63,6 +64,8 @@ def load_module(cls: type[Module], path: str | Path, map_location: Any, strict: 
     plain_arguments(cls, rest, str(path), "pass it to load_from_checkpoint as an argument")
     if "student" not in settings and "student" not in kwargs:
         raise UserError(f"{path} does not name its student: pass student=NET, and student_layers=LAYERS for your own")
+    if "teacher" in settings and isinstance(kwargs.get("teacher"), nn.Module):
+        settings.pop("teacher_weights", None)  # of the teacher that is replaced
     module = cls(**{**settings, **kwargs})
     module.on_load_checkpoint(content)
     try:
@@ -88,9 +91,10 @@ def remove_teacher(module: CheckpointedModule, checkpoint: dict[str, Any], data:
         checkpoint: modified in place.
         data: the trainer's data module, or None.
     """
-    state = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+    parts = take_out(checkpoint, module.teacher)
     checkpoint["ickd_pl"] = {"version": __version__, "best_acc1": module.best_acc1}
+    if parts:
+        checkpoint["ickd_pl"]["teacher_parts"] = parts
     if data is not None:
         cls = type(data)
         path = f"{cls.__module__}.{cls.__qualname__}"
@@ -108,7 +112,7 @@ def complete_checkpoint(module: CheckpointedModule, checkpoint: dict[str, Any], 
     Raises:
         UserError: the checkpoint has a different network or number of classes.
     """
-    stored = checkpoint.get("hyper_parameters", {})
+    stored, extra = checkpoint.get("hyper_parameters", {}), checkpoint.get("ickd_pl", {})
     for name, what in (("student", "network"), ("num_classes", "number of classes")):
         own = module.hparams.get(name)
         # A value of another type was refused on reading, or the user has replaced it.
@@ -120,4 +124,5 @@ def complete_checkpoint(module: CheckpointedModule, checkpoint: dict[str, Any], 
     if module.teacher is not None:
         for key, value in module.teacher.state_dict(prefix="teacher.").items():
             checkpoint["state_dict"].setdefault(key, value)
-    module.best_acc1 = float(checkpoint.get("ickd_pl", {}).get("best_acc1", 0.0))
+        put_back(checkpoint, extra.get("teacher_parts"), module.teacher)
+    module.best_acc1 = float(extra.get("best_acc1", 0.0))

@@ -41,8 +41,9 @@ class DistillationModule(StudentModule):
 
     Args:
         student: a network's name (see :func:`ickd_pl.model_names`) or any ``nn.Module`` with ``student_layers``.
-        teacher: likewise, with ``teacher_layers``.
-        teacher_weights: weights file of a teacher given by name; an ``nn.Module`` is assumed to be trained.
+        teacher: likewise, with ``teacher_layers``. One that shares parts with the student is copied.
+        teacher_weights: weights file of the teacher, or ``FILE#ENTRY``; ``none`` for one that is meant to be as it is
+            constructed. A teacher given by name needs one of them; an ``nn.Module`` without is assumed to be trained.
         teacher_floor: minimum top-1 accuracy of the teacher in %, measured once before training on the images that
             every epoch is evaluated on; below it the run is refused. None: not measured.
         strategies: distillation methods; their losses are summed.
@@ -94,9 +95,9 @@ class DistillationModule(StudentModule):
         self.student_name = network_name(student)
         self.teacher_name = None if teacher is None else network_name(teacher)
         self.student = make_network(student, num_classes, student_layers, seed, "student")
-        self.teacher = make_teacher(teacher, num_classes, teacher_layers, self.strategies)
-        weights_file = self.hparams["teacher_weights"]
-        self.teacher_weights = TeacherWeights(self.teacher_name, weights_file, ready=isinstance(teacher, nn.Module))
+        self.teacher = make_teacher(teacher, num_classes, teacher_layers, self.strategies, self.student)
+        given = isinstance(teacher, nn.Module)
+        self.teacher_weights = TeacherWeights(self.teacher_name, self.hparams["teacher_weights"], given)
         self.adapters = self._make_adapters(image_size, DataInfo(num_classes, num_samples), seed)
         self.stages = Stages(self.strategies, self.student_name)
         self.best_acc1 = 0.0

@@ -18,6 +18,7 @@ from ickd_pl.training.build import optimizer_of
 from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.pack_members import ForMember, check_members
+from ickd_pl.training.teacher_parts import put_back, take_out
 
 
 class Pack(pl.LightningModule):
@@ -218,14 +219,14 @@ class Pack(pl.LightningModule):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state, data = checkpoint["state_dict"], getattr(self.trainer, "datamodule", None)
-        teachers = tuple(f"members.{position}.teacher." for position in range(len(self.names)))
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(teachers)}
+        data, taught = getattr(self.trainer, "datamodule", None), self._taught()
+        parts = take_out(checkpoint, taught[0].teacher if taught else None)
         checkpoint["ickd_pl_pack"] = {
             "names": self.names,
             "stopped": dict(self.stopped),
             "values": [dict(values) for values in self.values],
             "members": [_note_of(member, data) for member in self],
+            **({"teacher_parts": parts} if parts else {}),
         }
 
     @classmethod
@@ -257,6 +258,8 @@ class Pack(pl.LightningModule):
             member.stored_epoch = own["ickd_pl"].get("epoch")
             prefix = f"members.{position}."
             state.update({prefix + key: value for key, value in own["state_dict"].items()})
+        taught = self._taught()
+        put_back(checkpoint, stored.get("teacher_parts"), taught[0].teacher if taught else None)
 
 
 def _note_of(member: DistillationModule, data: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.build import share
 from ickd_pl.training.module import DistillationModule
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -47,14 +48,24 @@ def check_members(members: Sequence[DistillationModule], names: Sequence[str]) -
             first, own = members[0].hparams[what], member.hparams[what]
             if first != own:
                 raise UserError(f"the members of a pack share their data: {what} is {first}, but {own} for {name}")
+    _check_apart(members, names)
     taught = [member for member in members if member.teacher is not None]
-    teachers = {
-        (member.teacher_name, id(member.teacher) if member.teacher_weights.ready else member.teacher_weights.path)
-        for member in taught
-    }
-    if len(teachers) > 1:
+    first = taught[0] if taught else None
+    if first and not all(m.teacher_weights.is_same(first.teacher_weights, m.teacher is first.teacher) for m in taught):
         found = ", ".join(f"{member.teacher_name} ({member.hparams['teacher_weights']})" for member in taught)
         raise UserError(f"the members of a pack share one teacher, got {found}")
+
+
+def _check_apart(members: Sequence[DistillationModule], names: Sequence[str]) -> None:
+    for position, member in enumerate(members):
+        for other in range(len(members)):
+            taught = member.teacher is not None and share(member.teacher, members[other].student)
+            if taught or (other < position and share(member.student, members[other].student)):
+                what = f"the teacher of {names[position]}" if taught else f"the student of {names[position]}"
+                raise UserError(
+                    f"{what} shares parts with the student of {names[other]}, which trains them: give each member a "
+                    "network of its own (copy.deepcopy)"
+                )
 
 
 class ForMember(pl.Callback):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +11,7 @@ from torch import nn
 
 from ickd_pl.errors import UserError
 from ickd_pl.training.evaluation import accuracy
-from ickd_pl.weights import load_weights
+from ickd_pl.weights import load_weights, weights_file
 
 
 def check_floor_value(minimum: float | None) -> None:
@@ -20,17 +20,41 @@ def check_floor_value(minimum: float | None) -> None:
         raise UserError(f"teacher_floor: expected a percentage above 1 and up to 100, such as 70, got {minimum}")
 
 
+NONE = "none"
+"""The word for ``teacher_weights`` of a teacher that is meant to be as it was constructed."""
+
+
+def check_chosen(model: Mapping[str, Any]) -> None:
+    """Check that a teacher given by its class has weights, or is meant to be as it was constructed.
+
+    In Python an object given as teacher may be trained already; one that the command line constructs is not.
+
+    Args:
+        model: the module's settings on the command line.
+
+    Raises:
+        UserError: neither is set.
+    """
+    teacher = model.get("teacher")
+    if model.get("strategies") and isinstance(teacher, Mapping) and model.get("teacher_weights") is None:
+        raise UserError(
+            f"teacher {teacher.get('class_path')} has no weights: set --model.teacher_weights FILE, or "
+            f"--model.teacher_weights {NONE} to use it as it is constructed"
+        )
+
+
 class TeacherWeights:
     """The weights file of a teacher, and whether it has been loaded.
 
     Args:
         name: the teacher's name, for messages.
-        path: the weights file.
-        ready: the network is already trained; nothing is loaded.
+        path: the weights file; ``none``: the network stays as it was constructed.
+        given: the network is the user's object, which is taken for trained where no file is set.
     """
 
-    def __init__(self, name: str | None, path: str | None, ready: bool) -> None:
-        self.name, self.path, self.ready = name, path, ready
+    def __init__(self, name: str | None, path: str | None, given: bool) -> None:
+        self.name, self.path, self.given = name, path, given
+        self.ready = path == NONE or (given and path is None)
 
     def read_into(self, net: nn.Module) -> None:
         """Load the weights, unless that has been done.
@@ -43,7 +67,7 @@ class TeacherWeights:
             return
         if self.path is None:
             raise UserError(f"teacher {self.name} has no weights: {self._how_to_get()}")
-        if not Path(self.path).exists():
+        if not weights_file(self.path).exists():
             raise UserError(f"teacher {self.name}: weights file {self.path} does not exist: {self._how_to_get()}")
         load_weights(net, self.path, str(self.name))
         self.ready = True
@@ -52,11 +76,19 @@ class TeacherWeights:
         """Leave the teacher untrained: timing needs no weights."""
         self.ready = True
 
+    def is_same(self, other: TeacherWeights, same_object: bool) -> bool:
+        """Whether two teachers are the same network with the same weights, also before the weights are read."""
+        by_name = self.name == other.name and not (self.given or other.given)
+        return (same_object or by_name) and self.path == other.path
+
     def _how_to_get(self) -> str:
+        if self.given:
+            return f"give the file of its weights, or teacher_weights {NONE} to use it as it is"
         return (
             f"for CIFAR-100, if `teachers list` shows it, get it with `teachers fetch {self.name}`; else "
             f"train it with `fit --config configs/base.yaml --model.student {self.name}` on the same data and set its "
-            f"checkpoints/last.ckpt as --model.teacher_weights (in Python: teacher=load_teacher({self.name!r}, FILE))"
+            f"checkpoints/last.ckpt as --model.teacher_weights (in Python: teacher=load_teacher({self.name!r}, FILE)); "
+            f"one that is meant to be untrained needs --model.teacher_weights {NONE}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ickd_pl.weights.export import export_student
-from ickd_pl.weights.read import load_teacher, load_weights, read_file, read_state_dict
+from ickd_pl.weights.read import load_teacher, load_weights, read_file, read_state_dict, weights_file
 from ickd_pl.weights.student import StudentConfig, load_student, read_config
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "read_config",
     "read_file",
     "read_state_dict",
+    "weights_file",
 ]

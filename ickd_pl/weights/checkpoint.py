@@ -15,6 +15,9 @@ from ickd_pl.checks import plain, short
 from ickd_pl.errors import UserError
 from ickd_pl.models import model_names
 from ickd_pl.weights.read import read_file
+from ickd_pl.weights.search import is_checkpoint
+
+__all__ = ["RunCheckpoint", "checkpoint_of", "is_checkpoint", "read_checkpoint"]
 
 # What Lightning stores and reads itself: key and type.
 _READ_BY_LIGHTNING: dict[str, type] = {"callbacks": dict, "loops": dict, "pytorch-lightning_version": str}
@@ -70,11 +73,6 @@ class RunCheckpoint:
         # private: lightning checkpoint key of the data module
         path = "" if self.data is None else self.data["class_path"]
         return next((v for k, v in self.content.items() if isinstance(v, dict) and path.endswith(f".{k}")), {})
-
-
-def is_checkpoint(content: dict[str, Any]) -> bool:
-    """Whether a file's content is meant to be a checkpoint of this project; it may still be damaged."""
-    return "hyper_parameters" in content and "ickd_pl" in content
 
 
 def read_checkpoint(path: str | Path, overridden: Collection[str] = ()) -> RunCheckpoint:

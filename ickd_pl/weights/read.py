@@ -1,24 +1,34 @@
-"""Read a network's weights from any of the formats in use, without ever running code from the file."""
+"""Read a network's weights from any of the formats in use, without ever running code from the file.
+
+A path may be ``FILE#ENTRY``: the weights under that name, for a file in which the network's weights are several times.
+"""
 
 from __future__ import annotations
 
 import argparse
 import pickle
 import warnings
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.hooked import HookedNet
 from ickd_pl.seeding import seeded
+from ickd_pl.weights.bounds import check_archive, check_header, check_nesting
+from ickd_pl.weights.numpy_values import STAND_INS, NotPlain
 from ickd_pl.weights.recognise import network_of
+from ickd_pl.weights.search import WHOLE, Entry, StateDict, choose, entries, shown, weights_in
 
-StateDict = dict[str, Tensor]
+__all__ = ["load_teacher", "load_weights", "read_file", "read_state_dict", "split_entry", "weights_file"]
+
+OF_CHECKPOINT = "state_dict.student"
+"""The student's entry in a checkpoint of this project."""
 
 
 def load_teacher(name: str, path: str | Path, num_classes: int = 100) -> FeatureNet:
@@ -26,8 +36,9 @@ def load_teacher(name: str, path: str | Path, num_classes: int = 100) -> Feature
 
     Args:
         name: the network's name, such as ``resnet32x4``.
-        path: RepDistiller's ``.pth`` (new or old format), a checkpoint of this project, ``.safetensors``, or a bare
-            state dict.
+        path: RepDistiller's ``.pth`` (new or old format), a checkpoint of this project (its student counts),
+            ``.safetensors``, or any file of torch's that holds the network's weights, however it is wrapped.
+            ``FILE#ENTRY`` chooses, where they are in it several times.
         num_classes: classes the file's classifier must have.
 
     Raises:
@@ -43,50 +54,66 @@ def load_teacher(name: str, path: str | Path, num_classes: int = 100) -> Feature
 def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
     """Read a file into a network; every key and shape must agree, or nothing is changed.
 
+    The weights may be anywhere in the file's dictionaries, behind any prefix of their keys (see
+    :mod:`ickd_pl.weights.search`).
+
     Args:
         net: the network to fill.
         path: see :func:`load_teacher`.
         name: the network's name, for messages.
 
     Raises:
-        UserError: with the path, the network's name, the first keys that differ, and the likely cause.
+        UserError: with the path, the network's name, the first keys that differ, and the likely cause; or with the
+            names of the entries, where several differ.
     """
-    state = read_state_dict(path)
-    own = net.state_dict()
-    # Files of old torch versions have no num_batches_tracked, and evaluation does not use it.
-    state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in state}, **state}
-    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
-    clash = [
-        f"{k}: {name} has {tuple(own[k].shape)}, the file {tuple(state[k].shape)}"
-        for k in own
-        if k in state and own[k].shape != state[k].shape
-    ]
-    if not (missing or unexpected or clash):
-        strange = [key for key, value in state.items() if not _is_plain(value, own[key])]
-        if strange:
-            value = state[strange[0]]
-            raise UserError(
-                f"{path} holds {strange[0]} as {value.dtype}, {value.layout}, on {value.device}: expected plain "
-                f"numbers, {own[strange[0]].dtype}; save the network's state_dict as it is trained"
-            )
-        infinite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-        if infinite:
-            raise UserError(
-                f"{path} holds NaN or infinite weights ({infinite[0]}): its training failed; take another file"
-            )
-        net.load_state_dict(state)
-        return
+    net = net.net if isinstance(net, HookedNet) else net
+    file, named = split_entry(path)
+    content = read_file(file)
+    own = {key: value for key, value in net.state_dict().items() if isinstance(value, Tensor)}
+    found = entries(content, own, named)
+    if not found:
+        _no_weights(file, content)
+    if not found[0].fits:
+        _does_not_fit(path, name, own, found[0])
+    entry = choose(found, name, file, named)
+    _check_values(path, entry.tensors, own)
+    net.load_state_dict({**net.state_dict(), **entry.tensors})
+    if not (entry.is_plain or entry.name == OF_CHECKPOINT):
+        rank_zero_info(f"weights of {name}: {shown(entry.name)} in {file}")
+
+
+def _check_values(path: str | Path, state: StateDict, own: StateDict) -> None:
+    strange = [key for key, value in state.items() if not _is_plain(value, own[key])]
+    if strange:
+        value = state[strange[0]]
+        raise UserError(
+            f"{path} holds {strange[0]} as {value.dtype}, {value.layout}, on {value.device}: expected plain "
+            f"numbers, {own[strange[0]].dtype}; save the network's state_dict as it is trained"
+        )
+    infinite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if infinite:
+        raise UserError(f"{path} holds NaN or infinite weights ({infinite[0]}): its training failed; take another file")
+
+
+def _is_plain(value: Tensor, own: Tensor) -> bool:
+    """Whether a tensor can replace the network's: dense, with data, and both real, complex or integer."""
+    dense = value.layout == torch.strided and value.device.type != "meta"
+    return dense and (value.is_floating_point(), value.is_complex()) == (own.is_floating_point(), own.is_complex())
+
+
+def _does_not_fit(path: str | Path, name: str, own: StateDict, found: Entry) -> NoReturn:
+    missing, unexpected, state = found.missing, list(found.unexpected), found.state
+    clash = [f"{k}: {name} has {tuple(own[k].shape)}, the file {tuple(state[k].shape)}" for k in found.clash]
     details = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        f"{len(keys)} {what} ({', '.join(map(shown, keys[:3]))}{', ...' if len(keys) > 3 else ''})"
         for what, keys in (("missing keys", missing), ("unexpected keys", unexpected), ("other shapes", clash))
         if keys
     ]
-    others = [key.partition(":")[0] for key in clash]
     classifier_only = (
         0 < len(clash) <= 2
         and not missing
         and not unexpected
-        and all(own[key].shape[:1] != state[key].shape[:1] for key in others)
+        and all(own[key].shape[:1] != state[key].shape[:1] for key in found.clash)
     )
     known = None if classifier_only else network_of(state)
     other = f"another network, {known}" if known not in (None, name) else "another network"
@@ -98,42 +125,42 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
     raise UserError(f"{path} does not fit {name}: {'; '.join(details)}; {cause}")
 
 
-def _is_plain(value: Tensor, own: Tensor) -> bool:
-    """Whether a tensor can replace the network's: dense, with data, and both real, complex or integer."""
-    dense = value.layout == torch.strided and value.device.type != "meta"
-    return dense and (value.is_floating_point(), value.is_complex()) == (own.is_floating_point(), own.is_complex())
-
-
 def read_state_dict(path: str | Path) -> StateDict:
-    """The network's tensors in a file, with prefixes such as ``module.`` and ``student.`` taken off.
+    """The largest set of weights in a file, of a checkpoint of this project the student; without the keys' prefix.
 
     Raises:
         UserError: the file is missing, damaged, unsafe, or holds no weights.
     """
-    content: Any = read_file(path)
-    name = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
-    # Keys that are not strings fit no network, but must not fail before the message that says so.
-    content = {str(key): value for key, value in (content[name] if name else content).items()}
-    # A checkpoint of this project: the student's part, without adapters.
-    if name == "state_dict" and any(k.startswith("student.") for k in content):
-        content = {k: v for k, v in content.items() if k.startswith("student.")}
-    if not content or not all(isinstance(v, Tensor) for v in content.values()):
-        kinds = ", ".join(list(content)[:5]) or "nothing"
-        raise UserError(
-            f"{path} holds no network weights: expected a state dict, or one under 'model' or 'state_dict'; "
-            f"it has {kinds}"
-        )
-    for prefix in ("student.", "module.", "model.", "module."):
-        if all(k.startswith(prefix) for k in content):
-            content = {k[len(prefix) :]: v for k, v in content.items()}
-    return dict(content)
+    file, _ = split_entry(path)
+    content = read_file(file)
+    return weights_in(content) or _no_weights(file, content)
+
+
+def _no_weights(path: Path, content: dict[str, Any]) -> NoReturn:
+    kinds = ", ".join(shown(str(key)) for key in list(content)[:5]) or "nothing"
+    raise UserError(f"{path} holds no network weights: expected a state dict, at any depth; it has {kinds}")
+
+
+def split_entry(path: str | Path) -> tuple[Path, str | None]:
+    """The file and the entry of ``FILE#ENTRY``; None without one. An existing file may have a ``#`` in its own name."""
+    text = str(path)
+    if "#" not in text or Path(text).is_file():
+        return Path(text), None
+    ends = [position for position, letter in enumerate(text) if letter == "#"]
+    end = next((position for position in reversed(ends) if Path(text[:position]).is_file()), ends[-1])
+    return Path(text[:end]), text[end + 1 :] or WHOLE
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file of ``FILE`` or ``FILE#ENTRY``."""
+    return split_entry(path)[0]
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """A weights file's dictionary, read without running anything in it.
+    """A weights file's dictionary, read without running anything in it, within seconds and bounded memory.
 
     Raises:
-        UserError: the file is missing, empty, damaged, or needs code to be run.
+        UserError: the file is missing, empty, damaged, needs code to be run, or unpacks to more than its size.
     """
     path = Path(path)
     if not path.is_file():
@@ -145,10 +172,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
+            check_header(path)
             return dict(load_file(path))
-        _check_sums(path)
+        check_archive(path)
         # RepDistiller's *_last.pth also hold the run's arguments, an argparse.Namespace: plain data, allowed by name.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol; errors are reported below, in one line
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -161,21 +189,13 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"weights file {path} is damaged or not a weights file: get it again") from None
     except UserError:
         raise
-    except Exception as error:  # torch, zipfile and safetensors each raise their own types
+    except NotPlain as error:
+        raise UserError(f"weights file {path} is refused: it holds {error}; save its state_dict alone") from None
+    except Exception as error:  # torch, zipfile, pickletools and safetensors each raise their own types
         raise UserError(
             f"weights file {path} is damaged or not a weights file ({type(error).__name__}): get it again"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"weights file {path} holds a {type(content).__name__}; expected a dictionary of weights")
+    check_nesting(path, content)
     return content
-
-
-def _check_sums(path: Path) -> None:
-    """Compare the checksums of the zip-based format: torch does not, and a flipped bit would read as another number."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return
-    with zipfile.ZipFile(path) as archive:
-        bad = archive.testzip()
-    if bad is not None:
-        raise UserError(f"weights file {path} is damaged (checksum of {bad}): get it again")

@@ -14,7 +14,7 @@ from ickd_pl.models.base import FeatureNet
 from ickd_pl.seeding import seeded
 from ickd_pl.version import __version__
 from ickd_pl.weights.checkpoint import RunCheckpoint, checkpoint_of, is_checkpoint
-from ickd_pl.weights.read import load_weights, read_file
+from ickd_pl.weights.read import load_weights, read_file, weights_file
 
 KEY = "config"
 """Key of the configuration in every exported file, as JSON (in a ``.pth`` as a dictionary)."""
@@ -78,7 +78,7 @@ def load_student(path: str | Path) -> FeatureNet:
 
     Args:
         path: a checkpoint written by ``fit`` (``.../checkpoints/last.ckpt``), or its export as ``.safetensors`` or
-            RepDistiller's ``.pth``.
+            RepDistiller's ``.pth``. ``FILE#ENTRY`` takes the weights under another name in it, such as their average.
 
     Raises:
         UserError: the file is missing, damaged or of another kind, or its network is the user's own.
@@ -101,7 +101,7 @@ def read_config(path: str | Path) -> StudentConfig:
     Raises:
         UserError: as :func:`load_student`.
     """
-    path = Path(path)
+    path = weights_file(path)
     if path.suffix in (".onnx", ".pt2"):
         reader = "onnxruntime.InferenceSession" if path.suffix == ".onnx" else "torch.export.load"
         raise UserError(f"{path} holds a whole program: read it with {reader}, or give the checkpoint it was made from")

@@ -12,7 +12,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ickd_pl import DistillationModule, UserError, get_model
 from ickd_pl.strategies import KD
-from tests.runs.helpers import Run, assert_same_run, cli, finished_run, fit_args, load, student_args, subprocess_cli
+from ickd_pl.training.pack import Pack
+from tests.runs.helpers import (
+    Run,
+    assert_same_run,
+    cli,
+    finished_run,
+    fit_args,
+    load,
+    rows_of,
+    student_args,
+    subprocess_cli,
+)
 
 
 def test_below_the_minimum_nothing_is_trained(teacher: Run) -> None:
@@ -97,3 +108,73 @@ def test_the_minimum_if_the_first_epoch_is_not_evaluated(teacher: Run) -> None:
     assert outcome.status == 2 and "below model.teacher_floor" in outcome.err
     fine = student_args(teacher, "kd", "--model.teacher_floor=2", every)
     assert cli(*fit_args(Path("out"), fine, epochs=2)).status == 0
+
+
+# -- weights of every teacher --------------------------------------------------
+
+
+@pytest.fixture
+def own_teacher(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments with a teacher that is given by its class."""
+    Path("own_teacher.py").write_text(
+        "from torch import nn\nfrom ickd_pl import get_model\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.inner = get_model('resnet8', 10)\n"
+        "    def forward(self, x):\n        return self.inner(x)\n"
+    )
+    layers = "{stem: inner.conv1, stages: [inner.conv1, inner.bn1], final: inner.bn1, pooled: 'inner.fc:in'}"
+    Path("own.yaml").write_text(
+        "model:\n  student: resnet8\n  teacher: {class_path: own_teacher.Net}\n"
+        f"  teacher_layers: {{class_path: ickd_pl.LayerMap, init_args: {layers}}}\n"
+        "  strategies: [{class_path: KD}]\n"
+    )
+    monkeypatch.syspath_prepend(str(Path().resolve()))
+    return ["--config=own.yaml"]
+
+
+def test_a_teacher_given_by_its_class_needs_weights(own_teacher: list[str]) -> None:
+    outcome = cli(*fit_args(Path("out"), own_teacher))
+    assert outcome.status == 2
+    message = outcome.err.strip().splitlines()[-1]
+    assert "teacher own_teacher.Net has no weights: set --model.teacher_weights FILE, or" in message
+    assert not Path("out").exists()
+    other = cli(*fit_args(Path("out"), [*own_teacher, "--model.teacher_weights=gone.pth"]))
+    assert other.status == 2 and "gone.pth does not exist: give the file of its weights" in other.err
+
+
+def test_weights_of_a_teacher_given_by_its_class_are_read(own_teacher: list[str]) -> None:
+    weights = get_model("resnet8", 10).state_dict()
+    torch.save({"net": {f"module.inner.{key}": value for key, value in weights.items()}}, "w.pth")
+    losses = []
+    for given in ("w.pth", "none"):
+        root = Path("out", given)
+        done = cli(*fit_args(root, [*own_teacher, f"--model.teacher_weights={given}"]))
+        assert done.status == 0, done.err
+        assert load(next(root.rglob("last.ckpt")))["hyper_parameters"]["teacher_weights"] == given
+        losses.append(rows_of(next(root.rglob("metrics.csv")).parent)[0]["loss/kd"])
+    assert losses[0] != losses[1], "all else is equal"
+
+
+def test_none_is_a_registered_teacher_that_is_untrained_on_purpose(teacher: Run) -> None:
+    none = ["--model.teacher_weights=none"]
+    assert cli(*fit_args(Path("out"), [*student_args(teacher, "kd"), *none])).status == 0
+
+
+def test_an_object_with_a_file_is_read_and_without_is_taken_as_trained() -> None:
+    source, net = get_model("resnet8", 10), get_model("resnet8", 10)
+    torch.save(source.state_dict(), "w.pth")
+    module = DistillationModule("resnet8", net, strategies=[KD()], num_classes=10)
+    module.prepare_teacher()
+    assert not torch.equal(net.state_dict()["fc.weight"], source.state_dict()["fc.weight"])
+    module = DistillationModule("resnet8", net, "w.pth", strategies=[KD()], num_classes=10)
+    module.prepare_teacher()
+    assert torch.equal(net.state_dict()["fc.weight"], source.state_dict()["fc.weight"])
+    assert module.hparams["teacher_weights"] == "w.pth"
+
+
+def test_members_of_a_pack_with_other_files_are_refused() -> None:
+    net = get_model("resnet8", 10)
+    torch.save(net.state_dict(), "w.pth")
+    members = [DistillationModule("resnet8", net, file, strategies=[KD()], num_classes=10) for file in (None, "w.pth")]
+    with pytest.raises(UserError, match="share one teacher"):
+        Pack(members, ["a", "b"])
