@@ -21,6 +21,7 @@ from ickd_pl.runs.parser import OneLineParser, constructor_error
 from ickd_pl.runs.predictions import write_predictions
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
 from ickd_pl.runs.stored_settings import evaluation_settings
+from ickd_pl.runs.written_settings import written_settings
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.weights.checkpoint import read_checkpoint
 
@@ -80,8 +81,7 @@ class IckdCLI(LightningCLI):
     @property
     def settings(self) -> dict[str, Any]:
         """The run's whole configuration as plain data; as a ``--config`` file it reproduces the run."""
-        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
-        settings: dict[str, Any] = yaml.safe_load(text)[str(self.subcommand)]
+        settings: dict[str, Any] = written_settings(self.parser, self.config)[str(self.subcommand)]
         return {key: value for key, value in settings.items() if key not in ("config", "ckpt_path", "weights_only")}
 
     @property

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint, Timer
 from ickd_pl.errors import UserError
 from ickd_pl.files import replacing, write_text
 from ickd_pl.runs.checkpoint_io import writing_in_place
+from ickd_pl.runs.written_settings import yaml_text
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 # Settings that do not change what a run computes.
@@ -166,7 +167,7 @@ class EpochRecord(Checkpoint):
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
             for left in self.folder.path.rglob(".*.tmp"):  # left by a run that was killed while writing
                 left.unlink(missing_ok=True)
-            write_text(self.folder.config, yaml.safe_dump(self.config, sort_keys=False))
+            write_text(self.folder.config, yaml_text(self.config))
             self.folder.finished.unlink(missing_ok=True)  # its checkpoint is gone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -25,6 +25,7 @@ from ickd_pl.training.metrics import Accuracies, TrainSums
 from ickd_pl.training.student import StudentModule
 from ickd_pl.training.teacher import TeacherWeights, check_accuracy, check_floor_value
 from ickd_pl.training.two_stage import Stages
+from ickd_pl.training.weights_record import keepers
 
 # Every so many steps the loss is logged to the progress bar and checked to be finite, which synchronises the device.
 LOG_EVERY_N_STEPS = 50
@@ -110,6 +111,7 @@ class DistillationModule(StudentModule):
         self.best_acc1 = 0.0
         self.metrics = Accuracies(num_classes)
         self.sums = TrainSums()
+        self.in_force: dict[str, float] = {}  # learning rate of the epoch, and settings that a callback has changed
 
     def _make_adapters(self, image_size: int, data: DataInfo, seed: int) -> nn.ModuleDict:
         student, teacher = probe(self.student, self.student_name, image_size, self.needs_preact), None
@@ -220,7 +222,7 @@ class DistillationModule(StudentModule):
             NonFiniteLoss: a loss is infinite or NaN.
         """
         self.sums.check_finite(self.current_epoch + 1, self.global_step)
-        return {**self.sums.means(self.trainer), "lr": self._lr}
+        return {**self.sums.means(self.trainer), **self.in_force}
 
     def on_train_epoch_end(self) -> None:
         self.log_values(self.train_values())
@@ -228,7 +230,7 @@ class DistillationModule(StudentModule):
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> Sequence[pl.Callback]:
-        return list(self.strategies)
+        return [*self.strategies, *keepers(self.trainer, self)]
 
     def configure_optimizers(self) -> Any:
         return optimizer_of([self])
@@ -275,9 +277,6 @@ class DistillationModule(StudentModule):
 
     def _start_epoch(self) -> None:
         self.sums.clear()
-        # Read the learning rate now: at the end of the epoch the scheduler has already stepped.
-        own, groups = next(self.trainable()), self.trainer.optimizers[0].param_groups
-        self._lr = next(group["lr"] for group in groups if group["params"][0] is own)
 
     def on_train_end(self) -> None:
         self.stages.leave()
