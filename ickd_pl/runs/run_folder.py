@@ -164,6 +164,8 @@ class EpochRecord(Checkpoint):
         self.rows = list(state_dict["rows"])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.current_epoch == 0:
+            self.rows = []  # a new run; a checkpoint that it resumes is read later
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
             for left in self.folder.path.rglob(".*.tmp"):  # left by a run that was killed while writing
                 left.unlink(missing_ok=True)

@@ -23,6 +23,8 @@ class CheckpointedModule(Protocol):
     """What this file needs of a :class:`ickd_pl.DistillationModule`."""
 
     best_acc1: float
+    trained_steps: int
+    trained_before: int
 
     @property
     def hparams(self) -> Any: ...
@@ -91,6 +93,7 @@ def remove_teacher(module: CheckpointedModule, checkpoint: dict[str, Any], data:
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
     checkpoint["ickd_pl"] = {"version": __version__, "best_acc1": module.best_acc1}
+    checkpoint["ickd_pl"]["trained_before"] = module.trained_before
     if data is not None:
         cls = type(data)
         path = f"{cls.__module__}.{cls.__qualname__}"
@@ -120,4 +123,8 @@ def complete_checkpoint(module: CheckpointedModule, checkpoint: dict[str, Any], 
     if module.teacher is not None:
         for key, value in module.teacher.state_dict(prefix="teacher.").items():
             checkpoint["state_dict"].setdefault(key, value)
-    module.best_acc1 = float(checkpoint.get("ickd_pl", {}).get("best_acc1", 0.0))
+    extra, steps = checkpoint.get("ickd_pl", {}), checkpoint.get("global_step", 0)
+    module.best_acc1 = float(extra.get("best_acc1", 0.0))
+    before = extra.get("trained_before", 0)
+    module.trained_before = before if type(before) is int else 0
+    module.trained_steps = module.trained_before + (steps if type(steps) is int else 0)

@@ -13,6 +13,7 @@ from ickd_pl.checks import plain
 from ickd_pl.data.base import TensorDataModule
 from ickd_pl.data.loader import TensorLoader
 from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.metrics import Accuracies
 
 # Settings of the Trainer that change what a run computes and that a callback can set as an attribute.
 _TRAINER = (
@@ -26,6 +27,10 @@ class RecordedModule(Protocol):
     """What the two callbacks need of a :class:`ickd_pl.DistillationModule`."""
 
     in_force: dict[str, float]
+    best_acc1: float
+    trained_steps: int
+    trained_before: int
+    metrics: Accuracies
 
     @property
     def hparams(self) -> Any: ...
@@ -50,6 +55,16 @@ class RecordedModule(Protocol):
     def lr_factor(self) -> Callable[[int], float]: ...
 
     def trainable(self) -> Iterator[nn.Parameter]: ...
+
+
+def write_down(trainer: pl.Trainer, module: RecordedModule) -> None:
+    """Record attributes that were changed in Python between building the objects and ``fit``, which uses them."""
+    own = {name: getattr(module, name) for name in module.hparams if hasattr(module, name)}
+    module.hparams.update({name: value for name, value in own.items() if name != "strategies" and plain(value)})
+    module.hparams["strategies"] = [strategy.spec() for strategy in module.strategies]
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, TensorDataModule):
+        data.hparams.update({name: getattr(data, name) for name in _OF_THE_DATA if name in data.hparams})
 
 
 def said(trainer: pl.Trainer, module: RecordedModule) -> dict[str, Any]:

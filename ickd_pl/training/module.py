@@ -37,6 +37,9 @@ class DistillationModule(StudentModule):
     Without strategies the teacher is neither built nor loaded: this is the Vanilla row, and how teachers are trained.
     The default hyper-parameters are RepDistiller's (Tian, Krishnan, Isola, ICLR 2020).
 
+    A second ``fit`` goes on with the weights and the methods' trained parts and memories as they are (checkpoints say
+    so: ``trained_before``); optimizer, schedule, epochs and the best accuracy start anew.
+
     Metrics: accuracies are in %. During ``fit`` every epoch is evaluated on the data module's ``val_dataloader``:
     logged as ``val/...`` for a validation split, ``test/...`` where it is the test set, as in RepDistiller. The result
     of a run is the last epoch's ``acc1``; ``acc1_best`` is the best epoch's, for information, and selects nothing.
@@ -108,7 +111,6 @@ class DistillationModule(StudentModule):
         self.teacher_weights = TeacherWeights(self.teacher_name, weights_file, ready=isinstance(teacher, nn.Module))
         self.adapters = self._make_adapters(image_size, DataInfo(num_classes, num_samples), seed)
         self.stages = Stages(self.strategies, self.student_name)
-        self.best_acc1 = 0.0
         self.metrics = Accuracies(num_classes)
         self.sums = TrainSums()
         self.in_force: dict[str, float] = {}  # learning rate of the epoch, and settings that a callback has changed

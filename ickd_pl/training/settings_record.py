@@ -37,6 +37,7 @@ from ickd_pl.training.in_force import (
     same,
     set_again,
     used,
+    write_down,
 )
 
 # Callbacks that change nothing: they are not named as the cause of a change.
@@ -44,6 +45,8 @@ _READERS = (
     *(lightning.Checkpoint, lightning.DeviceStatsMonitor, lightning.EarlyStopping, lightning.LearningRateMonitor),
     *(lightning.ModelSummary, lightning.ProgressBar, lightning.Timer),
 )
+_FINDERS = (lightning.BatchSizeFinder, lightning.LearningRateFinder)
+_AS_SETTING = "remove it, and if the new value is wanted, set {} to {}"
 _IGNORED = "during training, where the run does not use it"
 _INSTEAD = "set what is in force instead, such as the optimizer's groups, or remove it"
 
@@ -63,6 +66,7 @@ class SettingsRecord(pl.Callback):
 
     def __init__(self, trainer: pl.Trainer, module: RecordedModule) -> None:
         self._trainer, self._module = trainer, module
+        write_down(trainer, module)
         self._said = said(trainer, module)
         self._planned = of_trainer(trainer, module)
         self._columns: set[str] = set()
@@ -81,15 +85,13 @@ class SettingsRecord(pl.Callback):
         if step != trainer.global_step:
             what = f"the step from which the run continues from {step} to {trainer.global_step}"
             raise UserError(f"{changed_by(trainer)} changed {what}: remove it to continue the run")
-        self._check_said("before training", "remove it; if the new value is wanted, set {} {}")
+        self._check_said("before training", _AS_SETTING)
         recorded = {**self._recorded(), **self._state.get("changed", {})}
         if not self._state and trainer.current_epoch == 0:
             recorded["model.lr"] = self._module.hparams["lr"] * self._module.lr_factor()(0)
         for name, value in used(trainer, self._module).items():
             if name in recorded and not same(recorded[name], value):
-                self._refuse(
-                    name, recorded[name], value, "before training", "remove it; if the new value is wanted, set {} {}"
-                )
+                self._refuse(name, recorded[name], value, "before training", _AS_SETTING)
         self._columns &= recorded.keys()
         self._start_epoch()
         # Lightning skips on_train_epoch_start where it resumes within an epoch: then this is the epoch's row.
@@ -138,6 +140,15 @@ class SettingsRecord(pl.Callback):
         if type(step) is int and isinstance(columns, list):
             self._state = {**maps, "step": step}
             self._columns = set(map(str, columns))
+            self._leave_out_finders()
+
+    def _leave_out_finders(self) -> None:
+        """A run that continues keeps what it began with; a search would also lose the place where it continues."""
+        callbacks: list[pl.Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
+        if finders := [callback for callback in callbacks if type(callback) in _FINDERS]:
+            names = ", ".join(type(callback).__name__ for callback in finders)
+            rank_zero_warn(f"{names} is left out: the run continues with the values with which it began")
+            self._trainer.callbacks = [c for c in callbacks if c not in finders]  # type: ignore[attr-defined]
 
     def _start_epoch(self) -> None:
         self._check_said(_IGNORED, _INSTEAD)
@@ -174,8 +185,8 @@ class SettingsRecord(pl.Callback):
             if name not in self._columns:
                 self._columns.add(name)
                 rank_zero_warn(
-                    f"{changed_by(self._trainer)} changed {name} from {short(old)} to {short(value)}: metrics.csv has "
-                    f"its values in the column {column(name)}"
+                    f"{changed_by(self._trainer)} changed {name} from {short(old)} to {short(value)}: "
+                    f"metrics.csv has its values in the column {column(name)}"
                 )
 
     def _check_said(self, when: str, advice: str) -> None:
@@ -187,8 +198,8 @@ class SettingsRecord(pl.Callback):
     def _refuse(self, name: str, old: Any, new: Any, when: str, advice: str) -> None:
         name = name.replace(".hparams", "")
         raise UserError(
-            f"{changed_by(self._trainer)} changed {name} from {short(old)} to {short(new)} {when}, which the record of "
-            f"the run would not say: {advice.format(name, short(new))}"
+            f"{changed_by(self._trainer)} changed {name} from {short(old)} to {short(new)} {when}, and the record of "
+            f"the run would not say so: {advice.format(name, short(new))}"
         )
 
 
@@ -196,4 +207,4 @@ def changed_by(trainer: pl.Trainer) -> str:
     """Names of the callbacks that may have changed something, for a message."""
     own = [c for c in trainer.callbacks if not type(c).__module__.startswith("ickd_pl.")]  # type: ignore[attr-defined]
     names = [type(callback).__name__ for callback in own if not isinstance(callback, _READERS)]
-    return " or ".join(dict.fromkeys(names)) or "something other than a callback"
+    return " or ".join(dict.fromkeys(names)) or "a method"

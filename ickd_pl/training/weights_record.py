@@ -1,7 +1,8 @@
 """The weights of a run are what its record says, also where a callback changes them.
 
 The frozen teacher stays as it was read. The student's weights whose accuracy is in metrics.csv are those that the
-checkpoint of that epoch holds, and, after the last epoch, those that the module is left with.
+checkpoint of that epoch holds, and, after the last epoch, those that the module is left with. What the weights had been
+trained before the fit is counted, and a fit's best accuracy is its own.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ class WeightsRecord(pl.Callback):
         self._digest = ""
         self._evaluated: dict[str, Tensor] = {}
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        # A new fit; where it resumes a checkpoint, that is read later. A trainer's second call of fit goes on.
+        if trainer.current_epoch == 0 and trainer.global_step == 0:
+            self._module.trained_before, self._module.best_acc1 = self._module.trained_steps, 0.0
+            self._module.metrics.reset()  # of an evaluation that was interrupted
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._module.teacher is not None:
             self._written, self._digest = _writes(self._module.teacher), _digest(self._module.teacher)
@@ -51,6 +58,9 @@ class WeightsRecord(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._evaluated = {}  # training changes them
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._module.trained_steps = self._module.trained_before + trainer.global_step
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -70,18 +80,18 @@ class WeightsRecord(pl.Callback):
         if teacher is None or (written := _writes(teacher)) == self._written:
             return
         if _digest(teacher) != self._digest:
-            raise UserError(
-                f"{changed_by(trainer)} changed the weights or statistics of the frozen teacher: remove it, or apply "
-                "it to model.student alone"
-            )
+            what = "the weights or statistics of the frozen teacher"
+            raise UserError(f"{changed_by(trainer)} changed {what}: remove it, or apply it to model.student alone")
         self._written = written
 
     def _compare(self, trainer: pl.Trainer, state: Mapping[str, Any], prefix: str) -> None:
-        for key, value in self._evaluated.items():
+        # Rank 0 has what is saved: the others get its batch norm statistics with the first batch of an evaluation.
+        for key, value in self._evaluated.items() if trainer.is_global_zero else ():
             other = state.get(f"{prefix}{key}")
-            if not isinstance(other, Tensor) or not torch.equal(other.to(value.device), value):
+            # NaN equals NaN: a member of a pack that was stopped keeps it.
+            if not isinstance(other, Tensor) or not _equal(other.to(value.device), value):
                 raise UserError(
-                    f"{changed_by(trainer)} changed the student's {key} after its evaluation, so the accuracy in the "
+                    f"{changed_by(trainer)} changed the student's {key} after its evaluation, and the accuracy in the "
                     "record would not be that of its weights: remove it, or let it change weights before the evaluation"
                 )
 
@@ -99,6 +109,10 @@ def keepers(trainer: pl.Trainer, module: RecordedModule, prefix: str = "") -> li
 
 def _tensors(net: nn.Module) -> list[Tensor]:
     return [*net.parameters(), *net.buffers()]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or (one.shape == other.shape and torch.allclose(one, other, 0, 0, equal_nan=True))
 
 
 def _writes(net: nn.Module) -> list[tuple[int, int]]:
