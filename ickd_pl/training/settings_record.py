@@ -75,10 +75,11 @@ class SettingsRecord(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # Before the data loaders are made. Lightning restores the optimizer's options.
-        known = self._recorded()
+        if self._state:
+            known = self._recorded()
+            self._state["changed"] = {name: v for name, v in self._state["changed"].items() if name in known}
         for name, value in self._state.get("changed", {}).items():
-            if name in known:
-                set_again(trainer, self._module, name, value)
+            set_again(trainer, self._module, name, value)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         step = self._state.get("step", trainer.global_step)
@@ -89,10 +90,11 @@ class SettingsRecord(pl.Callback):
         recorded = {**self._recorded(), **self._state.get("changed", {})}
         if not self._state and trainer.current_epoch == 0:
             recorded["model.lr"] = self._module.hparams["lr"] * self._module.lr_factor()(0)
-        for name, value in used(trainer, self._module).items():
+        now = used(trainer, self._module)
+        for name, value in now.items():
             if name in recorded and not same(recorded[name], value):
                 self._refuse(name, recorded[name], value, "before training", _AS_SETTING)
-        self._columns &= recorded.keys()
+        self._columns &= now.keys()
         self._start_epoch()
         # Lightning skips on_train_epoch_start where it resumes within an epoch: then this is the epoch's row.
         self._first.update({k: v for k, v in self._state.get("first", {}).items() if k in self._first})

@@ -81,7 +81,7 @@ class WeightsRecord(pl.Callback):
             return
         if _digest(teacher) != self._digest:
             what = "the weights or statistics of the frozen teacher"
-            raise UserError(f"{changed_by(trainer)} changed {what}: remove it, or apply it to model.student alone")
+            raise UserError(f"{changed_by(trainer)} changed {what}: remove it, or let it leave model.teacher as it is")
         self._written = written
 
     def _compare(self, trainer: pl.Trainer, state: Mapping[str, Any], prefix: str) -> None:
