@@ -13,6 +13,7 @@ from ickd_pl.checks import plain
 from ickd_pl.data.base import TensorDataModule
 from ickd_pl.data.loader import TensorLoader
 from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.checkpoint import plain_data_arguments, plain_specs
 from ickd_pl.training.metrics import Accuracies
 
 # Settings of the Trainer that change what a run computes and that a callback can set as an attribute.
@@ -61,8 +62,10 @@ def write_down(trainer: pl.Trainer, module: RecordedModule) -> None:
     """Record attributes that were changed in Python between building the objects and ``fit``, which uses them."""
     own = {name: getattr(module, name) for name in module.hparams if hasattr(module, name)}
     module.hparams.update({name: value for name, value in own.items() if name != "strategies" and plain(value)})
-    module.hparams["strategies"] = [strategy.spec() for strategy in module.strategies]
+    module.hparams["strategies"] = plain_specs(module.strategies)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if data is not None:
+        plain_data_arguments(data)  # refused before the first checkpoint
     if isinstance(data, TensorDataModule):
         data.hparams.update({name: getattr(data, name) for name in _OF_THE_DATA if name in data.hparams})
 
@@ -83,8 +86,8 @@ def used(trainer: pl.Trainer, module: RecordedModule) -> dict[str, Any]:
     """What the run computes with now, by the names of the settings."""
     found = {f"model.{name}": getattr(module, name, None) for name in module.hparams}
     found = {name: value for name, value in found.items() if plain(value) and value is not None}
-    for key, strategy in zip(module.keys, module.strategies, strict=True):
-        found.update({f"model.{key}.{name}": value for name, value in strategy.spec()["init_args"].items()})
+    for key, spec in zip(module.keys, plain_specs(module.strategies), strict=True):
+        found.update({f"model.{key}.{name}": value for name, value in spec["init_args"].items()})
     options = group(trainer, module)
     found.update({option(name): value for name, value in options.items() if name not in ("params", "initial_lr")})
     found["optimizer.parameters"] = len(options["params"])
