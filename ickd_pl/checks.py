@@ -132,7 +132,7 @@ def writable(where: str, value: Any, instead: str = "give numbers, strings, or l
         return str(value)
     own = value.value if isinstance(value, Enum) and isinstance(value, int | float | str) else value
     for kind in (bool, int, float, str):
-        if isinstance(own, kind) and not (kind is float and math.isnan(own)):
+        if isinstance(own, kind) and not (isinstance(own, float) and math.isnan(own)):
             return kind(own)
     if own is None:
         return None

@@ -57,6 +57,8 @@ class RecordedModule(Protocol):
 
     def trainable(self) -> Iterator[nn.Parameter]: ...
 
+    def configure_optimizers(self) -> Any: ...
+
 
 def write_down(trainer: pl.Trainer, module: RecordedModule) -> None:
     """Record attributes that were changed in Python between building the objects and ``fit``, which uses them."""
@@ -88,9 +90,7 @@ def used(trainer: pl.Trainer, module: RecordedModule) -> dict[str, Any]:
     found = {name: value for name, value in found.items() if plain(value) and value is not None}
     for key, spec in zip(module.keys, plain_specs(module.strategies), strict=True):
         found.update({f"model.{key}.{name}": value for name, value in spec["init_args"].items()})
-    options = group(trainer, module)
-    found.update({option(name): value for name, value in options.items() if name not in ("params", "initial_lr")})
-    found["optimizer.parameters"] = len(options["params"])
+    found.update(options_in_force(trainer, module))
     found.update(of_trainer(trainer, module))
     data, loader = trainer.datamodule, trainer.train_dataloader  # type: ignore[attr-defined]
     if isinstance(data, TensorDataModule):  # its attributes are its arguments
@@ -122,11 +122,30 @@ def set_again(trainer: pl.Trainer, module: RecordedModule, name: str, value: flo
 
 
 def group(trainer: pl.Trainer, module: RecordedModule) -> dict[str, Any]:
-    """The module's group of the optimizer."""
-    own = next(module.trainable())
-    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
-    found: dict[str, Any] = next(group for group in groups if group["params"][0] is own)
+    """The module's group of the optimizer: the one that begins with its parameters, else the first."""
+    first = next(module.trainable())
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    found: dict[str, Any] = next(
+        (group for group in groups if group["params"] and group["params"][0] is first), groups[0]
+    )
     return found
+
+
+def options_in_force(trainer: pl.Trainer, module: RecordedModule) -> dict[str, Any]:
+    """The optimizer's options for the module, and for how many parameters."""
+    own = group(trainer, module)
+    found = {option(name): value for name, value in own.items() if name not in ("params", "initial_lr")}
+    return {**found, "optimizer.parameters": len(own["params"])}
+
+
+def options_recorded(trainer: pl.Trainer, module: RecordedModule) -> dict[str, Any]:
+    """The options that the module's settings give; an own ``configure_optimizers`` sets those with which it begins."""
+    if not type(module).configure_optimizers.__module__.startswith("ickd_pl."):
+        return options_in_force(trainer, module)
+    own = {**trainer.optimizers[0].defaults, **module.parameter_group()}
+    own["lr"] *= module.lr_factor()(0)
+    found = {option(name): value for name, value in own.items() if name != "params"}
+    return {**found, "optimizer.parameters": len(own["params"])}
 
 
 def option(name: str) -> str:

@@ -32,7 +32,7 @@ from ickd_pl.training.in_force import (
     is_number,
     numbers,
     of_trainer,
-    option,
+    options_recorded,
     said,
     same,
     set_again,
@@ -69,11 +69,13 @@ class SettingsRecord(pl.Callback):
         write_down(trainer, module)
         self._said = said(trainer, module)
         self._planned = of_trainer(trainer, module)
+        self._options: dict[str, Any] = {}  # of the optimizer, as recorded
         self._columns: set[str] = set()
         self._first: dict[str, Any] = {}  # in force at the first step of the epoch; empty outside of training
         self._state: dict[str, Any] = {}  # of the checkpoint that the run continues
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._options = options_recorded(trainer, self._module)
         # Before the data loaders are made. Lightning restores the optimizer's options.
         if self._state:
             known = self._recorded()
@@ -89,7 +91,7 @@ class SettingsRecord(pl.Callback):
         self._check_said("before training", _AS_SETTING)
         recorded = {**self._recorded(), **self._state.get("changed", {})}
         if not self._state and trainer.current_epoch == 0:
-            recorded["model.lr"] = self._module.hparams["lr"] * self._module.lr_factor()(0)
+            recorded["model.lr"] = self._options["model.lr"]
         now = used(trainer, self._module)
         for name, value in now.items():
             if name in recorded and not same(recorded[name], value):
@@ -98,6 +100,7 @@ class SettingsRecord(pl.Callback):
         self._start_epoch()
         # Lightning skips on_train_epoch_start where it resumes within an epoch: then this is the epoch's row.
         self._first.update({k: v for k, v in self._state.get("first", {}).items() if k in self._first})
+        self._begin_row()
         known = [column(name) + end for name in ("model.lr", *self._columns) for end in ("", "_end")]
         self._module.in_force.update({k: v for k, v in self._state.get("row", {}).items() if k in known})
 
@@ -126,12 +129,11 @@ class SettingsRecord(pl.Callback):
         if not self._first:
             return {}
         now = used(self._trainer, self._module)
-        columns = {*self._columns, "model.lr"}
         return {
             "step": self._trainer.global_step,
             "changed": {name: value for name, value in self._differences(now).items() if is_number(value)},
             "columns": sorted(self._columns),
-            "first": {name: self._first[name] for name in columns},
+            "first": numbers(self._first),
             "row": dict(self._module.in_force),
         }
 
@@ -156,6 +158,9 @@ class SettingsRecord(pl.Callback):
         self._check_said(_IGNORED, _INSTEAD)
         self._first = used(self._trainer, self._module)
         self._note(self._differences(self._first))
+        self._begin_row()
+
+    def _begin_row(self) -> None:
         row = {column(name): self._first[name] for name in ["model.lr", *sorted(self._columns)]}
         self._module.in_force = {name: float(value) for name, value in row.items()}
 
@@ -165,10 +170,7 @@ class SettingsRecord(pl.Callback):
         found = {f"model.{name}": value for name, value in module.hparams.items() if name != "strategies"}
         for key, spec in zip(module.keys, module.hparams["strategies"], strict=True):
             found.update({f"model.{key}.{name}": value for name, value in spec["init_args"].items()})
-        for optimizer in self._trainer.optimizers:
-            options = {**optimizer.defaults, **module.parameter_group()}
-            found["optimizer.parameters"] = len(options.pop("params"))
-            found.update({option(name): value for name, value in options.items()})
+        found.update(self._options)
         found.update(self._planned)
         prefix = "data.hparams."
         found.update({f"data.{n.removeprefix(prefix)}": v for n, v in self._said.items() if n.startswith(prefix)})

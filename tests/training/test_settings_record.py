@@ -233,6 +233,19 @@ def test_what_python_changes_before_fit_is_recorded() -> None:
     assert content["ickd_pl"]["data"]["init_args"]["batch_size"] == 20 and content["global_step"] == 2
 
 
+def test_an_optimizer_of_a_subclass_begins_with_its_own_options() -> None:
+    class Own(DistillationModule):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(list(self.trainable())[::-1], lr=0.001, weight_decay=0.1)
+
+    own, act = (
+        Own("resnet8", num_classes=10),
+        Change("on_train_epoch_end", lambda t, m: group(t).update(weight_decay=0.2)),
+    )
+    trainer(act).fit(own, Digits(train_size=40, batch_size=16))
+    assert own.in_force == {"lr": 0.001, "set/model.weight_decay": 0.2}
+
+
 def test_the_command_line_ends_in_one_line(tmp_path: Path) -> None:
     args = ["--model.student=resnet8", "--trainer.callbacks+=BatchSizeFinder", "--trainer.callbacks.max_trials=1"]
     outcome = cli(*fit_args(tmp_path, [*args, "--trainer.callbacks.init_val=8"]))
