@@ -8,8 +8,8 @@ to every ``fit``, compare it with what is in force: :class:`SettingsRecord` here
    rate or batch size that it found) is refused in one line with the new value, to be given as the setting instead.
 2. During training a callback may change a number that takes effect at once: the optimizer's options, the Trainer's, the
    weight of the cross entropy, an argument of a method. metrics.csv has the learning rate of each epoch in ``lr``, and
-   every other setting from its first change on in a column ``set/NAME``: the value at the epoch's first step. ``_end``
-   is added to the name for the value at its last step, if that is another. A checkpoint keeps changed values, and a
+   every other setting from its first change on in a column ``set/NAME``: the value at the epoch's first step. From
+   the first time that the last step of an epoch has another value on, ``NAME_end`` is that of the last steps. A checkpoint keeps changed values, and a
    resumed run uses them.
 3. A change during training that the checkpoint would record and that has no effect (of a hyper-parameter or an
    argument of the data), and one that is not a number, is refused.
@@ -71,6 +71,7 @@ class SettingsRecord(pl.Callback):
         self._planned = of_trainer(trainer, module)
         self._options: dict[str, Any] = {}  # of the optimizer, as recorded
         self._columns: set[str] = set()
+        self._ends: set[str] = set()
         self._first: dict[str, Any] = {}  # in force at the first step of the epoch; empty outside of training
         self._state: dict[str, Any] = {}  # of the checkpoint that the run continues
 
@@ -98,11 +99,14 @@ class SettingsRecord(pl.Callback):
                 self._refuse(name, recorded[name], value, "before training", _AS_SETTING)
         self._columns &= now.keys()
         self._start_epoch()
-        # Lightning skips on_train_epoch_start where it resumes within an epoch: then this is the epoch's row.
-        self._first.update({k: v for k, v in self._state.get("first", {}).items() if k in self._first})
-        self._begin_row()
-        known = [column(name) + end for name in ("model.lr", *self._columns) for end in ("", "_end")]
-        self._module.in_force.update({k: v for k, v in self._state.get("row", {}).items() if k in known})
+        if self._state:
+            # Lightning skips on_train_epoch_start where it resumes within an epoch: then this is the epoch's row.
+            first = {**self._recorded(), **self._state["first"]}
+            self._first.update({name: value for name, value in first.items() if name in now})
+            self._begin_row()
+            known = [column(name) + end for name in ("model.lr", *self._columns) for end in ("", "_end")]
+            self._module.in_force.update({k: v for k, v in self._state["row"].items() if k in known})
+            self._ends = {name for name in ("model.lr", *self._columns) if f"{column(name)}_end" in self._state["row"]}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._start_epoch()
@@ -113,7 +117,8 @@ class SettingsRecord(pl.Callback):
         now = used(trainer, self._module)
         changed = {name: value for name, value in now.items() if not same(self._first.get(name, value), value)}
         self._note({name: value for name, value in changed.items() if name != "model.lr"})
-        for name in changed:
+        self._ends |= changed.keys()
+        for name in self._ends & now.keys():  # from the first time on in every epoch, as Lightning keeps old values
             self._module.in_force.setdefault(column(name), float(self._first[name]))
             self._module.in_force[f"{column(name)}_end"] = float(now[name])
 
@@ -133,7 +138,7 @@ class SettingsRecord(pl.Callback):
             "step": self._trainer.global_step,
             "changed": {name: value for name, value in self._differences(now).items() if is_number(value)},
             "columns": sorted(self._columns),
-            "first": numbers(self._first),
+            "first": numbers({**self._differences(self._first), "model.lr": self._first["model.lr"]}),
             "row": dict(self._module.in_force),
         }
 
