@@ -9,8 +9,8 @@ to every ``fit``, compare it with what is in force: :class:`SettingsRecord` here
 2. During training a callback may change a number that takes effect at once: the optimizer's options, the Trainer's, the
    weight of the cross entropy, an argument of a method. metrics.csv has the learning rate of each epoch in ``lr``, and
    every other setting from its first change on in a column ``set/NAME``: the value at the epoch's first step. From
-   the first time that the last step of an epoch has another value on, ``NAME_end`` is that of the last steps. A checkpoint keeps changed values, and a
-   resumed run uses them.
+   the first time that the last step of an epoch has another value on, ``NAME_end`` is that of the last steps. A
+   checkpoint keeps changed values, and a resumed run uses them.
 3. A change during training that the checkpoint would record and that has no effect (of a hyper-parameter or an
    argument of the data), and one that is not a number, is refused.
 """
