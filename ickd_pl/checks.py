@@ -10,7 +10,8 @@ import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from enum import Enum
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ickd_pl.errors import UserError, near
@@ -104,7 +105,38 @@ def name_of(owner: object) -> str:
     return owner if isinstance(owner, str) else type(owner).__name__
 
 
-# -- values that come from a file --------------------------------------------------------------------------------------
+# -- values that go to a file, and that come from one ------------------------------------------------------------------
+
+
+def writable(where: str, value: Any, instead: str = "give numbers, strings, or lists or dictionaries of them") -> Any:
+    """A value as plain data that checkpoints, YAML and JSON hold and give back as an equal value.
+
+    A path becomes its string; a number of numpy, or of another subclass of a plain type, becomes the plain number.
+
+    Args:
+        where: name of the value, for the message.
+        value: any value.
+        instead: what the user can do, for the message.
+
+    Raises:
+        UserError: there is no such data, as for a function, an object, a tensor, a set, or NaN, which equals nothing.
+    """
+    if isinstance(value, list | tuple):
+        parts = [writable(f"{where}[{i}]", v, instead) for i, v in enumerate(value)]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {str(key): writable(f"{where}.{key}", v, instead) for key, v in value.items()}
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, PurePath):
+        return str(value)
+    own = value.value if isinstance(value, Enum) and isinstance(value, int | float | str) else value
+    for kind in (bool, int, float, str):
+        if isinstance(own, kind) and not (isinstance(own, float) and math.isnan(own)):
+            return kind(own)
+    if own is None:
+        return None
+    raise UserError(f"{where} is {short(value)}, which the record of a run cannot hold: {instead}")
 
 
 def plain(value: object) -> bool:

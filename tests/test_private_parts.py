@@ -206,6 +206,15 @@ def _() -> None:
     assert re.search(r"Given value: x", text) and re.search(r"Subtypes: \[(.*)\]", text)
 
 
+@private('jsonargparse message "Unable to serialize instance"')
+def _() -> None:
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--any", type=Any)
+    with pytest.warns(Warning, match="Unable to serialize instance"):
+        text = parser.dump(jsonargparse.Namespace(any=object()))
+    assert text.startswith("any: Unable to serialize instance")
+
+
 @private('jsonargparse message "compute_fn failed"')
 def _() -> None:
     def refuse(value: int) -> int:

@@ -47,6 +47,8 @@ READ_ONLY = {
     *("DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint"),
     *("RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"),
     *("FiniteGuard", "SignalStop", "StepCheckpoint"),
+    # Their search takes place before training, and is left out where a run continues.
+    *("BatchSizeFinder", "LearningRateFinder"),
 }
 
 
@@ -200,6 +202,9 @@ def check_given(
 class GivenRecipe(pl.Callback):
     """Trains with the module's rate, momentum, weight decay and schedule instead of those in the checkpoint."""
 
+    def __init__(self) -> None:
+        self._lr: float | None = None
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module: Any = pl_module
         options = {name: value for name, value in module.parameter_group().items() if name != "params"}
@@ -207,10 +212,12 @@ class GivenRecipe(pl.Callback):
             schedule: Any = scheduler
             schedule.base_lrs = [options["lr"]] * len(schedule.base_lrs)
             for group, factor in zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True):
-                lr = options["lr"] * factor(schedule.last_epoch)
-                group.update({**options, "initial_lr": options["lr"], "lr": lr})
-            if module.stored_epoch is not None:
-                module.stored_epoch = {**module.stored_epoch, "lr": lr}
+                self._lr = options["lr"] * factor(schedule.last_epoch)
+                group.update({**options, "initial_lr": options["lr"], "lr": self._lr})
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._lr is not None:  # the row of an epoch that the checkpoint was in the middle of
+            pl_module.in_force["lr"], self._lr = self._lr, None
 
 
 def _without_readers(config: Any, reading: set[str]) -> Any:
@@ -256,7 +263,7 @@ def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
         for key in sorted(old.keys() | new.keys(), key=str)
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not (old.get(key) != old.get(key) and new.get(key) != new.get(key))  # NaN
     ]
 
 

@@ -29,6 +29,7 @@ from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
 from ickd_pl.runs.step import Saver, StepCheckpoint
 from ickd_pl.runs.stop import SignalStop
 from ickd_pl.runs.stored_settings import evaluation_settings
+from ickd_pl.runs.written_settings import written_settings
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.teacher import check_chosen
 from ickd_pl.weights.checkpoint import read_checkpoint
@@ -102,8 +103,7 @@ class IckdCLI(LightningCLI):
     @property
     def settings(self) -> dict[str, Any]:
         """The run's whole configuration as plain data; as a ``--config`` file it reproduces the run."""
-        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
-        settings: dict[str, Any] = yaml.safe_load(text)[str(self.subcommand)]
+        settings: dict[str, Any] = written_settings(self.parser, self.config)[str(self.subcommand)]
         return {key: value for key, value in settings.items() if key not in _OF_THIS_CALL}
 
     @property

@@ -18,6 +18,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 from ickd_pl.runs.decide import Asked, Decision, differences, newest, run_checkpoint, stored
 from ickd_pl.runs.step import Saver
+from ickd_pl.runs.written_settings import yaml_text
 
 EVALUATION = ("val/", "test/")
 """Prefixes of an evaluation's metrics."""
@@ -167,10 +168,12 @@ class EpochRecord(Saver):
         return self._seconds + time.perf_counter() - self._began
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.current_epoch == 0:
+            self.rows = []  # a new run; a checkpoint that it resumes is read later
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
             for left in self.folder.path.rglob(".*.tmp"):  # left by a run that was killed while writing
                 left.unlink(missing_ok=True)
-            write_text(self.folder.config, yaml.safe_dump(self.config, sort_keys=False))
+            write_text(self.folder.config, yaml_text(self.config))
             self.folder.finished.unlink(missing_ok=True)  # its checkpoint is gone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -196,6 +199,9 @@ class EpochRecord(Saver):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began, self._seconds = time.perf_counter(), 0.0
         self.evaluation = {}
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.evaluation = {}  # of weights that are trained on
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if _is_one(name, EVALUATION)}
@@ -228,7 +234,7 @@ class EpochRecord(Saver):
         if path is None:
             self._last_is_whole = True
         if trainer.is_global_zero and self.config is not None and not self.folder.config.exists():
-            write_text(self.folder.config, yaml.safe_dump(self.config, sort_keys=False))  # deleted meanwhile
+            write_text(self.folder.config, yaml_text(self.config))  # deleted meanwhile
 
     def summary(self) -> str:
         """One line with the last epoch's and the best epoch's accuracy."""

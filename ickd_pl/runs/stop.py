@@ -18,6 +18,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -150,7 +151,9 @@ class SignalStop(Agreed):
             self._within_validation(trainer, pl_module)
 
     def _within_validation(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        in_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
+        # An average of the weights takes the place of the weights during an evaluation: the epoch's end stops.
+        averaged = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        in_fit = trainer.state.fn == "fit" and not trainer.sanity_checking and not averaged
         # private: lightning fit_loop._should_accumulate
         if in_fit and not trainer.fit_loop._should_accumulate():
             if trainer.world_size > 1:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import pytorch_lightning as pl
 from torch import nn
 
-from ickd_pl.checks import plain_arguments, short
+from ickd_pl.checks import name_of, plain_arguments, short, writable
 from ickd_pl.errors import UserError
 from ickd_pl.models import FeatureNet
 from ickd_pl.strategies import LossStrategy
@@ -24,6 +24,8 @@ class CheckpointedModule(Protocol):
     """What this file needs of a :class:`ickd_pl.DistillationModule`."""
 
     best_acc1: float
+    trained_steps: int
+    trained_before: int
 
     @property
     def hparams(self) -> Any: ...
@@ -43,12 +45,40 @@ def plain_settings(arguments: Mapping[str, Any], strategies: Sequence[LossStrate
 
     A built-in network is stored by its name. A custom network and its layer map are not stored: pass them to
     ``load_from_checkpoint`` again.
+
+    Raises:
+        UserError: another argument, of the module or of a method, cannot be written down.
     """
     named = {k: v.name if isinstance(v, FeatureNet) and v.name else v for k, v in arguments.items()}
     plain = {k: v for k, v in named.items() if not (isinstance(v, nn.Module) or k.endswith("_layers"))}
     weights = plain["teacher_weights"]
     plain["teacher_weights"] = None if weights is None else str(weights)
-    return {**plain, "strategies": [s.spec() for s in strategies], "milestones": list(plain["milestones"])}
+    written = {name: writable(f"DistillationModule.{name}", v) for name, v in plain.items() if name != "strategies"}
+    return {**written, "strategies": plain_specs(strategies), "milestones": list(written["milestones"])}
+
+
+def plain_specs(strategies: Sequence[LossStrategy]) -> list[dict[str, Any]]:
+    """The methods as plain data, from which :func:`ickd_pl.strategies.from_spec` builds equal ones.
+
+    Raises:
+        UserError: an argument of a method cannot be written down.
+    """
+    specs = [strategy.spec() for strategy in strategies]
+    return [
+        {**spec, "init_args": writable(name_of(s), spec["init_args"])}
+        for s, spec in zip(strategies, specs, strict=True)
+    ]
+
+
+def plain_data_arguments(data: pl.LightningDataModule) -> dict[str, Any]:
+    """The hyper-parameters of a data module as plain data.
+
+    Raises:
+        UserError: one cannot be written down.
+    """
+    instead = "give numbers or strings, or leave it out: self.save_hyperparameters(ignore=[NAME])"
+    found: dict[str, Any] = writable(name_of(data), dict(data.hparams), instead)
+    return found
 
 
 def load_module(cls: type[Module], path: str | Path, map_location: Any, strict: bool, kwargs: dict[str, Any]) -> Module:
@@ -93,12 +123,16 @@ def remove_teacher(module: CheckpointedModule, checkpoint: dict[str, Any], data:
     """
     parts = take_out(checkpoint, module.teacher)
     checkpoint["ickd_pl"] = {"version": __version__, "best_acc1": module.best_acc1}
+    checkpoint["ickd_pl"]["trained_before"] = module.trained_before
     if parts:
         checkpoint["ickd_pl"]["teacher_parts"] = parts
     if data is not None:
         cls = type(data)
         path = f"{cls.__module__}.{cls.__qualname__}"
-        checkpoint["ickd_pl"]["data"] = {"class_path": path, "init_args": dict(data.hparams)}
+        arguments = plain_data_arguments(data)
+        checkpoint["ickd_pl"]["data"] = {"class_path": path, "init_args": arguments}
+        if data.CHECKPOINT_HYPER_PARAMS_KEY in checkpoint:  # Lightning's copy
+            checkpoint[data.CHECKPOINT_HYPER_PARAMS_KEY] = dict(arguments)
 
 
 def complete_checkpoint(module: CheckpointedModule, checkpoint: dict[str, Any], evaluating: bool) -> None:
@@ -125,4 +159,7 @@ def complete_checkpoint(module: CheckpointedModule, checkpoint: dict[str, Any], 
         for key, value in module.teacher.state_dict(prefix="teacher.").items():
             checkpoint["state_dict"].setdefault(key, value)
         put_back(checkpoint, extra.get("teacher_parts"), module.teacher)
+    steps, before = checkpoint.get("global_step", 0), extra.get("trained_before", 0)
     module.best_acc1 = float(extra.get("best_acc1", 0.0))
+    module.trained_before = before if type(before) is int else 0
+    module.trained_steps = module.trained_before + (steps if type(steps) is int else 0)

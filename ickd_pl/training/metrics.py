@@ -100,26 +100,33 @@ def gathered(value: Any, trainer: pl.Trainer) -> list[Any]:
     return values
 
 
-def epoch_state(sums: TrainSums, lr: float, trainer: pl.Trainer) -> dict[str, Any]:
+def epoch_state(sums: TrainSums, trainer: pl.Trainer) -> dict[str, Any]:
     """What the metrics of an epoch need to continue in the middle of it, as plain data. Call it on all ranks."""
-    return {"ranks": gathered(sums.state(), trainer), "lr": lr}
+    return {"ranks": gathered(sums.state(), trainer)}
 
 
-def resume_epoch(sums: TrainSums, stored: Any, trainer: pl.Trainer) -> float:
-    """Continue an epoch from :func:`epoch_state`; returns its learning rate.
+def resume_epoch(stored: Any, trainer: pl.Trainer) -> TrainSums:
+    """The sums with which this rank goes on in an epoch.
+
+    Args:
+        stored: as returned by :func:`epoch_state`; None: an epoch begins.
+        trainer: in ``fit``.
 
     Raises:
         UserError: the stored state is damaged.
     """
+    sums = TrainSums()
+    if stored is None:
+        return sums
     try:
-        ranks, rank, lr = list(stored["ranks"]), trainer.global_rank, float(stored["lr"])
+        ranks, rank = list(stored["ranks"]), trainer.global_rank
         # With another number of ranks, the first one takes all: their sum counts.
         none = [{**state, "sums": [0.0] * len(state["sums"])} for state in ranks]
         own = [ranks[rank]] if len(ranks) == trainer.world_size else ranks if rank == 0 else none
         sums.resume(own, trainer.strategy.root_device)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"the checkpoint's sums of the epoch are damaged ({type(error).__name__})") from error
-    return lr
+    return sums
 
 
 class Accuracies(MetricCollection):

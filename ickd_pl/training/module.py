@@ -24,6 +24,7 @@ from ickd_pl.training.metrics import Accuracies, TrainSums, epoch_state, resume_
 from ickd_pl.training.student import StudentModule
 from ickd_pl.training.teacher import TeacherWeights, check_accuracy
 from ickd_pl.training.two_stage import Stages
+from ickd_pl.training.weights_record import keepers
 
 # Every so many steps the loss is logged to the progress bar, which synchronises the device.
 LOG_EVERY_N_STEPS = 50
@@ -34,6 +35,9 @@ class DistillationModule(StudentModule):
 
     Without strategies the teacher is neither built nor loaded: this is the Vanilla row, and how teachers are trained.
     The default hyper-parameters are RepDistiller's (Tian, Krishnan, Isola, ICLR 2020).
+
+    A second ``fit`` goes on with the weights and the methods' trained parts and memories as they are (checkpoints say
+    so: ``trained_before``); optimizer, schedule, epochs and the best accuracy start anew.
 
     Metrics: accuracies are in %. During ``fit`` every epoch is evaluated on the data module's ``val_dataloader``:
     logged as ``val/...`` for a validation split, ``test/...`` where it is the test set, as in RepDistiller. The result
@@ -100,10 +104,10 @@ class DistillationModule(StudentModule):
         self.teacher_weights = TeacherWeights(self.teacher_name, self.hparams["teacher_weights"], given)
         self.adapters = self._make_adapters(image_size, DataInfo(num_classes, num_samples), seed)
         self.stages = Stages(self.strategies, self.student_name)
-        self.best_acc1 = 0.0
         self.metrics = Accuracies(num_classes)
         self.sums = TrainSums()
-        self._lr, self.stored_epoch = float(lr), None  # the latter of a checkpoint within an epoch
+        self.stored_epoch: Any = None  # of a checkpoint within an epoch
+        self.in_force: dict[str, float] = {}  # learning rate of the epoch, and settings that a callback has changed
 
     def _make_adapters(self, image_size: int, data: DataInfo, seed: int) -> nn.ModuleDict:
         student, teacher = probe(self.student, self.student_name, image_size, self.needs_preact), None
@@ -205,8 +209,8 @@ class DistillationModule(StudentModule):
         return total * self.sums.add(total, terms, logits, batch, self.global_step)
 
     def train_values(self) -> dict[str, float]:
-        """Losses, training accuracy and learning rate of the epoch that is ending."""
-        return {**self.sums.means(self.trainer), "lr": self._lr}
+        """Losses, training accuracy and settings in force of the epoch that is ending."""
+        return {**self.sums.means(self.trainer), **self.in_force}
 
     def check_finite(self) -> None:
         """Raise :class:`NonFiniteLoss` if a term or gradient was not finite; for all ranks; waits for the device."""
@@ -225,7 +229,7 @@ class DistillationModule(StudentModule):
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> Sequence[pl.Callback]:
-        return list(self.strategies)
+        return [*self.strategies, *keepers(self.trainer, self)]
 
     def configure_optimizers(self) -> Any:
         return optimizer_of([self])
@@ -260,20 +264,12 @@ class DistillationModule(StudentModule):
         if self.teacher is not None and minimum is not None:
             check_accuracy(self.teacher, str(self.teacher_name), minimum, self.trainer)
         self.stages.start(self)
-        self.sums = TrainSums()
-        self._start_epoch()
-        if self.stored_epoch is not None:  # in the middle of an epoch; the next epoch clears it
-            self._lr, self.stored_epoch = resume_epoch(self.sums, self.stored_epoch, self.trainer), None
+        # In the middle of an epoch the sums go on; the next epoch clears them.
+        self.sums, self.stored_epoch = resume_epoch(self.stored_epoch, self.trainer), None
 
     def on_train_epoch_start(self) -> None:
         self.stages.start_epoch(self)
-        self._start_epoch()
-
-    def _start_epoch(self) -> None:
         self.sums.clear()
-        # Read the learning rate now: at the end of the epoch the scheduler has already stepped.
-        own, groups = next(self.trainable()), self.trainer.optimizers[0].param_groups
-        self._lr = next(group["lr"] for group in groups if group["params"][0] is own)
 
     def on_train_end(self) -> None:
         self.stages.leave()
@@ -291,7 +287,7 @@ class DistillationModule(StudentModule):
 
     def epoch_state(self) -> dict[str, Any]:
         """What the metrics of the epoch need to continue in its middle, as plain data. Call it on all ranks."""
-        return epoch_state(self.sums, self._lr, self.trainer)
+        return epoch_state(self.sums, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         fits = is_fitting(self)

@@ -19,6 +19,7 @@ from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.pack_members import ForMember, check_members
 from ickd_pl.training.teacher_parts import put_back, take_out
+from ickd_pl.training.weights_record import keepers
 
 
 class Pack(pl.LightningModule):
@@ -210,7 +211,7 @@ class Pack(pl.LightningModule):
         return [
             ForMember(strategy, member, position)
             for position, member in enumerate(self)
-            for strategy in member.strategies
+            for strategy in [*member.strategies, *keepers(self.trainer, member, f"members.{position}.")]
         ]
 
     def configure_optimizers(self) -> Any:

@@ -24,12 +24,16 @@ class StudentModule(pl.LightningModule):
     Attributes:
         student: maps normalised images (B, 3, H, W) to logits (B, K).
         metrics: accuracies of the current evaluation.
-        best_acc1: top-1 accuracy in % of the best epoch so far.
+        best_acc1: top-1 accuracy in % of the best epoch so far; every ``fit`` that resumes no checkpoint starts anew.
+        trained_steps: optimizer steps that the weights have had, in all fits.
+        trained_before: those before the current fit, also stored in its checkpoints; 0: it started from the seed.
     """
 
     student: FeatureNet | HookedNet
     metrics: Accuracies
-    best_acc1: float
+    best_acc1: float = 0.0
+    trained_steps: int = 0
+    trained_before: int = 0
 
     @property
     def in_first_stage(self) -> bool:

@@ -97,6 +97,10 @@ class Stages:
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._ddp_kwargs["find_unused_parameters"] = True  # private: lightning strategy._ddp_kwargs
 
+    def added_to(self, trainer: pl.Trainer) -> int:
+        """Epochs of the first stage in the trainer's ``max_epochs``."""
+        return self.epochs if self._extended is trainer and trainer.max_epochs not in (None, -1) else 0
+
     def _offset_loader(self, trainer: pl.Trainer) -> None:
         """Shift the data loader's epochs so that main epochs count from 0."""
         loader: Any = trainer.train_dataloader
