@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ickd_pl import commands
 from ickd_pl.errors import UserError, near
-from ickd_pl.runs.configs import find_configs
+from ickd_pl.runs.configs import check_text, find_configs, limit_parser
 from ickd_pl.runs.console import warn
 from ickd_pl.runs.fit import IckdCLI, user_error, with_checkpoint_settings
 
@@ -34,6 +34,10 @@ def main(args: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             known = [*LIGHTNING_COMMANDS, *commands.names()]
+            limit_parser()
+            for arg in args:
+                flag, equals, value = arg.partition("=")
+                check_text(value or arg, flag if equals and flag.startswith("--") else "an argument")
             if not args:
                 raise UserError(f"expected a command ({', '.join(known)}); see --help")
             if args[0] in commands.names():

@@ -31,6 +31,10 @@ else:
     _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # some 20 times as fast; not built everywhere
 
 
+class TooMuch(ValueError):
+    """Content beyond a limit; the message says which."""
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading; a pipe, socket, device or folder raises ``OSError`` and never hangs."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -46,13 +50,18 @@ def open_regular(path: str | Path) -> BinaryIO:
         raise
 
 
-def read_text(path: str | Path, most: int) -> str:
-    """The text (UTF-8) of a regular file of up to ``most`` bytes."""
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """The content of a regular file of up to ``most`` bytes."""
     with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"larger than {most:,} bytes")
-    return content.decode("utf-8")
+        raise TooMuch(f"larger than {most:,} bytes")
+    return content
+
+
+def read_text(path: str | Path, most: int) -> str:
+    """The text (UTF-8) of a regular file of up to ``most`` bytes."""
+    return read_bytes(path, most).decode("utf-8")
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -64,23 +73,23 @@ def parse_yaml(text: str) -> Any:
     """Plain data from YAML, within seconds and little memory.
 
     Raises:
-        ValueError: not valid YAML, a key given twice, or more than ``YAML_BYTES``, ``DEEPEST``, ``MOST_VALUES`` or
-            ``LONGEST_VALUE`` allow.
+        ValueError: not valid YAML, or a key is given twice.
+        TooMuch: more than ``YAML_BYTES``, ``DEEPEST``, ``MOST_VALUES`` or ``LONGEST_VALUE`` allow.
     """
     check_yaml(text)
     try:
         return yaml.load(text, Loader=_UniqueLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(_yaml_reason(error)) from error
+        raise _yaml_error(error) from error
 
 
 def check_yaml(text: str) -> None:
-    """Raise ``ValueError`` for what :func:`parse_yaml` does not read because of its size, depth or aliases, or syntax.
+    """Raise ``ValueError`` for wrong syntax, and :class:`TooMuch` for the size, depth or aliases of a text.
 
     Nothing is built: the text is read as a stream of events. What an alias repeats counts as often as it is repeated.
     """
     if len(text) > YAML_BYTES:
-        raise ValueError(f"larger than {YAML_BYTES:,} bytes")
+        raise TooMuch(f"larger than {YAML_BYTES:,} bytes")
     anchors: dict[str, tuple[int, int]] = {}
     inside: list[list[Any]] = [[None, 0, 0]]  # of each open list or mapping: its anchor, values and levels
     try:
@@ -94,21 +103,21 @@ def check_yaml(text: str) -> None:
             elif isinstance(event, yaml.ScalarEvent):
                 values, levels = anchors[event.anchor or ""] = 1, 0
                 if len(event.value) > LONGEST_VALUE:
-                    raise ValueError(f"holds a value of more than {LONGEST_VALUE:,} characters")
+                    raise TooMuch(f"holds a value of more than {LONGEST_VALUE:,} characters")
             elif isinstance(event, yaml.AliasEvent):
                 if event.anchor not in anchors:
-                    raise ValueError(f"refers to {printable(event.anchor)}, which is unknown or around it")
+                    raise TooMuch(f"refers to {printable(event.anchor)}, which is unknown or around it")
                 values, levels = anchors[event.anchor]
             else:
                 continue
             inside[-1][1] += values
             inside[-1][2] = max(inside[-1][2], levels + 1)
             if len(inside) + levels > DEEPEST + 1:
-                raise ValueError(f"nested deeper than {DEEPEST} levels")
+                raise TooMuch(f"nested deeper than {DEEPEST} levels")
             if sum(part[1] for part in inside) > MOST_VALUES:
-                raise ValueError(f"holds more than {MOST_VALUES:,} values, counting repeated ones")
+                raise TooMuch(f"holds more than {MOST_VALUES:,} values, counting repeated ones")
     except yaml.YAMLError as error:
-        raise ValueError(_yaml_reason(error)) from error
+        raise _yaml_error(error) from error
 
 
 class _UniqueLoader(_Loader):
@@ -126,11 +135,16 @@ class _UniqueLoader(_Loader):
         return dict(super().construct_mapping(node, deep))
 
 
-def _yaml_reason(error: Exception) -> str:
+def _yaml_error(error: Exception) -> ValueError:
+    # The C parser looks so far ahead that it may find this first.
+    # private: yaml message "exceeded maximum nesting depth"
+    if isinstance(error, RecursionError) or "maximum nesting depth" in str(error):
+        return TooMuch(f"nested deeper than {DEEPEST} levels")
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     if mark is None:
-        return f"not valid YAML: {' '.join(str(error).split())}"
-    return f"not valid YAML: {getattr(error, 'problem', None)} in line {mark.line + 1}, column {mark.column + 1}"
+        return ValueError(f"not valid YAML: {' '.join(str(error).split())}")
+    problem = getattr(error, "problem", None)
+    return ValueError(f"not valid YAML: {problem} in line {mark.line + 1}, column {mark.column + 1}")
 
 
 def read_json(path: str | Path, deepest: int | None = DEEPEST) -> Any:
@@ -146,13 +160,13 @@ def read_json(path: str | Path, deepest: int | None = DEEPEST) -> Any:
     try:
         content = json.loads(read_text(path, JSON_BYTES))
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise TooMuch("nested too deeply") from error
     level, depth = [content], 0
     while deepest is not None and level:
         level = [v for part in level for v in _inside(part)]
         depth += 1
         if depth > deepest + 1:
-            raise ValueError(f"nested deeper than {deepest} levels")
+            raise TooMuch(f"nested deeper than {deepest} levels")
     return content
 
 

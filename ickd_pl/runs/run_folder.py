@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,9 @@ from pytorch_lightning.callbacks import Checkpoint, Timer
 
 from ickd_pl.errors import UserError
 from ickd_pl.files import replacing, write_text
+from ickd_pl.plain import csv_text, read_yaml
 from ickd_pl.runs.checkpoint_io import writing_in_place
+from ickd_pl.runs.metrics_file import metric_rows
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 # Settings that do not change what a run computes.
@@ -87,11 +87,9 @@ class RunFolder:
         """The rows of ``metrics.csv``, one per epoch, without empty cells.
 
         Raises:
-            OSError: the file cannot be read.
-            ValueError: a cell is not a number.
+            UserError: the file is missing or damaged.
         """
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+        return metric_rows(self.metrics)
 
     def decide(self, config: dict[str, Any]) -> Decision:
         """Decide how ``fit`` proceeds. Changes nothing.
@@ -106,8 +104,8 @@ class RunFolder:
         if not (self.last.exists() or self.previous.exists()):
             return Decision("start")
         try:
-            stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+            stored = read_yaml(self.config)
+        except (OSError, ValueError) as error:
             raise UserError(f"{self.config} cannot be read ({error}): move {self.path} away to start again") from error
         differences = differing(flat(stored), flat(config))
         if differences:
@@ -237,11 +235,8 @@ class EpochRecord(Checkpoint):
     def _write_rows(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero and self.rows:
             columns = list(dict.fromkeys(column for row in self.rows for column in row))
-            text = io.StringIO()
-            writer = csv.DictWriter(text, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_text(self.folder.metrics, text.getvalue())
+            rows = ([row.get(column, "") for column in columns] for row in self.rows)
+            write_text(self.folder.metrics, csv_text([columns, *rows]))
 
 
 def _record_of(path: Path) -> RunCheckpoint:
