@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import tempfile
@@ -63,7 +64,10 @@ def _other_commands() -> str:
 
 
 def _quiet() -> None:
-    """Hide Lightning's warnings about intended behaviour, and its advertisements."""
+    """Hide Lightning's warnings about intended behaviour, and its advertisements; print any file's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # private: lightning messages of warnings
     for message in (
         "LightningCLI's args parameter is intended",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pytorch_lightning as pl
 
-from ickd_pl.errors import UserError, near
+from ickd_pl.errors import UserError, near, printable
 from ickd_pl.runs.configs import config_root
 from ickd_pl.runs.fit import TRAINER_DEFAULTS
 
@@ -124,7 +124,7 @@ def read_as(cls: type[Block], content: Any, where: str) -> Block:
     values = {}
     for key, value in content.items():
         if key not in hints:
-            raise UserError(f"{where}: unknown key {key}: {near(str(key), hints)}")
+            raise UserError(f"{where}: unknown key {printable(key)}: {near(str(key), hints)}")
         union = get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
         kinds: list[Any] = [get_origin(kind) or kind for kind in union]
         nested = is_dataclass(kinds[0])
@@ -193,7 +193,7 @@ def _check_lists(settings: Settings, where: str) -> None:
     ):
         for name in names:
             if name not in accepted:
-                raise UserError(f"{where}, {key}: unknown {name}: {near(str(name), accepted)}")
+                raise UserError(f"{where}, {key}: unknown {printable(name)}: {near(str(name), accepted)}")
 
 
 def _check_choices(settings: Settings, where: str) -> None:
