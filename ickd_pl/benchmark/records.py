@@ -11,7 +11,7 @@ import re
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ickd_pl.benchmark.fingerprint import Identity
 from ickd_pl.errors import UserError, printable
@@ -37,9 +37,12 @@ def benchmark_file(folder: Path) -> dict[str, Any]:
         content = read_yaml(path)
         if not isinstance(content, dict):
             raise ValueError("expected a mapping")
+        _check_plain(content, "the file")
         for key, kind in {"pairs": list[str], "methods": list[str], "seeds": list[int]}.items():
             _parse(content.get(key), kind, f"`{key}`")
-        _check_plain(content, "the file")
+        for key in ("data", "trainer", "model", "teachers", "choices"):
+            _parse(content.get(key, {}), dict[str, Any], f"`{key}`")
+        _parse(content.get("data", {}).get("init_args"), Optional[dict[str, Any]], "`data.init_args`")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({_one_line(error)}): delete it, and `bench run --config FILE --output {folder}` "

@@ -83,13 +83,19 @@ def parse_yaml(text: str) -> Any:
         raise _yaml_error(error) from error
 
 
-def check_yaml(text: str) -> None:
-    """Raise ``ValueError`` for wrong syntax, and :class:`TooMuch` for the size, depth or aliases of a text.
+def check_yaml(text: str) -> list[str]:
+    """Measure YAML. Nothing is built, and what an alias repeats counts as often as it is repeated.
 
-    Nothing is built: the text is read as a stream of events. What an alias repeats counts as often as it is repeated.
+    Returns:
+        The strings in it.
+
+    Raises:
+        ValueError: it is not valid YAML.
+        TooMuch: its size, depth, number of values or one value is beyond a limit.
     """
     if len(text) > YAML_BYTES:
         raise TooMuch(f"larger than {YAML_BYTES:,} bytes")
+    scalars: list[str] = []
     anchors: dict[str, tuple[int, int]] = {}
     inside: list[list[Any]] = [[None, 0, 0]]  # of each open list or mapping: its anchor, values and levels
     try:
@@ -102,6 +108,7 @@ def check_yaml(text: str) -> None:
                 anchors[anchor] = values, levels
             elif isinstance(event, yaml.ScalarEvent):
                 values, levels = anchors[event.anchor or ""] = 1, 0
+                scalars.append(event.value)
                 if len(event.value) > LONGEST_VALUE:
                     raise TooMuch(f"holds a value of more than {LONGEST_VALUE:,} characters")
             elif isinstance(event, yaml.AliasEvent):
@@ -118,6 +125,7 @@ def check_yaml(text: str) -> None:
                 raise TooMuch(f"holds more than {MOST_VALUES:,} values, counting repeated ones")
     except yaml.YAMLError as error:
         raise _yaml_error(error) from error
+    return scalars
 
 
 class _UniqueLoader(_Loader):

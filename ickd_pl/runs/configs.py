@@ -10,12 +10,13 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 from ickd_pl.errors import UserError, near, printable
-from ickd_pl.plain import TooMuch, parse_yaml, read_yaml
+from ickd_pl.plain import TooMuch, check_yaml, read_yaml
 
 # The command line sets these from the data and --seed_everything; a file must not.
 LINKED = ("num_classes", "num_samples", "image_size", "seed")
 # Characters, in which neither depth nor aliases can do harm.
 _HARMLESS = 100
+_STRINGS_IN_STRINGS = 10
 
 
 def config_root() -> Path:
@@ -100,21 +101,25 @@ def limit_parser() -> None:
 
 def check_text(text: str, what: str = "the configuration") -> None:
     """Raise :class:`UserError` for a text that the parser must not read as YAML; it also reads the strings inside."""
-    if len(text) <= _HARMLESS:
-        return
+    level = [text]
     try:
-        content = parse_yaml(text)
+        for _ in range(_STRINGS_IN_STRINGS):
+            level = [inner for each in level for inner in _strings(each) if inner != each]
+            if not level:
+                return
     except TooMuch as error:
         raise UserError(f"{what}: {error}") from error
-    except ValueError:  # a plain text, or a mistake that the parser reports
-        return
-    level = [content]
-    while level:
-        for value in level:
-            if isinstance(value, str) and value != text:
-                check_text(value, what)
-        inner = [[*v, *v.values()] if isinstance(v, dict) else v for v in level if isinstance(v, list | dict)]
-        level = [v for values in inner for v in values]
+    raise UserError(f"{what}: holds YAML in strings of YAML, more than {_STRINGS_IN_STRINGS} times")
+
+
+def _strings(text: str) -> list[str]:
+    """The strings in a YAML text; none if it is harmless, or a plain text, or a mistake that the parser reports."""
+    try:
+        return check_yaml(text) if len(text) > _HARMLESS else []
+    except TooMuch:
+        raise
+    except ValueError:
+        return []
 
 
 def _checked(path: str) -> str:
