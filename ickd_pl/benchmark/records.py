@@ -11,7 +11,7 @@ import re
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ickd_pl.benchmark.fingerprint import Identity
 from ickd_pl.errors import UserError, printable
@@ -42,7 +42,7 @@ def benchmark_file(folder: Path) -> dict[str, Any]:
             _parse(content.get(key), kind, f"`{key}`")
         for key in ("data", "trainer", "model", "teachers", "choices"):
             _parse(content.get(key, {}), dict[str, Any], f"`{key}`")
-        _parse(content.get("data", {}).get("init_args"), Optional[dict[str, Any]], "`data.init_args`")
+        _parse(content.get("data", {}).get("init_args"), dict[str, Any] | None, "`data.init_args`")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({_one_line(error)}): delete it, and `bench run --config FILE --output {folder}` "
