@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from ickd_pl import commands
 from ickd_pl.errors import NonFiniteLoss, UserError, near
-from ickd_pl.runs.configs import find_configs
+from ickd_pl.runs.configs import check_text, find_configs, limit_parser
 from ickd_pl.runs.console import warn
 from ickd_pl.runs.fit import IckdCLI, user_error, with_checkpoint_settings
 from ickd_pl.runs.stop import Stopped, explain, handled_signals, report_from
@@ -34,6 +35,10 @@ def main(args: Sequence[str] | None = None) -> int:
     with handled_signals(), tempfile.TemporaryDirectory() as scratch:
         try:
             known = [*LIGHTNING_COMMANDS, *commands.names()]
+            limit_parser()
+            for arg in args:
+                flag, equals, value = arg.partition("=")
+                check_text(value or arg, flag if equals and flag.startswith("--") else "an argument")
             if not args:
                 raise UserError(f"expected a command ({', '.join(known)}); see --help")
             if args[0] in commands.names():
@@ -60,7 +65,10 @@ def _other_commands() -> str:
 
 
 def _quiet() -> None:
-    """Hide Lightning's warnings about intended behaviour, and its advertisements."""
+    """Hide Lightning's warnings about intended behaviour, and its advertisements; print any file's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # private: lightning messages of warnings
     for message in (
         "LightningCLI's args parameter is intended",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -14,6 +15,9 @@ class UserError(ValueError):
     """
 
     exit_status = 2
+
+    def __str__(self) -> str:  # it may quote a file or its name
+        return printable(super().__str__(), lines=True)
 
 
 class IncompatiblePair(UserError):
@@ -54,3 +58,28 @@ def near(name: str, known: Iterable[str]) -> str:
         return f"did you mean {', '.join(folded[c] for c in close)}?"
     shown = ", ".join(names[:30])
     return f"known: {shown}" if len(names) <= 30 else f"known: {shown}, ... ({len(names)} in all)"
+
+
+# Control characters, line separators, marks that reverse the direction of text, and surrogates, as which Python reads
+# the bytes of a name that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object, lines: bool = False) -> str:
+    """A name as one line that any terminal and any text file takes.
+
+    Args:
+        text: a name or path; its bytes that are not UTF-8 are surrogates, as Python reads them.
+        lines: keep line breaks and tabs.
+
+    Returns:
+        The text with control characters and such bytes as ``\\x1b``, and rarer ones as ``\\u2028``.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0] if lines and found[0] in "\n\t" else _escape(found[0]), str(text))
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00  # the byte itself
+    return f"\\x{code:02x}" if code < 0x80 or code != ord(character) else f"\\u{code:04x}"

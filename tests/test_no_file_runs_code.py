@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +21,7 @@ from ickd_pl.data import CIFAR100, Digits
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import from_spec
 from ickd_pl.weights import read_config
+from tests.benchmark.report.synthetic import cell, plan
 from tests.runs.helpers import QUIET, Outcome, Run, cli, fit_args, load
 
 HACKED = Path("hacked")
@@ -380,3 +384,63 @@ def test_damage_is_one_line(student: Run, key: str, value: Any) -> None:
         with pytest.raises(UserError) as caught:
             DistillationModule.load_from_checkpoint("bad.ckpt")
         assert "\n" not in str(caught.value)
+
+
+def laughs(levels: int) -> str:
+    """Aliases of aliases in one line of YAML: nine times as much on every level."""
+    parts = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    parts += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
+    return "{" + ", ".join(parts) + "}"
+
+
+BOMBS = {
+    "brackets": "[" * 5000,
+    "aliases": laughs(9),
+    "aliases in a string": f"model: {{lr: {json.dumps(laughs(9))}}}",
+    "values": "model: {milestones: [" + "1, " * 400_000 + "1]}",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_yaml_bomb_is_one_line_wherever_it_is(bomb: str) -> None:
+    Path("bomb.yaml").write_text(BOMBS[bomb])
+    began = time.perf_counter()
+    check_refused(cli(*fit_args(Path("out"), ["--model.student=resnet8", "--config=bomb.yaml"])))
+    check_refused(cli("bench", "plan", "--config", "bomb.yaml", "--no-timing"))
+    for option in ("--data", "--model", "--trainer"):  # a file that the parser itself opens
+        check_refused(cli(*fit_args(Path("out"), ["--model.student=resnet8", f"{option}=bomb.yaml"])))
+    if len(BOMBS[bomb]) < 100_000:  # as much as an argument can have
+        for option in ("--data", "--model.lr", "--trainer.callbacks"):
+            check_refused(cli(*fit_args(Path("out"), ["--model.student=resnet8", f"{option}={BOMBS[bomb]}"])))
+        check_refused(cli("teachers", "verify", "resnet8", "--file", "none.pth", "--data", BOMBS[bomb]))
+    assert time.perf_counter() - began < 30
+
+
+TABLE = {
+    "deep": b"[[" * 100_000,
+    "large": b"[" + b"1, " * 3_000_000 + b"1]",
+    "no UTF-8": b"\xff\xfe\0",
+    "a long field": b"epoch,test/acc1,seconds\n1," + b"9" * 200_000 + b",1\n",
+    "infinite": b"epoch,test/acc1,seconds\ninf,nan,1" + b"0" * 400 + b"\n",
+    "terminal codes": b'{"\x1b[31m": 1}',
+    "a pipe": None,
+}
+
+
+@pytest.mark.parametrize("file", ["result.json", "identity.json", "metrics.csv", "predictions.npz", "benchmark.yaml"])
+def test_a_hostile_results_folder(file: str) -> None:
+    """``bench`` reports it, or names the file in a line."""
+    right = np.arange(50) % 3 > 0
+    for content in TABLE.values():
+        shutil.rmtree("results", ignore_errors=True)
+        plan(Path("results"), methods=["kd", "vanilla"], seeds=[0])
+        for method in ("kd", "vanilla"):
+            folder = cell(Path("results"), "resnet20_resnet8", method, 0, right, curve={1: 50.0})
+        path = Path("results", file) if file == "benchmark.yaml" else folder / file
+        path.unlink(missing_ok=True)
+        os.mkfifo(path) if content is None else path.write_bytes(content)
+        for command in ("status", "report"):
+            outcome = cli("bench", command, "--output", "results")
+            assert "\x1b" not in outcome.out + outcome.err
+            if outcome.status != 0 or file == "result.json":
+                check_refused(outcome, file)

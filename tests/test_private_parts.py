@@ -21,6 +21,7 @@ import jsonargparse
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
 from pytorch_lightning.strategies import DDPStrategy, Strategy
@@ -166,6 +167,14 @@ def _() -> None:
     parser.add_argument("format", choices=["onnx", "pt2"])
     found = re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)", message_of(parser, "onx"))
     assert found and found[1] == "onx" and "onnx" in found[2]
+
+
+@private('yaml message "exceeded maximum nesting depth"')
+def _() -> None:
+    loader = getattr(yaml, "CSafeLoader", None)
+    if loader is not None:  # else the limit on the depth finds it
+        with pytest.raises(yaml.YAMLError, match="maximum nesting depth"):
+            list(yaml.parse("[" * 5000, Loader=loader))
 
 
 @private('jsonargparse message "unrecognized arguments"')

@@ -19,10 +19,10 @@ ROOMS = (
     *("ickd_pl", "__main__", "cli", "commands", "benchmark", "benchmark.report"),
     *("benchmark.records", "benchmark.published", "benchmark.fingerprint"),
     *("teachers", "correlations", "runs", "training", "strategies", "strategies.components"),
-    *("data", "weights", "models", "checks", "files", "errors", "seeding", "version"),
+    *("data", "weights", "models", "checks", "files", "plain", "errors", "seeding", "version"),
 )
 # The report reads a benchmark's files, and does not depend on how they are written.
-OF_THE_REPORT = {"benchmark.records", "benchmark.published", "runs", "files", "errors"}
+OF_THE_REPORT = {"benchmark.records", "benchmark.published", "runs", "files", "plain", "errors"}
 
 
 def read(package: Path) -> dict[str, set[str]]:

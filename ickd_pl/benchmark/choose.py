@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ickd_pl.benchmark.cells import Job, remove, train_alone
 from ickd_pl.benchmark.folder import ResultsFolder
 from ickd_pl.benchmark.plan import Cell
+from ickd_pl.benchmark.records import read_accuracy, write_accuracy
 from ickd_pl.benchmark.schema import combinations
-from ickd_pl.files import write_text
 from ickd_pl.runs import RunFolder
 
 
@@ -47,14 +46,14 @@ def choose(folder: ResultsFolder, cell: Cell) -> dict[str, Any]:
 
 
 def _accuracy(folder: ResultsFolder, cell: Cell, path: Path, overrides: dict[str, Any]) -> float:
-    stored = path / "accuracy.json"
-    if stored.is_file():
-        return float(json.loads(stored.read_text(encoding="utf-8")))
+    stored = read_accuracy(path)
+    if stored is not None:
+        return stored
     weights = folder.teachers.weights(str(cell.teacher))
     outcome = train_alone(Job(cell, folder.benchmark.args(cell, weights, path, overrides), path))
     accuracy = 0.0
     if outcome.status == "done":
         accuracy = RunFolder(path).rows()[-1]["val/acc1"]
-    write_text(stored, json.dumps(accuracy))
+    write_accuracy(path, accuracy)
     remove(path / "checkpoints")
     return accuracy

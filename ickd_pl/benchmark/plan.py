@@ -12,6 +12,7 @@ import yaml
 
 from ickd_pl.benchmark.schema import MAX_EPOCHS, Settings, check_data, check_teachers, combinations
 from ickd_pl.errors import UserError, near
+from ickd_pl.plain import read_yaml
 from ickd_pl.runs.configs import config_root, find_config
 from ickd_pl.runs.data_options import data_module
 from ickd_pl.strategies import from_spec
@@ -96,7 +97,7 @@ class Benchmark:
             UserError: naming the file, the key, what was expected and what came.
         """
         settings, where = Settings.of(content, source), f"benchmark file {source}"
-        pairs = {name: _read(config_root() / "pairs" / f"{name}.yaml")["model"] for name in settings.pairs}
+        pairs = {name: read_yaml(config_root() / "pairs" / f"{name}.yaml")["model"] for name in settings.pairs}
         check_teachers(settings.teachers.weights, [str(pair["teacher"]) for pair in pairs.values()], where)
         benchmark = cls(settings, pairs)
         for method, listed in settings.choices.items():
@@ -111,7 +112,7 @@ class Benchmark:
         Raises:
             UserError: it is not found, or its content is invalid.
         """
-        return cls.of(_read(Path(find_config(str(path), "benchmarks"))), path)
+        return cls.of(read_yaml(Path(find_config(str(path), "benchmarks"))), path)
 
     @property
     def cells(self) -> list[Cell]:
@@ -194,7 +195,7 @@ class Benchmark:
     def recipe(self, cell: Cell) -> dict[str, Any]:
         """The settings that determine the cell's result, from all its files, without paths."""
         recipe: dict[str, Any] = {}
-        for settings in (*(_read(Path(find_config(file))) for file in self._files(cell)), self._own(cell, None)):
+        for settings in (*(read_yaml(Path(find_config(file))) for file in self._files(cell)), self._own(cell, None)):
             recipe = merge(recipe, settings)
         for key in ("teacher_weights", "teacher_floor"):
             recipe["model"].pop(key, None)
@@ -248,7 +249,7 @@ class Benchmark:
     def strategies(self, method: str) -> list[dict[str, Any]]:
         """A method's strategies from its file; a first stage lasts an eighth of the main epochs (30 of 240)."""
         epochs = self.max_epochs("student")
-        found = [_spec(s) for s in _read(config_root() / "methods" / f"{method}.yaml")["model"]["strategies"]]
+        found = [_spec(s) for s in read_yaml(config_root() / "methods" / f"{method}.yaml")["model"]["strategies"]]
         for spec in found:
             if from_spec(spec).pretrain_epochs:
                 spec["init_args"] = {**spec.get("init_args", {}), "pretrain_epochs": max(1, epochs // 8)}
@@ -282,7 +283,3 @@ def shard_of(groups: Sequence[Group], shard: tuple[int, int]) -> list[Group]:
 
 def _spec(strategy: Any) -> dict[str, Any]:
     return strategy if isinstance(strategy, dict) else {"class_path": str(strategy)}
-
-
-def _read(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -13,11 +13,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from ickd_pl.benchmark.fingerprint import Identity
-from ickd_pl.errors import UserError
+from ickd_pl.errors import UserError, printable
 from ickd_pl.files import write_text
+from ickd_pl.plain import read_json, read_yaml
 
 FORM = 2
 """Format version of identity.json and result.json. Files without one are of form 1, without a method hash."""
@@ -35,13 +34,16 @@ def benchmark_file(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} is not a results folder of a benchmark: expected {path}, which `bench run` writes")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise ValueError("expected a mapping")
+        _check_plain(content, "the file")
         for key, kind in {"pairs": list[str], "methods": list[str], "seeds": list[int]}.items():
             _parse(content.get(key), kind, f"`{key}`")
-        _check_plain(content, "the file")
-    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
+        for key in ("data", "trainer", "model", "teachers", "choices"):
+            _parse(content.get(key, {}), dict[str, Any], f"`{key}`")
+        _parse(content.get("data", {}).get("init_args"), dict[str, Any] | None, "`data.init_args`")
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({_one_line(error)}): delete it, and `bench run --config FILE --output {folder}` "
             "recreates it and keeps the matching results"
@@ -144,7 +146,7 @@ class CellResult:
         return Identity(**{name: getattr(self, name) for name in Identity._fields})
 
 
-Record = TypeVar("Record", StartedRun, CellResult)
+Content = TypeVar("Content", StartedRun, CellResult, float)
 
 
 def read_started(folder: Path) -> StartedRun | None:
@@ -181,6 +183,21 @@ def write_result(folder: Path, result: CellResult) -> None:
     _write(folder / "result.json", result)
 
 
+def read_accuracy(folder: Path) -> float | None:
+    """The accuracy on validation images of a run that chooses arguments (accuracy.json); None if there is none yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    value = _read(folder / "accuracy.json", float)
+    return None if value is None else float(value)
+
+
+def write_accuracy(folder: Path, accuracy: float) -> None:
+    """Write accuracy.json atomically."""
+    write_text(folder / "accuracy.json", json.dumps(accuracy, allow_nan=False))
+
+
 def damaged(path: Path, why: str | Exception) -> UserError:
     """The error for an unusable file of a cell."""
     return UserError(
@@ -195,13 +212,16 @@ def _write(path: Path, record: StartedRun | CellResult) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def _read(path: Path, kind: type[Record]) -> Record | None:
+def _read(path: Path, kind: type[Content]) -> Content | None:
     try:
-        record: Record = _parse(json.loads(path.read_text(encoding="utf-8")), kind, "the file")
-        return record
+        value = read_json(path, deepest=None)  # fields of a later version are left out, however deep
+        if not is_dataclass(kind):
+            _check_plain(value, "the file")
+        content: Content = _parse(value, kind, "the file")
+        return content
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, RecursionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise damaged(path, error) from error
 
 
@@ -268,8 +288,9 @@ def _check_plain(value: Any, name: str) -> None:
 
 
 def _short(text: str) -> str:
+    text = printable(text)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    return printable(" ".join(str(text).split()))

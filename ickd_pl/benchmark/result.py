@@ -92,7 +92,7 @@ def _from_metrics(run: RunFolder, num_train: int) -> dict[str, Any]:
             f"{run.metrics} has no evaluated epoch: remove trainer.check_val_every_n_epoch and limit_* settings"
         )
     last, best = evaluated[-1], max(evaluated, key=lambda row: row[f"{split}/acc1"])
-    seconds = sum(row["seconds"] for row in rows)
+    seconds = sum(row.get("seconds", 0.0) for row in rows)
     return {
         "split": split,
         "acc1_last": last[f"{split}/acc1"],

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pytorch_lightning as pl
 
-from ickd_pl.errors import UserError, near
+from ickd_pl.checks import short
+from ickd_pl.errors import UserError, near, printable
 from ickd_pl.runs.configs import config_root
 from ickd_pl.runs.fit import TRAINER_DEFAULTS
 
@@ -120,11 +121,11 @@ def read_as(cls: type[Block], content: Any, where: str) -> Block:
     """
     hints = get_type_hints(cls)
     if not isinstance(content, dict):
-        raise UserError(f"{where}: expected {', '.join(hints)}, got {content!r}")
+        raise UserError(f"{where}: expected {', '.join(hints)}, got {short(content)}")
     values = {}
     for key, value in content.items():
         if key not in hints:
-            raise UserError(f"{where}: unknown key {key}: {near(str(key), hints)}")
+            raise UserError(f"{where}: unknown key {printable(key)}: {near(str(key), hints)}")
         union = get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
         kinds: list[Any] = [get_origin(kind) or kind for kind in union]
         nested = is_dataclass(kinds[0])
@@ -134,7 +135,7 @@ def read_as(cls: type[Block], content: Any, where: str) -> Block:
             values[key] = value
         else:
             expected = "dict" if nested else kinds[0].__name__
-            raise UserError(f"{where}: {key} must be a {expected}, got {value!r}")
+            raise UserError(f"{where}: {key} must be a {expected}, got {short(value)}")
     return cls(**values)
 
 
@@ -146,7 +147,7 @@ def _check_part(part: Settings | TeacherSettings, where: str, packs: bool) -> No
                 raise UserError(f"{where}, {name}: {key} cannot be set here: {refused[key]}; remove it")
     arguments = part.data.get("init_args") or {}
     if not isinstance(arguments, dict):
-        raise UserError(f"{where}, data: init_args must be a dict, got {arguments!r}")
+        raise UserError(f"{where}, data: init_args must be a dict, got {short(arguments)}")
     if arguments.get("val_size"):
         raise UserError(
             f"{where}, data: val_size cannot be set here, since results are for the test images; remove it (choices "
@@ -155,7 +156,7 @@ def _check_part(part: Settings | TeacherSettings, where: str, packs: bool) -> No
     epochs, every = part.trainer.get("max_epochs", MAX_EPOCHS), part.trainer.get("check_val_every_n_epoch", 1)
     for key, value in (("max_epochs", epochs), ("check_val_every_n_epoch", every)):
         if type(value) is not int or value < 1:
-            raise UserError(f"{where}, trainer: {key} must be a whole number from 1, got {value!r}")
+            raise UserError(f"{where}, trainer: {key} must be a whole number from 1, got {short(value)}")
     if epochs % every:
         raise UserError(
             f"{where}, trainer: the last of {epochs} epochs must be evaluated, and check_val_every_n_epoch {every} "
@@ -180,7 +181,7 @@ def _check_devices(trainer: Any, where: str) -> None:
 
 def _check_lists(settings: Settings, where: str) -> None:
     if not all(type(seed) is int and 0 <= seed < 2**32 for seed in settings.seeds):
-        raise UserError(f"{where}: seeds must be whole numbers from 0, got {settings.seeds}")
+        raise UserError(f"{where}: seeds must be whole numbers from 0, got {short(settings.seeds)}")
     for key in ("pairs", "methods", "seeds"):
         listed = getattr(settings, key)
         doubled = [value for value in listed if listed.count(value) > 1]
@@ -193,7 +194,7 @@ def _check_lists(settings: Settings, where: str) -> None:
     ):
         for name in names:
             if name not in accepted:
-                raise UserError(f"{where}, {key}: unknown {name}: {near(str(name), accepted)}")
+                raise UserError(f"{where}, {key}: unknown {printable(name)}: {near(str(name), accepted)}")
 
 
 def _check_choices(settings: Settings, where: str) -> None:
@@ -201,7 +202,7 @@ def _check_choices(settings: Settings, where: str) -> None:
         if not isinstance(listed, dict) or not listed or not all(isinstance(v, list) and v for v in listed.values()):
             raise UserError(
                 f"{where}, choices: {method} must be a mapping of Class.argument to a list of values, such as "
-                f"{{KD.temperature: [2, 4]}}, got {listed!r}"
+                f"{{KD.temperature: [2, 4]}}, got {short(listed)}"
             )
     if settings.choices and settings.val_size < 1:
         raise UserError(f"{where}: choices are made on a validation split, never on the test images: set val_size")
@@ -219,7 +220,7 @@ def check_teachers(weights: dict[Any, Any], networks: list[str], where: str) -> 
                 f"{where}, teachers, weights: no pair has the teacher {network}: {near(str(network), networks)}"
             )
         if not isinstance(path, str):
-            raise UserError(f"{where}, teachers, weights: {network} must be a file's path, got {path!r}")
+            raise UserError(f"{where}, teachers, weights: {network} must be a file's path, got {short(path)}")
 
 
 def check_data(data: Any) -> None:

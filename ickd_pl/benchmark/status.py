@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.benchmark.records import benchmark_file, read_result
 from ickd_pl.runs import RunFolder
 from ickd_pl.runs.lock import holder
+from ickd_pl.runs.metrics_file import readable_rows
 
 
 def status(folder: Path) -> str:
@@ -47,10 +47,7 @@ def _state(folder: Path, cell: Cell, holding: str, benchmark: Benchmark) -> tupl
 
 
 def _epochs(path: Path) -> int:
-    if not path.is_file():
-        return 0
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return sum(1 for row in csv.DictReader(file) if _is_main(row.get("epoch")))
+    return sum(1 for row in readable_rows(path) if _is_main(row.get("epoch")))
 
 
 def _is_main(epoch: str | None) -> bool:

@@ -74,7 +74,7 @@ def _run(options: Any) -> int:
 def _status(options: Any) -> int:
     from ickd_pl.benchmark.status import status
 
-    print(status(options.output))
+    log(status(options.output))
     return 0
 
 

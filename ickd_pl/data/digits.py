@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ickd_pl.data.base import Images, TensorDataModule
-from ickd_pl.data.image_folder import decoded
+from ickd_pl.data.decode import decoded
 from ickd_pl.errors import UserError
 
 NUM_TRAIN = 1437

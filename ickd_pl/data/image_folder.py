@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import math
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ickd_pl.data.augment import channel_stats
 from ickd_pl.data.base import Images, TensorDataModule
-from ickd_pl.errors import UserError, near
+from ickd_pl.data.decode import decode_files
+from ickd_pl.data.listing import list_classes, list_images
+from ickd_pl.errors import UserError, printable
 from ickd_pl.files import replacing
+from ickd_pl.plain import open_regular
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 CACHE_FOLDER = ".ickd_cache"
-_CACHE_FORMAT = 1
-_THREADS = 4
-_CHUNK = 256
+# Changes with the rules by which images are decoded.
+_CACHE_FORMAT = 2
+_CACHE_EXTRA = 2**20  # bytes of a cache besides the images
 
 
 class ImageFolder(TensorDataModule):
     """Images in folders: ``root/train/<class>/*`` and ``root/test/<class>/*``, at any depth below the class.
 
-    Classes are the sorted folder names of ``root/train``; names that begin with a dot are ignored. Images are
-    converted to RGB and, where their size differs, resized to ``image_size`` on both sides (bilinear, antialias). They
-    are kept in memory as uint8, and cached in ``root/.ickd_cache/`` if that is writable; the cache is rebuilt if it is
-    damaged or if a file is changed, added or removed. Mean and std are those of all images of ``root/train``, with
-    those that ``val_size`` and ``train_size`` leave out.
+    Classes are the sorted folder names of ``root/train``; names that begin with a dot are ignored. Images become 8-bit
+    RGB as a person sees them: integers of 16 and 32 bits are scaled from the range of their type (65535 becomes 255),
+    floating-point values must be from 0 to 1, orientation tags are honoured, and what is transparent is white. Where
+    their size differs they are resized to ``image_size`` on both sides (bilinear, antialias). They are kept in memory
+    as uint8, and cached in ``root/.ickd_cache/`` if that is writable; the cache is rebuilt if it is damaged or if a
+    file is changed, added or removed. Mean and std are those of all images of ``root/train``, with those that
+    ``val_size`` and ``train_size`` leave out.
+
+    Symbolic links are followed: ``root``, classes, folders and files may be links, to a data disk for example. A link
+    never makes the images of one class another's: one to a folder above is refused, and so is a file that two classes,
+    or the training and the test images, come to. A folder that a class comes to twice counts once.
 
     Args:
         root: the folder; its name is the name of the data set.
@@ -55,7 +57,8 @@ class ImageFolder(TensorDataModule):
 
     Raises:
         UserError: a missing folder, no images, a class of the test images that is not in the training images, a size
-            out of its range; on reading, a file that is not an image. The message names the folder, class or file.
+            out of its range, a link that is refused, a broken link, pipe or device with the name of an image; on
+            reading, a file that is not an image or has more than 8192x8192 pixels. The message names it.
     """
 
     def __init__(
@@ -78,12 +81,12 @@ class ImageFolder(TensorDataModule):
         self.image_size = image_size
         self.flip = flip
         self.padding = padding
-        self._classes, self._files, self._labels = _listing(self.root)
+        self._classes, self._files, self._labels = list_classes(self.root)
         self._folders = {"train": self.root / "train", "test": self.root / "test"}
         if predict_root is not None:
             self.predict_split = "predict"
             self._folders["predict"] = Path(predict_root).expanduser()
-            self._files["predict"] = _images_of(self._folders["predict"])
+            self._files["predict"] = list_images(self._folders["predict"])
             self._labels["predict"] = [-1] * len(self._files["predict"])
         self.num_classes = len(self._classes)
         self.num_available = len(self._files["train"])
@@ -115,106 +118,13 @@ class ImageFolder(TensorDataModule):
             return decode_files(folder, names, self.image_size), None
         path = self.root / CACHE_FOLDER / f"{split}_{self.image_size}.pt"
         key = _key(folder, names, self.image_size)
-        stored = _load_cache(path, key)
+        stored = _load_cache(path, key, (len(names), 3, self.image_size, self.image_size))
         if stored is None:
             images = decode_files(folder, names, self.image_size)
             mean, std = channel_stats(images) if split == "train" else ([], [])
             stored = {"key": key, "images": images, "mean": mean, "std": std}
             _save_cache(path, stored)
         return stored["images"], (stored["mean"], stored["std"]) if split == "train" else None
-
-
-def _listing(root: Path) -> tuple[list[str], dict[str, list[str]], dict[str, list[int]]]:
-    """Classes, and by split the files (relative to the split's folder, sorted by class, then path) and their labels."""
-    for folder in (root, root / "train", root / "test"):
-        if not folder.is_dir():
-            there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-            found = f"; found in {root}: {', '.join(there) or 'no folder'}" if root.is_dir() else ""
-            expected = f"{root}/train/<class>/ and {root}/test/<class>/"
-            raise UserError(f"{folder} is not a folder; expected {expected}{found}.")
-    classes = _subfolders(root / "train")
-    if not classes:
-        raise UserError(f"{root / 'train'} holds no folders; expected one folder of images for each class.")
-    files: dict[str, list[str]] = {"train": [], "test": []}
-    labels: dict[str, list[int]] = {"train": [], "test": []}
-    for split in files:
-        for name in classes if split == "train" else _subfolders(root / split):
-            if name not in classes:
-                raise UserError(f"class {name} of {root / split} is not in {root / 'train'}; {near(name, classes)}.")
-            found_files = [f"{name}/{file}" for file in _walk(root / split / name)]
-            if not found_files and split == "train":
-                raise UserError(f"{root / split / name} holds no images ({', '.join(EXTENSIONS)}).")
-            files[split] += found_files
-            labels[split] += [classes.index(name)] * len(found_files)
-    if not files["test"]:
-        raise UserError(f"{root / 'test'} holds no images in class folders ({', '.join(EXTENSIONS)}).")
-    return classes, files, labels
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Image files below a folder, relative to it, in a fixed order."""
-    for path, inner, names in os.walk(folder, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        below = Path(path).relative_to(folder).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        yield from (prefix + name for name in sorted(names) if name.lower().endswith(EXTENSIONS) and name[0] != ".")
-
-
-def _images_of(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise UserError(f"predict_root: {folder} is not a folder.")
-    names = list(_walk(folder))
-    if not names:
-        raise UserError(f"predict_root: {folder} holds no images ({', '.join(EXTENSIONS)}).")
-    return names
-
-
-def decoded(image: PILImage, size: int) -> NDArray[np.uint8]:
-    """A PIL image as (3, size, size) uint8 RGB, resized bilinearly with antialias where its size differs."""
-    from PIL import Image
-
-    image = image.convert("RGB")
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
-
-
-def decode_files(folder: Path, names: Sequence[str], size: int) -> Tensor:
-    """Read image files with a few threads.
-
-    Returns:
-        (len(names), 3, size, size) uint8.
-
-    Raises:
-        UserError: a file that cannot be read as an image, by its name.
-    """
-    from PIL import Image
-
-    images = torch.empty((len(names), 3, size, size), dtype=torch.uint8)
-    target = images.numpy()
-
-    def fill(begin: int) -> None:
-        for row in range(begin, min(begin + _CHUNK, len(names))):
-            path = f"{folder}/{names[row]}"
-            try:
-                with Image.open(path) as image:
-                    target[row] = decoded(image, size)
-            except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-                reason = str(error) if path not in str(error) else type(error).__name__
-                raise UserError(f"{path} cannot be read as an image ({reason}). Replace or remove it.") from error
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            for _ in pool.map(fill, range(0, len(names), _CHUNK)):
-                pass
-        except UserError:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return images
 
 
 def _key(folder: Path, names: Sequence[str], size: int) -> str:
@@ -224,19 +134,22 @@ def _key(folder: Path, names: Sequence[str], size: int) -> str:
         try:
             status = (folder / name).stat()
         except OSError as error:
-            raise UserError(f"{folder / name} cannot be read ({error.strerror}).") from error
+            raise UserError(f"{printable(folder / name)} cannot be read ({error.strerror}).") from error
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _load_cache(path: Path, key: str) -> dict[str, Any] | None:
+def _load_cache(path: Path, key: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
     """The cached split; None if it is missing, damaged, or of other files."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+            if size > math.prod(shape) + _CACHE_EXTRA or archive.testzip() is not None:
                 return None
         stored: dict[str, Any] = torch.load(path, weights_only=True)
-        return stored if stored["key"] == key else None
+        images, stats = stored["images"], [*stored["mean"], *stored["std"]]
+        good = stored["key"] == key and images.shape == shape and images.dtype == torch.uint8
+        return stored if good and all(type(value) is float for value in stats) else None
     except Exception:  # whatever is wrong with a cache, the images themselves are still there
         return None
 

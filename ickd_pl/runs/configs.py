@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader, set_loader
 
-from ickd_pl.errors import UserError, near
+from ickd_pl.errors import UserError, near, printable
+from ickd_pl.plain import TooMuch, check_yaml, read_yaml
 
 # The command line sets these from the data and --seed_everything; a file must not.
 LINKED = ("num_classes", "num_samples", "image_size", "seed")
+# Characters, in which neither depth nor aliases can do harm.
+_HARMLESS = 100
+_STRINGS_IN_STRINGS = 10
 
 
 def config_root() -> Path:
@@ -80,29 +85,50 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         raise UserError(f"trainer.limit_train_batches: expected above 0, got {limit}: nothing would be trained")
 
 
-class _UniqueLoader(yaml.SafeLoader):
-    """A YAML loader that refuses duplicate keys, of which the first would be silently ignored."""
+def limit_parser() -> None:
+    """Make jsonargparse refuse YAML that is too large, deep or repetitive, in configuration files and in arguments."""
+    inner = get_loader("yaml")
+    if getattr(inner, "limited", False):
+        return
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if name in seen and name != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", key.start_mark)
-            seen.add(name)
-        return dict(super().construct_mapping(node, deep))
+    def load(text: str) -> Any:
+        check_text(text)
+        return inner(text)
+
+    load.limited = True  # type: ignore[attr-defined]
+    set_loader("yaml", load, exceptions=(yaml.YAMLError,))
+
+
+def check_text(text: str, what: str = "the configuration") -> None:
+    """Raise :class:`UserError` for a text that the parser must not read as YAML; it also reads the strings inside."""
+    level = [text]
+    try:
+        for _ in range(_STRINGS_IN_STRINGS):
+            level = [inner for each in level for inner in _strings(each) if inner != each]
+            if not level:
+                return
+    except TooMuch as error:
+        raise UserError(f"{what}: {error}") from error
+    raise UserError(f"{what}: holds YAML in strings of YAML, more than {_STRINGS_IN_STRINGS} times")
+
+
+def _strings(text: str) -> list[str]:
+    """The strings in a YAML text; none if it is harmless, or a plain text, or a mistake that the parser reports."""
+    try:
+        return check_yaml(text) if len(text) > _HARMLESS else []
+    except TooMuch:
+        raise
+    except ValueError:
+        return []
 
 
 def _checked(path: str) -> str:
     """Check a file before the parser reads it, whose messages do not say which file is broken."""
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        position = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"config file {path} is not valid YAML: {error.problem}{position}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"config file {path} cannot be read as YAML text ({' '.join(str(error).split())})") from error
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config file {printable(path)} cannot be read: {reason}") from error
     linked = sorted(set(LINKED) & set(content["model"])) if isinstance(_model(content), dict) else []
     if linked:
         where = "--seed_everything" if linked == ["seed"] else "the data"

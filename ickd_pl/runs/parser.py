@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser
 
-from ickd_pl.errors import UserError, near
+from ickd_pl.errors import UserError, near, printable
 from ickd_pl.models.discovery import subclasses
 from ickd_pl.strategies import LossStrategy
 
@@ -27,7 +27,7 @@ class OneLineParser(LightningArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"error: {one_line(message, option_names(self))}", file=sys.stderr)
+        print(f"error: {printable(one_line(message, option_names(self)))}", file=sys.stderr)
         sys.exit(2)
 
 

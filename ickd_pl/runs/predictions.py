@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ickd_pl.files import replacing
+from ickd_pl.files import write_text
+from ickd_pl.plain import csv_text
 
 
 def write_predictions(path: Path, outputs: Sequence[Tensor], data: Any) -> Path:
     """Write one row per image: its path (or index), the predicted class, and that class's probability.
+
+    The file is valid UTF-8 whatever the names are: :func:`ickd_pl.plain.csv_cell` says how they are written, and
+    :func:`ickd_pl.plain.from_csv_cell` gives them back.
 
     Args:
         path: the file to write.
@@ -25,9 +28,9 @@ def write_predictions(path: Path, outputs: Sequence[Tensor], data: Any) -> Path:
     names = getattr(data, "class_names", None)
     paths = data.predict_paths() if hasattr(data, "predict_paths") else [str(i) for i in range(len(label))]
     first = "index" if all(p == str(i) for i, p in enumerate(paths)) else "path"
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([first, "class", "probability"])
-        for path_or_index, k, p in zip(paths, label.tolist(), probability.tolist(), strict=True):
-            writer.writerow([path_or_index, names[k] if names else k, f"{p:.6f}"])
+    rows = [
+        [path_or_index, names[k] if names else k, f"{p:.6f}"]
+        for path_or_index, k, p in zip(paths, label.tolist(), probability.tolist(), strict=True)
+    ]
+    write_text(path, csv_text([[first, "class", "probability"], *rows]))
     return path

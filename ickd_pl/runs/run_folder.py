@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import yaml
 from pytorch_lightning.callbacks import Timer
 
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
+from ickd_pl.plain import csv_text, read_yaml
 from ickd_pl.runs.decide import Asked, Decision, differences, newest, run_checkpoint, stored
+from ickd_pl.runs.metrics_file import metric_rows
 from ickd_pl.runs.step import Saver
 from ickd_pl.runs.written_settings import yaml_text
 
@@ -62,11 +61,9 @@ class RunFolder:
         """The rows of ``metrics.csv``, one per epoch, without empty cells.
 
         Raises:
-            OSError: the file cannot be read.
-            ValueError: a cell is not a number.
+            UserError: the file is missing or damaged.
         """
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+        return metric_rows(self.metrics)
 
     def decide(self, asked: Asked, may_differ: Sequence[str] = ()) -> Decision:
         """Decide how ``fit`` proceeds. Changes nothing.
@@ -105,8 +102,8 @@ class RunFolder:
 
     def _config_of_0_1(self) -> Any:
         try:
-            return yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+            return read_yaml(self.config)
+        except (OSError, ValueError) as error:
             raise UserError(f"{self.config} cannot be read ({error}): move {self.path} away to start again") from error
 
 
@@ -262,11 +259,8 @@ class EpochRecord(Saver):
         """Write metrics.csv, on rank 0."""
         if trainer.is_global_zero and self.rows:
             columns = list(dict.fromkeys(column for row in self.rows for column in row))
-            text = io.StringIO()
-            writer = csv.DictWriter(text, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_text(self.folder.metrics, text.getvalue())
+            rows = ([row.get(column, "") for column in columns] for row in self.rows)
+            write_text(self.folder.metrics, csv_text([columns, *rows]))
 
 
 def _is_one(name: str, kinds: tuple[str, ...]) -> bool:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import yaml
 
 from ickd_pl.checks import plain_arguments, short
 from ickd_pl.data import TensorDataModule
 from ickd_pl.data.stored import is_path
 from ickd_pl.errors import UserError
 from ickd_pl.models.discovery import subclasses
+from ickd_pl.plain import parse_yaml, read_yaml
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 
@@ -45,7 +45,7 @@ def data_arguments(args: Sequence[str]) -> DataArguments:
         if not equals and position + 1 < len(args):
             value = args[position + 1]
         if flag in ("--config", "-c"):
-            block = _mapping(Path(value).read_text(encoding="utf-8")).get("data") if Path(value).is_file() else None
+            block = _mapping(Path(value)).get("data")
         elif flag == "--data":
             block = _mapping(value) or {"class_path": value}
         else:
@@ -60,10 +60,11 @@ def data_arguments(args: Sequence[str]) -> DataArguments:
     return DataArguments(name, frozenset(arguments))
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def _mapping(source: str | Path) -> dict[str, Any]:
+    """A mapping from YAML text or a file; empty if it is none, or cannot be read: the parser reports that."""
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):  # the parser reads it again and reports the error
+        content = read_yaml(source) if isinstance(source, Path) else parse_yaml(source)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -169,10 +170,7 @@ def _own_data(checkpoint: Path, cls: type) -> dict[str, Any]:
     path = folder.parent / "config.yaml"
     if folder.name != "checkpoints" or not path.is_file():
         return {}
-    try:
-        data = _mapping(path.read_text(encoding="utf-8")).get("data")
-    except (OSError, UnicodeDecodeError):
-        return {}
+    data = _mapping(path).get("data")
     if not isinstance(data, dict) or str(data.get("class_path")).rpartition(".")[2] != cls.__name__:
         return {}
     arguments = data.get("init_args")

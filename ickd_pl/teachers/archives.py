@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
 from ickd_pl.errors import UserError
+from ickd_pl.plain import TooMuch, members, open_tar
 
 LIMIT = 2 * 2**30
 """Bytes. The largest teacher has some 100 million; a member that grows beyond this when unpacked is not a teacher."""
+TOTAL = 2 * LIMIT
+"""Bytes that a compressed tar archive may unpack to."""
+
+
+_TOO_LARGE = f"holds a file of more than {LIMIT >> 30} GiB, which is not a teacher"
 
 
 class MemberError(UserError):
@@ -25,8 +30,9 @@ def is_archive(path: Path) -> bool:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 return not any(name.endswith("/data.pkl") for name in archive.namelist())
-        return tarfile.is_tarfile(path)
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, ValueError):
+        with open_tar(path, TOTAL):
+            return True
+    except Exception:  # each kind of archive and compression raises its own types
         return False
 
 
@@ -52,18 +58,22 @@ def take_member(path: Path, endings: list[str], target: Path) -> str:
             with zipfile.ZipFile(path) as bundle:
                 infos = {info.filename: info for info in bundle.infolist() if not info.is_dir()}
                 name = best(infos, endings)
+                if infos[name].file_size > LIMIT:
+                    raise MemberError(_TOO_LARGE)
                 _copy(lambda: bundle.open(infos[name]), target)
             return name
-        with tarfile.open(path) as archive:
+        with open_tar(path, TOTAL) as archive:
             # Regular files only: a link could point to any path.
-            members = {member.name: member for member in archive if member.isreg()}
-            name = best(members, endings)
-            _copy(lambda: archive.extractfile(members[name]), target)
+            found = {member.name: member for member in members(archive, LIMIT) if member.isreg()}
+            name = best(found, endings)
+            _copy(lambda: archive.extractfile(found[name]), target)
         return name
     except (MemberError, OSError) as error:
         if isinstance(error, OSError) and error.errno is None:  # gzip.BadGzipFile, errors of tarfile and bz2
             raise MemberError(f"is a damaged archive ({error})") from error
         raise
+    except TooMuch as error:
+        raise MemberError(str(error)) from error
     except Exception as error:  # each kind of archive and compression raises its own types
         raise MemberError(f"is a damaged archive ({' '.join(str(error).split()) or type(error).__name__})") from error
 
@@ -101,7 +111,7 @@ def _copy(opened: Callable[[], IO[bytes] | None], target: Path) -> None:
         while block := source.read(1 << 20):
             out.write(block)
             if out.tell() > LIMIT:
-                raise MemberError(f"holds a file of more than {LIMIT >> 30} GiB, which is not a teacher")
+                raise MemberError(_TOO_LARGE)
 
 
 def take_from_folder(folder: Path, endings: list[str], target: Path) -> str:

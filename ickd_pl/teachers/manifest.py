@@ -12,6 +12,7 @@ from typing import Any
 from ickd_pl.errors import UserError, near
 from ickd_pl.files import locked, write_text
 from ickd_pl.models import model_names
+from ickd_pl.plain import read_json
 
 # Percentage points that a teacher may be below its published accuracy, for rounding on other machines.
 TOLERANCE = 0.2
@@ -140,7 +141,7 @@ def record(
 def _read(path: Path) -> dict[str, Any]:
     source = path if path.exists() else packaged_manifest()
     try:
-        content: Any = json.loads(source.read_text(encoding="utf-8"))
+        content: Any = read_json(source)
     except (OSError, ValueError) as error:
         raise UserError(f"manifest {source} cannot be read as JSON: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("teachers"), dict):

@@ -121,7 +121,7 @@ def test_channel_stats():
 
 
 def test_resize_is_torchvision_s():
-    from ickd_pl.data.image_folder import decoded
+    from ickd_pl.data.decode import decoded
 
     picture = to_pil(random_images(1, 50, 70)[0])
     theirs = tv.pil_to_tensor(tv.resize(picture, [32, 32], InterpolationMode.BILINEAR, antialias=True))

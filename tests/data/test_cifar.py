@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import pickle
 import shutil
 import tarfile
+import time
 import urllib.error
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -190,3 +192,15 @@ def test_what_has_the_wrong_md5_is_never_unpickled(source, tmp_path, monkeypatch
     monkeypatch.setattr(cifar.pickle, "loads", lambda *_, **__: pytest.fail("unpickled"))
     with pytest.raises(UserError, match="train is corrupt"):
         CIFAR100(str(tmp_path / "data")).setup()
+
+
+def test_an_archive_that_unpacks_to_gigabytes(source, tmp_path):
+    """Refused by what its headers say, before anything is unpacked."""
+    info = tarfile.TarInfo("cifar-100-python/train")
+    info.size = 3 * 2**30
+    (tmp_path / "bomb.tar.gz").write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(10 * 2**20), 1))
+    began = time.perf_counter()
+    with pytest.raises(UserError, match=r"bomb\.tar\.gz \(holds cifar-100-python/train of 3,221,225,472 bytes"):
+        CIFAR100(str(tmp_path / "data"), archive=str(tmp_path / "bomb.tar.gz")).prepare_data()
+    assert time.perf_counter() - began < 5
+    assert not (tmp_path / "data").exists()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 
+from ickd_pl.errors import UserError
 from ickd_pl.runs.decide import differing, flat
-from ickd_pl.runs.run_folder import RunFolder
+from ickd_pl.runs.run_folder import EpochRecord, RunFolder
 from tests.runs.faults import Stopped
 from tests.runs.helpers import (
     Run,
@@ -244,3 +246,23 @@ def test_the_rows_of_the_table(student: Run) -> None:
     folder.path.mkdir()
     folder.metrics.write_text("epoch,val/acc1,test/acc1\n1,,50\n2,40,\n")
     assert folder.rows() == [{"epoch": 1, "test/acc1": 50}, {"epoch": 2, "val/acc1": 40}]
+
+
+@pytest.mark.parametrize(
+    "text", ["epoch,seconds\n1,1e999\n", "epoch\nnan\n", "a\n1\n", "epoch,a\n1,x\n", "epoch\n" + "9" * 200_000]
+)
+def test_a_damaged_table_is_named(text: str) -> None:
+    folder = RunFolder(Path("run"))
+    folder.path.mkdir()
+    folder.metrics.write_text(text)
+    with pytest.raises(UserError, match=r"^run/metrics.csv is damaged .*: move run away to run it again$"):
+        folder.rows()
+
+
+def test_a_metric_of_any_name_is_no_formula_in_its_table() -> None:
+    folder = RunFolder(Path("run"))
+    record = EpochRecord(folder)
+    record.rows = [{"epoch": 1, "=cmd()": -1.5}]
+    record.write_rows(SimpleNamespace(is_global_zero=True))  # type: ignore[arg-type]
+    assert folder.metrics.read_text() == "epoch,'=cmd()\n1,-1.5\n"
+    assert folder.rows() == record.rows

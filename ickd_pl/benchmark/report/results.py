@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from ickd_pl.benchmark.records import CellResult, benchmark_file, damaged, read_result
+from ickd_pl.plain import open_regular, read_yaml
+
+MOST_PREDICTIONS = 2**28
+"""Bytes of predictions.npz unpacked: 16 million test images."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,14 @@ def predictions(run: Run) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]] | No
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
-            predicted, label = content["predicted"], content["label"]
+        with open_regular(path) as file:
+            if sum(info.file_size for info in zipfile.ZipFile(file).infolist()) > MOST_PREDICTIONS:
+                raise ValueError(f"more than {MOST_PREDICTIONS:,} bytes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as content:
+                predicted, label = content["predicted"], content["label"]
+        if predicted.dtype.kind not in "iu" or label.dtype.kind not in "iu":
+            raise ValueError(f"{predicted.dtype} and {label.dtype}, expected whole numbers")
     except Exception as error:  # zip, header, pickle, missing array: numpy raises many kinds
         raise damaged(path, error) from error
     num_test = run.result.num_test if run.result is not None else None
@@ -182,9 +192,9 @@ def _pair(name: str, found: dict[Path, CellResult], folder: Path) -> Pair:
     """The two networks of a pair: from its configuration, else from a result, else unknown."""
     from ickd_pl.runs.configs import config_root
 
-    path = config_root() / "pairs" / f"{name}.yaml"
-    if path.is_file():
-        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+    shipped = {path.stem: path for path in (config_root() / "pairs").glob("*.yaml")}
+    if name in shipped:
+        model = read_yaml(shipped[name])["model"]
         return Pair(name, model["teacher"], model["student"])
     for path, result in found.items():
         if path.relative_to(folder).parts[1] == name:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from ickd_pl.benchmark.published import DATA, EPOCHS, NUM_TEST, Published, publi
 from ickd_pl.benchmark.records import LARGEST, CellResult
 from ickd_pl.benchmark.report.results import Pair, Results, Run, predictions
 from ickd_pl.benchmark.report.statistics import Comparison, Mean, compare, mean_of
+from ickd_pl.runs.metrics_file import readable_rows
 
 REFERENCES = ("kd", "vanilla")
 
@@ -210,14 +209,11 @@ def mean_curve(folders: list[Path]) -> dict[int, float]:
 def _curve(path: Path) -> dict[int, float]:
     """Accuracy by main epoch (from 1), without first-stage epochs (up to 0) and lines that cannot be read."""
     out: dict[int, float] = {}
-    if not path.is_file():
-        return out
-    with path.open(newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
-        for row in csv.DictReader(file):
-            try:
-                epoch, value = int(float(row["epoch"])), float(row.get("test/acc1") or row["val/acc1"])
-            except (KeyError, OverflowError, TypeError, ValueError):
-                continue
-            if 0 < epoch < LARGEST and abs(value) < LARGEST:
-                out[epoch] = value
+    for row in readable_rows(path):
+        try:
+            epoch, value = int(float(row["epoch"])), float(row.get("test/acc1") or row["val/acc1"])
+        except (KeyError, OverflowError, ValueError):
+            continue
+        if 0 < epoch < LARGEST and abs(value) < LARGEST:
+            out[epoch] = value
     return out

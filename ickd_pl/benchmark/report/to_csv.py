@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import fields
 from typing import Any
 
@@ -12,23 +10,18 @@ from ickd_pl.benchmark.records import CellResult
 from ickd_pl.benchmark.report.results import Run
 from ickd_pl.benchmark.report.summary import REFERENCES, Summary
 from ickd_pl.benchmark.report.tables import RUNS
+from ickd_pl.plain import csv_text
 
 # Not columns: what the other columns show, settings, and a path.
 _LEFT_OUT = {"cell", "status", "reason", "config", "recipe", "versions", "weights"}
 _FIELDS = [field.name for field in fields(CellResult) if field.name not in _LEFT_OUT]
 _VERSIONS = ("python", "torch", "pytorch_lightning", "ickd_pl")
-# A spreadsheet would evaluate a cell that begins with one of these.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def csv_text(summary: Summary) -> str:
+def report_csv(summary: Summary) -> str:
     """One row per run, done or not; ``minus_kd`` and ``minus_vanilla`` compare runs of one seed."""
     rows = [_row(summary, run) for run in summary.results.runs]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows(rows[:1])  # the names
-    writer.writerows(map(_written, row.values()) for row in rows)
-    return out.getvalue()
+    return csv_text([*rows[:1], *(map(_written, row.values()) for row in rows)])  # the first line: the names
 
 
 def _row(summary: Summary, run: Run) -> dict[str, Any]:
@@ -61,10 +54,7 @@ def _written(value: Any) -> Any:
         value = " ".join(value)
     elif isinstance(value, dict):  # the chosen arguments
         value = str(value.get("arguments"))
-    if not isinstance(value, str):
-        return value
-    # The csv module does not quote a lone carriage return, which ends a row.
-    return ("'" if value.startswith(_FORMULA) else "") + value.replace("\r\n", "\n").replace("\r", "\n")
+    return value
 
 
 def _rounded(value: Any, digits: int) -> Any:

@@ -8,10 +8,11 @@ from ickd_pl.benchmark.report.notes import facts, notes
 from ickd_pl.benchmark.report.results import read_results
 from ickd_pl.benchmark.report.summary import summarise
 from ickd_pl.benchmark.report.tables import accuracy_table
-from ickd_pl.benchmark.report.to_csv import csv_text
+from ickd_pl.benchmark.report.to_csv import report_csv
 from ickd_pl.benchmark.report.to_html import html
 from ickd_pl.benchmark.report.to_latex import latex
 from ickd_pl.benchmark.report.to_markdown import LEGEND, markdown, md_table
+from ickd_pl.errors import printable
 from ickd_pl.files import write_text
 
 
@@ -30,10 +31,10 @@ def write_report(folder: Path) -> list[Path]:
         UserError: the folder is not a results folder, a result is damaged, or the folder cannot be written.
     """
     summary = summarise(read_results(folder))
-    texts = {"md": markdown(summary), "csv": csv_text(summary), "tex": latex(summary), "html": html(summary)}
+    texts = {"md": markdown(summary), "csv": report_csv(summary), "tex": latex(summary), "html": html(summary)}
     paths = [folder / f"report.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
-        write_text(path, text)
+        write_text(path, printable(text, lines=True))
     return paths
 
 

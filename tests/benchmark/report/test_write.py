@@ -19,6 +19,7 @@ from ickd_pl.benchmark.report.charts import ticks
 from ickd_pl.benchmark.report.to_latex import tex
 from ickd_pl.benchmark.report.write import summary_table, write_report
 from ickd_pl.errors import UserError
+from ickd_pl.plain import from_csv_cell
 from tests.benchmark.report.synthetic import TABLE, cell, fill, plan
 
 PAIR = "resnet20_resnet8"
@@ -304,7 +305,7 @@ def test_hostile_names_stay_names(tmp_path: Path) -> None:
     assert reason in {r["reason"] for r in rows}
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
+@pytest.mark.parametrize("name", ["=1+1", " =1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
 def test_a_name_is_not_a_formula_in_a_spreadsheet(tmp_path: Path, name: str) -> None:
     plan(tmp_path, methods=["kd", "vanilla"], seeds=[0])
     cell(tmp_path, PAIR, "kd", 0, status="failed", reason=name, acc1_last=None)
@@ -313,7 +314,8 @@ def test_a_name_is_not_a_formula_in_a_spreadsheet(tmp_path: Path, name: str) -> 
     with (tmp_path / "report.csv").open(newline="") as file:
         rows = {r["method"]: r for r in csv.DictReader(file)}
     assert rows["kd"]["reason"] == rows["vanilla"]["device"] == rows["vanilla"]["packed_with"]
-    assert rows["kd"]["reason"] == "'" + name.replace("\r", "\n")  # a lone carriage return would end the row
+    assert rows["kd"]["reason"] == "'" + name.replace("\r", "\\x0d")  # a lone carriage return would end the row
+    assert from_csv_cell(rows["kd"]["reason"]) == name
     assert rows["vanilla"]["seconds"] == "-36.0" and rows["vanilla"]["hours"] == "-0.01"
 
 

@@ -1,0 +1,84 @@
+"""Tar archives that may be hostile: what a small file unpacks to is bounded, before it is unpacked."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import math
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ickd_pl.errors import printable
+from ickd_pl.plain.read import TooMuch, open_regular
+
+MOST_MEMBERS = 100_000
+"""Members of an archive: each takes about 1 KB of memory."""
+# tarfile reads some headers whole; nothing else is read in such pieces.
+_AT_ONCE = 2**22
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+
+
+@contextmanager
+def open_tar(path: Path, total: int) -> Iterator[tarfile.TarFile]:
+    """Open a tar archive, plain or compressed by gzip, bzip2 or xz, for :func:`members`.
+
+    Args:
+        path: the archive.
+        total: bytes that a compressed one may unpack to.
+
+    Raises:
+        OSError: it is not a regular file, or a damaged compressed one.
+        TooMuch: it unpacks to more; also later, while it is read.
+        tarfile.TarError, EOFError, zlib.error, lzma.LZMAError: it is not an archive, or damaged; also later.
+    """
+    with open_regular(path) as file:
+        opener: Any = _OPENERS.get(file.read(2))
+        file.seek(0)
+        unpacked = opener(file) if opener else file
+        bounded: Any = _Bounded(unpacked, total if opener else math.inf)
+        with tarfile.open(fileobj=bounded, mode="r:") as tar:
+            yield tar
+
+
+def members(tar: tarfile.TarFile, largest: int) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive of :func:`open_tar`, in its order.
+
+    Raises:
+        TooMuch: one says that it has more than ``largest`` bytes, before they are read; or there are too many.
+    """
+    for number, member in enumerate(tar):
+        if number >= MOST_MEMBERS:
+            raise TooMuch(f"holds more than {MOST_MEMBERS:,} files")
+        if member.size > largest:
+            raise TooMuch(
+                f"holds {printable(member.name[-100:])} of {member.size:,} bytes, expected at most {largest:,}"
+            )
+        yield member
+
+
+class _Bounded:
+    """A file of which only the first bytes can be reached, in small pieces."""
+
+    def __init__(self, file: Any, total: float) -> None:
+        self._file, self._total = file, total
+        self.tell = file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _AT_ONCE:
+            raise TooMuch(f"holds a header of {size:,} bytes")
+        self._check(self._file.tell() + size)
+        content: bytes = self._file.read(size)
+        return content
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._check(position)
+        return int(self._file.seek(position, whence))
+
+    def _check(self, position: int) -> None:
+        # The reader looks a little beyond the end.
+        if position > self._total + 2 * tarfile.RECORDSIZE:
+            raise TooMuch(f"unpacks to more than {self._total:,} bytes")
