@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
-from ickd_pl.data.batch import Batch, DataInfo, as_batch
-from ickd_pl.errors import UserError
+from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.build import check_classes, make_network, network_name, probe
 from ickd_pl.models.features import Features
 from ickd_pl.models.hooked import LayerMap
@@ -21,6 +20,7 @@ from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import check_lists, unique_names
 from ickd_pl.training.build import check_data, make_adapters, make_teacher, optimizer_of
 from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
+from ickd_pl.training.first_batch import FirstBatch, check_evaluation, training_batch
 from ickd_pl.training.metrics import Accuracies, TrainSums
 from ickd_pl.training.student import StudentModule
 from ickd_pl.training.teacher import TeacherWeights, check_accuracy, check_floor_value
@@ -109,6 +109,7 @@ class DistillationModule(StudentModule):
         self.stages = Stages(self.strategies, self.student_name)
         self.best_acc1 = 0.0
         self.metrics = Accuracies(num_classes)
+        self.first_batch = FirstBatch(num_classes, image_size)
         self.sums = TrainSums()
 
     def _make_adapters(self, image_size: int, data: DataInfo, seed: int) -> nn.ModuleDict:
@@ -189,13 +190,7 @@ class DistillationModule(StudentModule):
         Raises:
             UserError: it is not a batch, or lacks the indices that a method needs.
         """
-        needing = [type(s).__name__ for s in self.strategies if s.needs_index]
-        if needing and len(raw) < 3:
-            raise UserError(
-                f"{', '.join(needing)} needs the index of each training image: let the data yield "
-                "(image, label, index), as ickd_pl's data modules do"
-            )
-        return as_batch(raw)
+        return training_batch(self, raw)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total = self.counted_loss(self.as_batch(batch), batch_idx)
@@ -258,11 +253,13 @@ class DistillationModule(StudentModule):
         networks = [("student", self.student_name)]
         networks += [] if self.teacher is None else [("teacher", str(self.teacher_name))]
         check_data(self.trainer.datamodule, self.num_classes, networks)  # type: ignore[attr-defined]
+        self.first_batch.forget()
         if stage == "fit":
             self.prepare_teacher()
             self.stages.extend(self.trainer)
 
     def on_train_start(self) -> None:
+        check_evaluation(self)
         minimum = self.hparams["teacher_floor"]
         if self.teacher is not None and minimum is not None:
             check_accuracy(self.teacher, str(self.teacher_name), minimum, self.trainer)

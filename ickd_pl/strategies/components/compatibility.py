@@ -53,7 +53,9 @@ def check_forms(method: ReadsLayers, student: FeatureShapes, teacher: FeatureSha
     for net in (student, teacher):
         wrong = {f"{name} as a map (C, H, W)": s for name, s in method.maps_of(net).items() if len(s) != 3}
         # A vector may have further dimensions of size 1.
-        wrong |= {f"{name} as a vector (D)": s for name, s in method.vectors_of(net).items() if prod(s[1:]) != 1 or not s}
+        wrong |= {
+            f"{name} as a vector (D)": s for name, s in method.vectors_of(net).items() if prod(s[1:]) != 1 or not s
+        }
         for layer, shape in wrong.items():
             raise incompatible(method, student, teacher, f"it reads {layer}, but {net.name} gives {shape_text(shape)}")
 
