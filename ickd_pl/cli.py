@@ -15,7 +15,8 @@ from ickd_pl import commands
 from ickd_pl.errors import UserError, near
 from ickd_pl.runs.configs import find_configs
 from ickd_pl.runs.console import warn
-from ickd_pl.runs.fit import IckdCLI, user_error, with_checkpoint_settings
+from ickd_pl.runs.fit import IckdCLI, with_checkpoint_settings
+from ickd_pl.runs.user_errors import user_error
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 

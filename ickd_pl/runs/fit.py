@@ -17,7 +17,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs.configs import check_trainer
 from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.data_options import data_name
-from ickd_pl.runs.parser import OneLineParser, constructor_error
+from ickd_pl.runs.parser import OneLineParser
 from ickd_pl.runs.predictions import write_predictions
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
 from ickd_pl.runs.stored_settings import evaluation_settings
@@ -159,25 +159,6 @@ class IckdCLI(LightningCLI):
         outputs: Any = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
         path = write_predictions(folder_of(Path(ckpt_path).resolve()) / "predictions.csv", outputs or [], datamodule)
         log(f"wrote {path}")
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """The :class:`UserError` behind an exception, if any: jsonargparse wraps what a constructor raises."""
-    # private: torch message "Error(s) in loading state_dict"
-    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
-        details = " ".join(str(error).split())
-        return UserError(f"the checkpoint is of another network or of other methods: {details[:300]} ...")
-    if isinstance(error, ValueError) and (text := constructor_error(str(error))):
-        return UserError(text)
-    # Lightning checks these only when the training begins.
-    # private: lightning messages "val_check_interval" and "Early stopping"
-    if isinstance(error, ValueError | RuntimeError) and str(error).strip().startswith(
-        ("`val_check_interval`", "Early stopping conditioned on metric")
-    ):
-        return UserError(f"trainer: {' '.join(str(error).split())}")
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def with_checkpoint_settings(args: list[str], scratch: Path) -> list[str]:

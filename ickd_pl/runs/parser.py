@@ -143,15 +143,6 @@ def _plain_type(text: str) -> str:
     return re.sub(r"typing\.|<class '([\w.]+)'>", lambda found: found[1] or "", text)
 
 
-def constructor_error(message: str) -> str | None:
-    """The message of a class's constructor, which older versions of jsonargparse bury among other lines."""
-    # private: jsonargparse message "none of the union's types"
-    if "Does not validate against any of the Union subtypes" not in message:
-        return None
-    texts = [text for text in re.findall(r"^\s+- (.*)", message, re.MULTILINE) if not text.startswith("Expected a")]
-    return texts[0] if texts else None
-
-
 def _near_option(name: str, options: Iterable[str]) -> str:
     """A hint for an unknown option, taken from the options and the arguments of all data sets and methods."""
     last = name.rpartition(".")[2]
