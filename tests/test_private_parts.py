@@ -72,7 +72,7 @@ class Child(Base):
 
 class Refusing(Base):
     def __init__(self) -> None:
-        raise ValueError("too large")
+        raise ImportError("too large")
 
 
 class Parent:
@@ -149,6 +149,14 @@ def _() -> None:
 def _() -> None:
     text = message_of(json_parser(), "--name=a", "--lengths=x")
     assert re.search(r"Given value: x", text) and re.search(r"Subtypes: \[(.*)\]", text)
+
+
+@private('jsonargparse message "NestedArg"')
+def _() -> None:
+    parser = json_parser()
+    parser.add_argument("--bases", type=list[Base] | None)
+    text = message_of(parser, "--name=a", "--bases.size=3")
+    assert re.search(r'key "bases".*NestedArg\(key=\'size\'', text, re.DOTALL)
 
 
 @private('jsonargparse message "compute_fn failed"')

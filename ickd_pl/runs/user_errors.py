@@ -90,7 +90,7 @@ def _way(trace: TracebackType | None) -> tuple[list[str], bool]:
 
 
 def _data_error(error: BaseException) -> UserError | None:
-    """What torch says about batches that were not looked at: only the first one's values are (training/first_batch.py)."""
+    """What torch says about later batches: training/first_batch.py looks at the values of the first one only."""
     text = str(error)
     # private: torch message "Expected more than 1 value per channel"
     if isinstance(error, ValueError) and text.startswith("Expected more than 1 value per channel when training"):
