@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -79,5 +80,12 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def script() -> None:
-    """The console script ``ickd``."""
+    """The console script ``ickd``, and ``python -m ickd_pl``: they find modules of the current folder.
+
+    As ``python cli.py`` does, but after the installed packages, so that no file there takes the place of one.
+    """
+    if not getattr(sys.flags, "safe_path", False):
+        with suppress(OSError):  # the folder may be gone
+            folder = str(Path.cwd())
+            sys.path += [] if {"", folder} & set(sys.path) else [folder]
     sys.exit(main())

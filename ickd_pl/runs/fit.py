@@ -21,6 +21,7 @@ from ickd_pl.runs.parser import OneLineParser
 from ickd_pl.runs.predictions import write_predictions
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
 from ickd_pl.runs.stored_settings import evaluation_settings
+from ickd_pl.runs.trainer import CommandLineTrainer
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.weights.checkpoint import read_checkpoint
 
@@ -49,6 +50,7 @@ class IckdCLI(LightningCLI):
             DistillationModule,
             pl.LightningDataModule,
             save_config_callback=None,
+            trainer_class=CommandLineTrainer,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
             parser_class=self.parser_class,

@@ -117,7 +117,10 @@ def _unknown_class(message: str, options: Iterable[str]) -> str | None:
     key = re.search(r'key "([^"]+)"', message)
     where = key[1] if key else "an option"
     base = BASES.get(where.rpartition(".")[2])
-    hint = near(found[1], _subclass_names(base)) if base else "give the class's name, or its full import path"
+    hints = [near(found[1], _subclass_names(base))] if base else []
+    if base not in (LossStrategy, pl.LightningDataModule):
+        hints.append("give the class's name, or its full import path")
+    hint = " ".join(hints)
     return f"unknown class {found[1]} for {where}: {hint}"
 
 

@@ -54,7 +54,8 @@ def _refusal(error: BaseException) -> str | None:
     roots, raised = _way(error.__traceback__)
     if not isinstance(error, OF_SETTINGS) or not roots or roots[-1] not in CHECKING or not raised:
         return None
-    if set(roots[roots.index("ickd_pl") if "ickd_pl" in roots else 0 :]) - BETWEEN:
+    inside = next(position for position, root in enumerate(roots) if root in CHECKING | {"ickd_pl"})
+    if set(roots[inside:]) - BETWEEN:
         return None  # the user's own code is on the way: it may be at fault
     # private: lightning message "You provided multiple dataloaders"
     if found := re.match(r"You provided multiple `(\w+)`, but no `dataloader_idx`", str(error)):

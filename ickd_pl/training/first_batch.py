@@ -135,12 +135,12 @@ def check_evaluation(module: Module) -> None:
     Raises:
         UserError: see :func:`ickd_pl.data.batch.as_batch` and :meth:`FirstBatch.check`.
     """
-    for raw in _samples(module.trainer.val_dataloaders):
+    for raw in samples(module.trainer.val_dataloaders):
         check = FirstBatch(module.first_batch.num_classes, module.first_batch.image_size).check
         check(as_batch(raw), "evaluation", [(module.student, module.student_name)])
 
 
-def _samples(loaders: Any) -> Iterator[Any]:
+def samples(loaders: Any) -> Iterator[Any]:
     """A batch of one image from each of torch's loaders, without drawing from any random state."""
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.num_workers:

@@ -21,7 +21,9 @@ from ickd_pl.strategies.base import check_lists, unique_names
 from ickd_pl.training.build import check_data, make_adapters, make_teacher, optimizer_of
 from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
 from ickd_pl.training.first_batch import FirstBatch, check_evaluation, training_batch
+from ickd_pl.training.logged import log_settings
 from ickd_pl.training.metrics import Accuracies, TrainSums
+from ickd_pl.training.one_image import check_one_image
 from ickd_pl.training.student import StudentModule
 from ickd_pl.training.teacher import TeacherWeights, check_accuracy, check_floor_value
 from ickd_pl.training.two_stage import Stages
@@ -256,10 +258,12 @@ class DistillationModule(StudentModule):
         self.first_batch.forget()
         if stage == "fit":
             self.prepare_teacher()
+            log_settings(self)
             self.stages.extend(self.trainer)
 
     def on_train_start(self) -> None:
         check_evaluation(self)
+        check_one_image(self)
         minimum = self.hparams["teacher_floor"]
         if self.teacher is not None and minimum is not None:
             check_accuracy(self.teacher, str(self.teacher_name), minimum, self.trainer)

@@ -86,7 +86,7 @@ def test_arguments_of_a_class_that_was_named() -> None:
         (["--data=Digits", "-lr=8"], "unknown option --lr: did you mean model.lr?"),
         (["--model.strategies.temperature=3"], "model.strategies.temperature: name the class before its argument"),
         (["--trainer.logger=NoLogger"], "unknown class NoLogger for trainer.logger: did you mean"),
-        (["--trainer.callbacks+=EarlyStoping"], "did you mean EarlyStopping?"),
+        (["--trainer.callbacks+=EarlyStoping"], "did you mean EarlyStopping? give the class's name, or its full"),
     ],
 )
 def test_on_the_command_line(words: list[str], line: str) -> None:
