@@ -45,6 +45,8 @@ def test_one_batch_is_tested_and_predicted() -> None:
     path, sizes = RUN / "checkpoints/last.ckpt", ["--data.eval_batch_size=30", *QUIET]
     assert cli("predict", "--ckpt_path", path, "--trainer.limit_predict_batches=2", *sizes).status == 0
     assert len((RUN / "predictions.csv").read_text().splitlines()) == 1 + 60
+    nothing = cli("predict", "--ckpt_path", path, "--trainer.limit_predict_batches=0", *sizes)
+    assert nothing.status == 2 and "there are no images to predict" in nothing.err
     outcome = cli("test", "--ckpt_path", path, "--trainer.limit_test_batches=1", *sizes)
     (line,) = [line for line in outcome.out.splitlines() if "test/acc1" in line]
     accuracy = float(line.strip(" │|").split()[-1])
