@@ -8,14 +8,16 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ickd_pl import commands
 from ickd_pl.errors import NonFiniteLoss, UserError, near
 from ickd_pl.runs.configs import check_text, find_configs, limit_parser
 from ickd_pl.runs.console import warn
-from ickd_pl.runs.fit import IckdCLI, user_error, with_checkpoint_settings
+from ickd_pl.runs.fit import IckdCLI, with_checkpoint_settings
 from ickd_pl.runs.stop import Stopped, explain, handled_signals, report_from
+from ickd_pl.runs.user_errors import user_error
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -87,5 +89,12 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def script() -> None:
-    """The console script ``ickd``."""
+    """The console script ``ickd``, and ``python -m ickd_pl``: they find modules of the current folder.
+
+    As ``python cli.py`` does, but after the installed packages, so that no file there takes the place of one.
+    """
+    if not getattr(sys.flags, "safe_path", False):
+        with suppress(OSError):  # the folder may be gone
+            folder = str(Path.cwd())
+            sys.path += [] if {"", folder} & set(sys.path) else [folder]
     sys.exit(main())

@@ -22,7 +22,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
@@ -70,6 +69,11 @@ class Base:
 class Child(Base):
     def __init__(self, size: int = 1) -> None:
         self.size = size
+
+
+class Refusing(Base):
+    def __init__(self) -> None:
+        raise ImportError("too large")
 
 
 class Parent:
@@ -224,6 +228,14 @@ def _() -> None:
     assert text.startswith("any: Unable to serialize instance")
 
 
+@private('jsonargparse message "NestedArg"')
+def _() -> None:
+    parser = json_parser()
+    parser.add_argument("--bases", type=list[Base] | None)
+    text = message_of(parser, "--name=a", "--bases.size=3")
+    assert re.search(r'key "bases".*NestedArg\(key=\'size\'', text, re.DOTALL)
+
+
 @private('jsonargparse message "compute_fn failed"')
 def _() -> None:
     def refuse(value: int) -> int:
@@ -239,11 +251,11 @@ def _() -> None:
 @private('jsonargparse message "none of the union\'s types"')
 def _() -> None:
     # The newest versions pass on the constructor's error.
-    from ickd_pl.runs.parser import constructor_error
+    from ickd_pl.runs.user_errors import of_constructor
 
     text = message_of(json_parser(), "--name=a", "--lengths=x")
     assert "Does not validate against any of the Union subtypes" in text
-    assert constructor_error(f"{text}\n    - size: too large") == "size: too large"
+    assert of_constructor(f"{text}\n    - size: too large") == "size: too large"
 
 
 def text_in(module: str, text: str) -> None:
@@ -266,15 +278,34 @@ def _() -> None:
     text_in("lightning_fabric.utilities.seed", "Seed set to")
 
 
-@private('lightning messages "val_check_interval" and "Early stopping"')
+@private('jsonargparse message "Problem with given class_path"')
 def _() -> None:
-    settings: dict[str, Any] = {"max_epochs": 1, "logger": False, "accelerator": "cpu", "limit_train_batches": 2}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    with pytest.raises(ValueError, match=r"^\s*`val_check_interval`"):
-        pl.Trainer(val_check_interval=99, **settings, **quiet).fit(BoringModel(), BoringDataModule())
-    with pytest.raises(RuntimeError, match=r"^\s*Early stopping conditioned on metric"):
-        stop = EarlyStopping("no such metric", mode="min")
-        pl.Trainer(callbacks=[stop], **settings, **quiet).fit(BoringModel(), BoringDataModule())
+    parser = json_parser()
+    with pytest.raises(ValueError, match=rf"Problem with given class_path '{__name__}.Refusing':\s+too large"):
+        parser.instantiate_classes(parser.parse_args(["--name=a", f"--base={__name__}.Refusing"]))
+
+
+@private('torch message "Expected more than 1 value per channel"')
+def _() -> None:
+    with pytest.raises(ValueError, match=r"^Expected more than 1 value per channel when training"):
+        nn.BatchNorm1d(3)(torch.zeros(1, 3))
+
+
+@private('lightning message "You provided multiple dataloaders"')
+def _() -> None:
+    class Two(BoringDataModule):
+        def val_dataloader(self) -> Any:
+            return [super().val_dataloader()] * 2
+
+    trainer = pl.Trainer(fast_dev_run=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    with pytest.raises(RuntimeError, match="You provided multiple `val_dataloader`, but no `dataloader_idx`"):
+        trainer.validate(BoringModel(), Two())
+
+
+@private('torch message "Target is out of bounds"')
+def _() -> None:
+    with pytest.raises(IndexError, match=r"^Target 7 is out of bounds\.$"):
+        nn.functional.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 7]))
 
 
 @private('torch message "Error(s) in loading state_dict"')

@@ -20,9 +20,10 @@ from ickd_pl.files import replacing
 from ickd_pl.runs import EpochRecord, RunFolder
 from ickd_pl.runs.configs import check_trainer, find_configs
 from ickd_pl.runs.decide import Asked, inputs_of
-from ickd_pl.runs.fit import IckdCLI, user_error
+from ickd_pl.runs.fit import IckdCLI
 from ickd_pl.runs.pack_folder import PackRecord, decide_pack
 from ickd_pl.runs.parser import RaisingParser
+from ickd_pl.runs.user_errors import user_error
 from ickd_pl.training.evaluation import predicted_classes
 from ickd_pl.training.pack import Pack
 

@@ -200,7 +200,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
             self._part(split)
 
     def train_dataloader(self) -> TensorLoader:
-        """Shuffled and augmented batches of the images trained on."""
+        """Shuffled and augmented batches of the images trained on; in one order for ``overfit_batches``."""
         return self._loader("train", self.batch_size, train=True)
 
     def val_dataloader(self) -> TensorLoader:
@@ -230,6 +230,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
             padding=self.padding,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
+            same_order=getattr(trainer, "overfit_batches", 0) > 0,
         )
 
     def _device(self, images: Tensor, train: bool) -> torch.device:

@@ -48,6 +48,8 @@ class TensorLoader:
         padding: black border in pixels for the random crop, 0 for no crop.
         rank: of this process.
         world_size: number of processes.
+        same_order: every epoch has the order of the first, so that the first batches are the same images each time, in
+            crops and flips that are drawn anew. For the Trainer's ``overfit_batches``.
 
     Raises:
         UserError: no images, shapes or dtypes that do not fit, or a batch smaller than the number of ranks.
@@ -73,6 +75,7 @@ class TensorLoader:
         padding: int = 4,
         rank: int = 0,
         world_size: int = 1,
+        same_order: bool = False,
     ) -> None:
         _check(images, labels, batch_size, world_size)
         self.batch_size = batch_size
@@ -81,6 +84,7 @@ class TensorLoader:
         self.flip = flip
         self.rank = rank
         self.world_size = world_size
+        self.same_order = same_order
         self.labels = labels.to(images.device, torch.int64)
         self._images = images
         self._padded = pad_images(images, padding, None if flip else False) if train else None
@@ -144,7 +148,7 @@ class TensorLoader:
     def _draw(self, epoch: int) -> _Draws:
         """Order, crops and flips of one epoch: drawn on the CPU, so the same on every device, then moved."""
         count, device = len(self._images), self._images.device
-        order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
+        order = torch.randperm(count, generator=generator(self.seed, "order", 0 if self.same_order else epoch))
         crop = generator(self.seed, "crop", epoch)
         offset = torch.randint(0, 2 * self._padding + 1, (count, 2), generator=crop)
         flip = torch.randint(0, 2, (count,), generator=crop).bool()

@@ -66,21 +66,23 @@ def check_classes(num_classes: int, student: FeatureShapes, teacher: FeatureShap
         )
 
 
-def probe(net: FeatureNet | HookedNet, name: str, image_size: int, preact: bool) -> FeatureShapes:
+def probe(net: FeatureNet | HookedNet, name: str, image_size: int | tuple[int, ...], preact: bool) -> FeatureShapes:
     """Shapes of the features of one image; the network (mode, buffers) is left as it was.
 
     Raises:
         UserError: the network does not take images of this size.
     """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     modes = [(module, module.training) for module in net.modules()]
     reference = next(iter(net.parameters()))
     net.eval()
     try:
         with torch.no_grad():
-            zeros = torch.zeros(2, 3, image_size, image_size, device=reference.device, dtype=reference.dtype)
+            zeros = torch.zeros(2, 3, height, width, device=reference.device, dtype=reference.dtype)
             features: Features = net.features(zeros, preact=preact)
-    except RuntimeError as error:
-        raise UserError(f"{name} does not take images of 3x{image_size}x{image_size}: {error}") from error
+    except (RuntimeError, AssertionError) as error:  # transformers assert the size of their images
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{name} does not take images of 3x{height}x{width}: {why}") from error
     finally:
         for module, mode in modes:
             module.training = mode

@@ -42,6 +42,11 @@ class FeatureShapes:
     pooled: tuple[int, ...]
     preact: tuple[tuple[int, ...], ...] | None = None
 
+    def stage_ends(self, stem: bool = False) -> dict[str, tuple[int, ...]]:
+        """The stages' shapes by their names in messages, shallow to deep; with the stem in front if wanted."""
+        named = {f"stage {number}": shape for number, shape in enumerate(self.stages, start=1)}
+        return {"the stem": self.stem, **named} if stem else named
+
     @classmethod
     def of(cls, name: str, features: Features) -> FeatureShapes:
         """Shapes of the features of a forward pass."""

@@ -263,8 +263,14 @@ def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
         for key in sorted(old.keys() | new.keys(), key=str)
-        if old.get(key) != new.get(key) and not (old.get(key) != old.get(key) and new.get(key) != new.get(key))  # NaN
+        if not _same(key, old.get(key), new.get(key))
     ]
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    if key.startswith("trainer.limit_"):  # 1 is a batch, 1.0 is all of them
+        return bool(old == new) and type(old) is type(new)
+    return bool(old == new) or str(old) == str(new) == "nan"
 
 
 def _shown(value: Any) -> str:

@@ -22,13 +22,14 @@ from ickd_pl.runs.data_options import data_name
 from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of
 from ickd_pl.runs.finite import FiniteGuard
 from ickd_pl.runs.lock import holder, locked
-from ickd_pl.runs.parser import OneLineParser, constructor_error
+from ickd_pl.runs.parser import OneLineParser
 from ickd_pl.runs.predictions import write_predictions
 from ickd_pl.runs.processes import no_process_left, on_rank_zero
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
 from ickd_pl.runs.step import Saver, StepCheckpoint
 from ickd_pl.runs.stop import SignalStop
 from ickd_pl.runs.stored_settings import evaluation_settings
+from ickd_pl.runs.trainer import CommandLineTrainer
 from ickd_pl.runs.written_settings import written_settings
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.teacher import check_chosen
@@ -65,6 +66,7 @@ class IckdCLI(LightningCLI):
             DistillationModule,
             pl.LightningDataModule,
             save_config_callback=None,
+            trainer_class=CommandLineTrainer,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
             parser_class=self.parser_class,
@@ -223,25 +225,6 @@ class IckdCLI(LightningCLI):
         outputs: Any = self.trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
         path = write_predictions(folder_of(Path(ckpt_path).resolve()) / "predictions.csv", outputs or [], datamodule)
         log(f"wrote {path}")
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """The :class:`UserError` behind an exception, if any: jsonargparse wraps what a constructor raises."""
-    # private: torch message "Error(s) in loading state_dict"
-    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
-        details = " ".join(str(error).split())
-        return UserError(f"the checkpoint is of another network or of other methods: {details[:300]} ...")
-    if isinstance(error, ValueError) and (text := constructor_error(str(error))):
-        return UserError(text)
-    # Lightning checks these only when the training begins.
-    # private: lightning messages "val_check_interval" and "Early stopping"
-    if isinstance(error, ValueError | RuntimeError) and str(error).strip().startswith(
-        ("`val_check_interval`", "Early stopping conditioned on metric")
-    ):
-        return UserError(f"trainer: {' '.join(str(error).split())}")
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def with_checkpoint_settings(args: list[str], scratch: Path) -> list[str]:

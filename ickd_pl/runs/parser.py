@@ -15,7 +15,16 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from ickd_pl.errors import UserError, near, printable
 from ickd_pl.models.discovery import subclasses
+from ickd_pl.runs.near_option import near_option
 from ickd_pl.strategies import LossStrategy
+
+# The classes that an option may name.
+BASES: dict[str, type] = {
+    "strategies": LossStrategy,
+    "data": pl.LightningDataModule,
+    "logger": pl.loggers.Logger,
+    "callbacks": pl.Callback,
+}
 
 
 class OneLineParser(LightningArgumentParser):
@@ -89,14 +98,14 @@ def _unknown(message: str, options: Iterable[str]) -> str | None:
         flag = found[1].lstrip("-").split("=")[0]
         if not found[1].startswith("-"):
             return f"unexpected argument {found[1]}: options are given as --name value; see --help"
-        return f"unknown option --{flag}: {_near_option(flag, options)}"
+        return f"unknown option --{flag}: {near_option(flag, options)}"
     # private: jsonargparse message "option is not accepted"
     if found := re.search(
         r"does not accept (?:option|nested key) '([^']+)'|(?:[Oo]ption|Key) '([^']+)' is not (?:accepted|expected)",
         message,
     ):
         name = found[1] or found[2]
-        return f"unknown setting {name}: {_near_option(name, options)}"
+        return f"unknown setting {name}: {near_option(name, options, inner='.' not in name)}"
     return None
 
 
@@ -107,8 +116,11 @@ def _unknown_class(message: str, options: Iterable[str]) -> str | None:
         return None
     key = re.search(r'key "([^"]+)"', message)
     where = key[1] if key else "an option"
-    base = {"strategies": LossStrategy, "data": pl.LightningDataModule}.get(where.rpartition(".")[2])
-    hint = near(found[1], _subclass_names(base)) if base else "give the class's name, or its full import path"
+    base = BASES.get(where.rpartition(".")[2])
+    hints = [near(found[1], _subclass_names(base))] if base else []
+    if base not in (LossStrategy, pl.LightningDataModule):
+        hints.append("give the class's name, or its full import path")
+    hint = " ".join(hints)
     return f"unknown class {found[1]} for {where}: {hint}"
 
 
@@ -124,6 +136,9 @@ def _missing(message: str, options: Iterable[str]) -> str | None:
 
 
 def _wrong_value(message: str, options: Iterable[str]) -> str | None:
+    # private: jsonargparse message "NestedArg"
+    if found := re.search(r'key "([^"]+)".*NestedArg\(key=\'([\w.]+)\'', message, re.DOTALL):
+        return f"{found[1]}.{found[2]}: name the class before its argument, as --{found[1]} CLASS (in a list: += CLASS)"
     # private: jsonargparse message "expected a type"
     if found := re.search(r'key "([^"]+)":\s+Expected an? (.+?)\. Got value: (.*)', message):
         return f"{found[1]}: expected {_plain_type(found[2])}, got {found[3].strip()}"
@@ -143,30 +158,5 @@ def _plain_type(text: str) -> str:
     return re.sub(r"typing\.|<class '([\w.]+)'>", lambda found: found[1] or "", text)
 
 
-def constructor_error(message: str) -> str | None:
-    """The message of a class's constructor, which older versions of jsonargparse bury among other lines."""
-    # private: jsonargparse message "none of the union's types"
-    if "Does not validate against any of the Union subtypes" not in message:
-        return None
-    texts = [text for text in re.findall(r"^\s+- (.*)", message, re.MULTILINE) if not text.startswith("Expected a")]
-    return texts[0] if texts else None
-
-
-def _near_option(name: str, options: Iterable[str]) -> str:
-    """A hint for an unknown option, taken from the options and the arguments of all data sets and methods."""
-    last = name.rpartition(".")[2]
-    inner = {p for base in (pl.LightningDataModule, LossStrategy) for cls in subclasses(base) for p in _arguments(cls)}
-    options = list(options)
-    hints = [near(name, options), near(last, inner)]
-    # An argument of a data set or method, named without its prefix, unless it is the beginning of an option.
-    if "." not in name and not any(option.startswith(name) for option in options):
-        hints.reverse()
-    return next((hint for hint in hints if not hint.startswith("known:")), "see --help for all options")
-
-
-def _arguments(cls: type) -> list[str]:
-    return [p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs")]
-
-
 def _subclass_names(base: type) -> list[str]:
-    return [c.__name__ for c in subclasses(base) if not c.__module__.startswith("pytorch_") and c.__name__[0] != "_"]
+    return [c.__name__ for c in subclasses(base) if c.__name__[0] != "_" and not inspect.isabstract(c)]

@@ -80,6 +80,9 @@ class AB(LossStrategy):
     pretrain_epochs: NonNegativeInt = 30
     pretrain_lr: PositiveFloat | None = None
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return {f"stage {number}": shape for number, shape in enumerate(_ends(net), start=1)}
+
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)
         for number, (s, t) in enumerate(zip(_ends(student), _ends(teacher), strict=True), start=1):

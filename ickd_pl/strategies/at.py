@@ -73,6 +73,9 @@ class AT(LossStrategy):
     weight: NonNegativeFloat = 1000.0
     power: PositiveFloat = 2.0
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return net.stage_ends()
+
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)
 

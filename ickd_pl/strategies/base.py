@@ -82,6 +82,17 @@ class LossStrategy(pl.Callback, ABC):
             "init_args": {argument: getattr(self, argument) for argument in arguments},
         }
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        """The layers that the method reads as maps (C, H, W), by their names in messages: a network of tokens has none.
+
+        Where one of them has another number of dimensions, the pair is refused before :meth:`check`.
+        """
+        return {}
+
+    def vectors_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        """Likewise the layers that the method reads as vectors (D,)."""
+        return {}
+
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         """Raise :class:`~ickd_pl.errors.IncompatiblePair` if the method cannot work on this pair."""
 

@@ -55,6 +55,9 @@ class CC(LossStrategy):
     weight: NonNegativeFloat = 0.02
     dim: PositiveInt = 128
 
+    def vectors_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return {"the pooled feature": net.pooled}
+
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         return nn.ModuleDict(
             {

@@ -215,6 +215,9 @@ class CRD(LossStrategy):
     momentum: Annotated[float, from_to(0, 1)] = 0.5
     mode: Mode = "exact"
 
+    def vectors_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return {"the pooled feature": net.pooled}
+
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         if data.num_samples is None:
             raise UserError(

@@ -54,6 +54,9 @@ class FitNet(LossStrategy):
     weight: NonNegativeFloat = 100.0
     hint_layer: NonNegativeInt = 2
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return dict(list(net.stage_ends(stem=True).items())[self.hint_layer : self.hint_layer + 1])
+
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         for net in (student, teacher):
             if not 0 <= self.hint_layer <= len(net.stages):

@@ -74,6 +74,9 @@ class FSP(LossStrategy):
     pretrain_epochs: NonNegativeInt = 30
     pretrain_lr: PositiveFloat | None = None
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return net.stage_ends(stem=True)
+
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)
         pairs = zip((student.stem, *student.stages), (teacher.stem, *teacher.stages), strict=True)

@@ -140,6 +140,9 @@ class FT(LossStrategy):
             return SLOW_LR
         return self.pretrain_lr
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return {"the last stage": net.stages[-1]}
+
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         channels = teacher.stages[-1][0]
         return FactorAdapter(student.stages[-1][0], channels, max(1, int(channels * self.rate)))

@@ -65,6 +65,9 @@ class ICKD(LossStrategy):
 
     weight: NonNegativeFloat = 2.5
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return {"the map before the global pooling": net.final}
+
     def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
         return ConvBN(student.final[0], teacher.final[0])
 

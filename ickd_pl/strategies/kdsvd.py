@@ -148,6 +148,9 @@ class KDSVD(LossStrategy):
     weight: NonNegativeFloat = 1.0
     count: PositiveInt = 1
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return net.stage_ends()
+
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)
         pairs = list(zip(student.stages, teacher.stages, strict=True))

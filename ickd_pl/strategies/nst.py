@@ -76,6 +76,9 @@ class NST(LossStrategy):
 
     weight: NonNegativeFloat = 50.0
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return net.stage_ends()
+
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)
 

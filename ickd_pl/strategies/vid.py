@@ -97,6 +97,9 @@ class VID(LossStrategy):
     weight: NonNegativeFloat = 1.0
     init_variance: Variance = 5.0
 
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
+        return net.stage_ends()
+
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         check_stage_count(self, student, teacher)
 

@@ -20,6 +20,7 @@ from ickd_pl.models.hooked import HookedNet, LayerMap
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies import LossStrategy
 from ickd_pl.strategies.base import check_lists
+from ickd_pl.strategies.components.compatibility import check_forms
 from ickd_pl.training.teacher import check_floor_value
 
 
@@ -110,6 +111,7 @@ def make_adapters(
     if teacher_shapes is None:
         return adapters
     for position, (key, method) in enumerate(methods.items()):
+        check_forms(method, student_shapes, teacher_shapes)
         method.check(student_shapes, teacher_shapes)
         with seeded(seed, "adapter", method.name(), position):
             adapter = method.build(student_shapes, teacher_shapes, data)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ickd_pl.data.batch import as_batch
 from ickd_pl.errors import UserError
+from ickd_pl.training.first_batch import dtype_of
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def predicted_classes(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer
     predicted, labels = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
     with precision.forward_context():
         for raw in loader:
-            batch = as_batch(precision.convert_input(strategy.batch_to_device(raw)))
+            batch = as_batch(precision.convert_input(strategy.batch_to_device(raw)), dtype_of(net))
             real = batch.index >= 0
             predicted.append(net(batch.image)[real].float().argmax(1).cpu())
             labels.append(batch.label[real].cpu())

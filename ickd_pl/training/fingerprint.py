@@ -53,10 +53,11 @@ def _yielded(data: pl.LightningDataModule) -> Iterator[tuple[str, Tensor]]:
             data.setup(stage)
             for split in splits:
                 for raw in getattr(data, f"{split}_dataloader")():
-                    image, label, _ = as_batch(raw)
-                    if not (isinstance(image, Tensor) and isinstance(label, Tensor)):
-                        kinds = f"{type(image).__name__} and {type(label).__name__}"
+                    pair = raw[:2] if isinstance(raw, list | tuple) else ()
+                    if not all(isinstance(each, Tensor) for each in pair):
+                        kinds = " and ".join(type(each).__name__ for each in pair)
                         raise UserError(f"{type(data).__name__}: expected {split} batches of tensors, got {kinds}")
+                    image, label, _ = as_batch(raw)
                     _check_labels(data, split, label)
                     yield f"{split} image", image
                     yield f"{split} label", label

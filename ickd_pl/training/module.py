@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ickd_pl.data.batch import Batch, DataInfo, as_batch
-from ickd_pl.errors import UserError
+from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.models.build import check_classes, make_network, network_name, probe
 from ickd_pl.models.features import Features
 from ickd_pl.models.hooked import LayerMap
@@ -20,7 +19,10 @@ from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import unique_names
 from ickd_pl.training.build import check_arguments, check_data, make_adapters, make_teacher, optimizer_of
 from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
+from ickd_pl.training.first_batch import FirstBatch, check_evaluation, training_batch
+from ickd_pl.training.logged import log_settings
 from ickd_pl.training.metrics import Accuracies, TrainSums, epoch_state, resume_epoch
+from ickd_pl.training.one_image import check_one_image
 from ickd_pl.training.student import StudentModule
 from ickd_pl.training.teacher import TeacherWeights, check_accuracy
 from ickd_pl.training.two_stage import Stages
@@ -105,6 +107,7 @@ class DistillationModule(StudentModule):
         self.adapters = self._make_adapters(image_size, DataInfo(num_classes, num_samples), seed)
         self.stages = Stages(self.strategies, self.student_name)
         self.metrics = Accuracies(num_classes)
+        self.first_batch = FirstBatch(num_classes, image_size)
         self.sums = TrainSums()
         self.stored_epoch: Any = None  # of a checkpoint within an epoch
         self.in_force: dict[str, float] = {}  # learning rate of the epoch, and settings that a callback has changed
@@ -187,13 +190,7 @@ class DistillationModule(StudentModule):
         Raises:
             UserError: it is not a batch, or lacks the indices that a method needs.
         """
-        needing = [type(s).__name__ for s in self.strategies if s.needs_index]
-        if needing and len(raw) < 3:
-            raise UserError(
-                f"{', '.join(needing)} needs the index of each training image: let the data yield "
-                "(image, label, index), as ickd_pl's data modules do"
-            )
-        return as_batch(raw)
+        return training_batch(self, raw)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total = self.counted_loss(self.as_batch(batch))
@@ -255,11 +252,15 @@ class DistillationModule(StudentModule):
     def setup(self, stage: str) -> None:
         teacher = [] if self.teacher is None else [("teacher", str(self.teacher_name))]
         check_data(self.trainer.datamodule, self.num_classes, [("student", self.student_name), *teacher])  # type: ignore[attr-defined]
+        self.first_batch.forget()
         if stage == "fit":
             self.prepare_teacher()
+            log_settings(self)
             self.stages.extend(self.trainer)
 
     def on_train_start(self) -> None:
+        check_evaluation(self)
+        check_one_image(self)
         minimum = self.hparams["teacher_floor"]
         if self.teacher is not None and minimum is not None:
             check_accuracy(self.teacher, str(self.teacher_name), minimum, self.trainer)

@@ -16,6 +16,7 @@ from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
 from ickd_pl.training.build import optimizer_of
 from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
+from ickd_pl.training.first_batch import dtype_of
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.pack_members import ForMember, check_members
 from ickd_pl.training.teacher_parts import put_back, take_out
@@ -81,7 +82,7 @@ class Pack(pl.LightningModule):
         optimizer.zero_grad()
         share = getattr(self.trainer.train_dataloader, "share", None)
         factor = 1.0 if share is None or self.trainer.world_size == 1 else share(batch_idx)
-        teacher = self._teacher_features(as_batch(batch))
+        teacher = self._teacher_features(as_batch(batch, dtype_of(self.members[0])))
         synchronised = False
         for position, member in self._in_step():
             loss = self._loss(position, member, batch, teacher)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from ickd_pl.data.batch import as_batch
+from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.models.hooked import HookedNet
 from ickd_pl.training.checkpoint import load_module
+from ickd_pl.training.first_batch import FirstBatch, dtype_of
 from ickd_pl.training.metrics import Accuracies
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class StudentModule(pl.LightningModule):
     best_acc1: float = 0.0
     trained_steps: int = 0
     trained_before: int = 0
+    student_name: str
+    first_batch: FirstBatch
 
     @property
     def in_first_stage(self) -> bool:
@@ -45,15 +48,23 @@ class StudentModule(pl.LightningModule):
         logits: Tensor = self.student(image)
         return logits
 
+    def evaluation_batch(self, raw: Any, stage: str = "evaluation") -> Batch:
+        """Convert what an evaluation loader yields to a :class:`Batch`.
+
+        Raises:
+            UserError: it is not a batch, or the values of the first one are impossible.
+        """
+        return self.first_batch.check(as_batch(raw, dtype_of(self.student)), stage, [(self.student, self.student_name)])
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        batch = as_batch(batch)
+        batch = self.evaluation_batch(batch)
         self.metrics.count(self(batch.image), batch)
 
     test_step = validation_step
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities, (B, K)."""
-        logits: Tensor = self(as_batch(batch).image)
+        logits: Tensor = self(self.evaluation_batch(batch, "prediction").image)
         return logits.float().softmax(dim=1)
 
     def validation_values(self) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from math import prod
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -33,6 +34,30 @@ def incompatible(method: object, student: FeatureShapes, teacher: FeatureShapes,
     return IncompatiblePair(
         f"{type(method).__name__} cannot work on student {student.name} and teacher {teacher.name}: {why}"
     )
+
+
+class ReadsLayers(Protocol):
+    """A method that says which layers it reads as maps or vectors."""
+
+    def maps_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]: ...
+
+    def vectors_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]: ...
+
+
+def check_forms(method: ReadsLayers, student: FeatureShapes, teacher: FeatureShapes) -> None:
+    """Raise where a layer is not the map or the vector that the method reads, such as the tokens of a transformer.
+
+    Raises:
+        IncompatiblePair: with the first such layer.
+    """
+    for net in (student, teacher):
+        wrong = {f"{name} as a map (C, H, W)": s for name, s in method.maps_of(net).items() if len(s) != 3}
+        # A vector may have further dimensions of size 1.
+        wrong |= {
+            f"{name} as a vector (D)": s for name, s in method.vectors_of(net).items() if prod(s[1:]) != 1 or not s
+        }
+        for layer, shape in wrong.items():
+            raise incompatible(method, student, teacher, f"it reads {layer}, but {net.name} gives {shape_text(shape)}")
 
 
 def check_stage_count(method: object, student: FeatureShapes, teacher: FeatureShapes) -> None:

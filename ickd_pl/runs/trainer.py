@@ -1,0 +1,38 @@
+"""The Trainer of the command line: whole numbers of batches stay whole numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+
+class CommandLineTrainer(pl.Trainer):
+    """Lightning's Trainer, whose limits take a whole number as a number of batches and any other as a part of them.
+
+    Lightning annotates them as ``float | int``, for which the parser makes 1.0, the whole epoch, of 1, one batch.
+
+    Args:
+        limit_train_batches: batches of an epoch: 1 is one batch, 1.0 all of them, 0.5 half of them.
+        limit_val_batches: likewise for validation.
+        limit_test_batches: likewise for test.
+        limit_predict_batches: likewise for prediction.
+        **kwargs: see ``pytorch_lightning.Trainer``.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            **kwargs,
+        )
