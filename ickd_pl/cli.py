@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ickd_pl import commands
-from ickd_pl.errors import NonFiniteLoss, UserError, near
+from ickd_pl.errors import LostRank, NonFiniteLoss, UserError, near
 from ickd_pl.runs.configs import check_text, find_configs, limit_parser
 from ickd_pl.runs.console import warn
 from ickd_pl.runs.fit import IckdCLI, with_checkpoint_settings
@@ -56,7 +56,10 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise
             if isinstance(cause, NonFiniteLoss) and cause.rank is not None:
                 return report_from(cause.rank, f"error: {cause}", cause.exit_status)
-            warn(f"error: {cause}")
+            if isinstance(cause, LostRank):
+                print(f"error: {cause}", file=sys.stderr, flush=True)  # each rank that is left
+            else:
+                warn(f"error: {cause}")
             return cause.exit_status
     return 0
 

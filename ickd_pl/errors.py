@@ -39,6 +39,12 @@ class NonFiniteLoss(UserError):
         self.rank = rank
 
 
+class LostRank(UserError):
+    """Another process of the run is gone, with which this one was talking."""
+
+    exit_status = 1
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: similar known names, or all of them if none is similar.
 

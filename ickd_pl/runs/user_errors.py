@@ -10,7 +10,7 @@ from types import TracebackType
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-from ickd_pl.errors import UserError
+from ickd_pl.errors import LostRank, UserError
 
 # Libraries whose own checks of the settings are reported as they are, and those that may call each other on the way.
 CHECKING = {"pytorch_lightning", "lightning_fabric", "lightning_utilities", "jsonargparse"}
@@ -91,8 +91,14 @@ def _way(trace: TracebackType | None) -> tuple[list[str], bool]:
 
 
 def _data_error(error: BaseException) -> UserError | None:
-    """What torch says about later batches: training/first_batch.py looks at the values of the first one only."""
+    """What torch says about other ranks, and about later batches than the first, whose values nobody looks at."""
     text = str(error)
+    # gloo names its source files; a test of runs/test_stop.py kills a rank to see it
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport" in text:
+        return LostRank(
+            "another process of this run has ended, which says why, or was killed; the same command goes on from the "
+            "last checkpoint"
+        )
     # private: torch message "Expected more than 1 value per channel"
     if isinstance(error, ValueError) and text.startswith("Expected more than 1 value per channel when training"):
         return UserError(
