@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import signal
 import sys
 import tempfile
 import warnings
@@ -50,6 +51,10 @@ def main(args: Sequence[str] | None = None) -> int:
             IckdCLI(with_checkpoint_settings(find_configs(args), Path(scratch)), _other_commands())
         except Stopped as stop:
             return explain(stop)
+        except SystemExit as stop:  # Lightning makes one of an interrupt that did not come by the signal
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            return explain(Stopped(signal.SIGINT))
         except Exception as error:
             cause = user_error(error)
             if cause is None:

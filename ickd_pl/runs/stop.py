@@ -217,7 +217,7 @@ def explain(stop: Stopped) -> int:
         code = 0 if requeue() else code
     if code:
         name = "Ctrl-C" if stop.signum == signal.SIGINT else SIGNALS[stop.signum]
-        warn(f"stopped by {name}: the same command goes on from the last checkpoint")
+        warn(f"stopped by {name}: run the same command to resume")
     return code
 
 
