@@ -40,7 +40,7 @@ class Saver(Checkpoint):
             NonFiniteLoss: something in it is infinite or NaN; nothing is written.
             UserError: the file cannot be written.
         """
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         check_before_saving(trainer)
         self._validates = trainer.validating
@@ -112,6 +112,7 @@ class StepCheckpoint(Agreed, Saver):
             self._saved = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._root = Path(trainer.default_root_dir)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

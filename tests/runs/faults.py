@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,47 @@ for _name in (
     *("on_save_checkpoint", "on_before_optimizer_step"),
 ):
     setattr(SignalAt, _name, _send(_name))
+
+
+class SignalWhileSaving(pl.Callback):
+    """Send signals to this process in the middle of writing a checkpoint: before its bytes are flushed to disk, and
+    before the file gets its name.
+
+    Args:
+        signals: the first of them is sent at the first moment, and so on; the last one again at all that follow.
+        skip: number of such moments before the first signal.
+    """
+
+    def __init__(self, signals: list[str], skip: int = 0) -> None:
+        self.signals = signals
+        self.skip = skip
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not no_faults():
+            os.fsync, os.replace = self._before(os.fsync), self._before(os.replace)
+
+    def _before(self, original: Any) -> Any:
+        def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
+            if "last.ckpt" in path:
+                if self.skip > 0:
+                    self.skip -= 1
+                else:
+                    os.kill(os.getpid(), getattr(signal, self.signals[0]))
+                    self.signals = self.signals[1:] or self.signals
+            return original(first, *args, **kwargs)
+
+        return call
+
+
+class Slow(pl.Callback):
+    """Write this process's id to ``folder/<rank>`` after every step, and wait a little."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        with Path(self.folder, str(trainer.global_rank)).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if not no_faults():
+            time.sleep(0.7)

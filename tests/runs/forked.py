@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ def child(request: dict[str, Any], script: str) -> None:
         os.dup2(os.open(f"{request['out']}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = [script, *request["args"]]
+    if "SIGNAL_IN_PACK" in os.environ:  # a benchmark takes no callbacks
+        from ickd_pl.benchmark import runner
+        from tests.runs.faults import SignalAt
+
+        when, *signals = os.environ["SIGNAL_IN_PACK"].split()
+        runner.train_pack = partial(runner.train_pack, callbacks=[SignalAt(when, signals)])
     code: Any = 1
     try:
         code = main(request["args"])
