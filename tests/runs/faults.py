@@ -166,7 +166,7 @@ class SignalWhileSaving(pl.Callback):
     def _before(self, original: Any) -> Any:
         def call(first: Any, *args: Any, **kwargs: Any) -> Any:
             path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
-            if "last.ckpt" in path:
+            if "last.ckpt" in path or "pack.ckpt" in path:
                 if self.skip > 0:
                     self.skip -= 1
                 else:
@@ -175,6 +175,12 @@ class SignalWhileSaving(pl.Callback):
             return original(first, *args, **kwargs)
 
         return call
+
+
+def sender(when: str, signals: list[str]) -> pl.Callback:
+    """A callback that sends signals at a moment of :class:`SignalAt`, or of ``save:N``: while saving."""
+    hook, _, count = when.partition(":")
+    return SignalWhileSaving(signals, int(count)) if hook == "save" else SignalAt(when, signals)
 
 
 class Slow(pl.Callback):

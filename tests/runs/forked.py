@@ -1,7 +1,7 @@
 """A process that has imported the package and forks a command line for each request: real processes, started at once.
 
 Requests are lines of JSON on stdin, answers lines on stdout: ``{"args", "out", "cwd", "environment"}`` starts
-``python cli.py ARGS`` and answers its process id; ``{"wait": id}`` answers its return code, negative for a signal.
+``python cli.py ARGS``, or ``main(ARGS)`` of a module of the tests that comes first, and answers its process id; ``{"wait": id}`` answers its return code, negative for a signal.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from typing import Any
 def child(request: dict[str, Any], script: str) -> None:
     from ickd_pl.cli import main
 
+    if request["args"][0].startswith("tests."):
+        main = import_module(request["args"].pop(0)).main
     os.setsid()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
@@ -26,10 +29,10 @@ def child(request: dict[str, Any], script: str) -> None:
     sys.argv = [script, *request["args"]]
     if "SIGNAL_IN_PACK" in os.environ:  # a benchmark takes no callbacks
         from ickd_pl.benchmark import runner
-        from tests.runs.faults import SignalAt
+        from tests.runs.faults import sender
 
         when, *signals = os.environ["SIGNAL_IN_PACK"].split()
-        runner.train_pack = partial(runner.train_pack, callbacks=[SignalAt(when, signals)])
+        runner.train_pack = partial(runner.train_pack, callbacks=[sender(when, signals)])
     code: Any = 1
     try:
         code = main(request["args"])

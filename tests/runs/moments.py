@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.runs.helpers import REPOSITORY, Forked, Outcome, Started, assert_same_run, rows_of
@@ -34,6 +35,8 @@ MOMENTS = [
     *(f"on_save_checkpoint:{i}" for i in range(EPOCHS * STEPS)),
     *("setup:0", "on_fit_start:0", "on_train_start:0", "on_train_epoch_start:0", "on_train_epoch_start:1"),
 ]
+# Before a checkpoint's bytes are flushed, and before the file gets its name.
+SAVES = [f"save:{i}" for i in range(2 * EPOCHS * STEPS)]
 CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138, "SIGKILL": -9}
 
 
@@ -46,6 +49,15 @@ def sending(when: str, *signals: str, rank: int = 0) -> list[str]:
     """Arguments for signals at a moment; not sent in a process with NO_FAULTS in its environment."""
     at = [f"--trainer.callbacks.when={when}", f"--trainer.callbacks.signals=[{','.join(signals)}]"]
     return ["--trainer.callbacks+=tests.runs.faults.SignalAt", *at, f"--trainer.callbacks.rank={rank}"]
+
+
+def killing(when: str) -> list[str]:
+    """Arguments for a kill at a moment, also at ``save:N``: while a checkpoint is written."""
+    hook, _, count = when.partition(":")
+    if hook != "save":
+        return sending(when, "SIGKILL")
+    saving = ["--trainer.callbacks+=tests.runs.faults.SignalWhileSaving", "--trainer.callbacks.signals=[SIGKILL]"]
+    return [*saving, f"--trainer.callbacks.skip={count}"]
 
 
 def folder(root: str | Path) -> Path:
@@ -126,7 +138,7 @@ def stopped_and_continued(
     forked: Forked, whole: Path, root: str, args: list[str], when: str, name: str
 ) -> tuple[Outcome, Outcome]:
     """Stop a run by a signal at a moment and continue it; it must end as the run ``whole`` did, bit for bit."""
-    command = fit(root, *args, *sending(when, name))
+    command = fit(root, *args, *(killing(when) if name == "SIGKILL" else sending(when, name)))
     first = forked.start(*command)
     stopped = first.wait()
     assert left_of(first.pid) == []
@@ -136,9 +148,12 @@ def stopped_and_continued(
     return stopped, again
 
 
-def some(of: list[str], count: int, seed: int) -> list[str]:
-    """Random moments, the same for the same seed."""
-    return sorted(random.Random(seed).sample(of, count))
+def random_moment(kind: str, number: int, of: Sequence[str] = (*MOMENTS, *SAVES)) -> tuple[str, str]:
+    """A moment, and the seed that it comes from: ``RELIABILITY_SEED``, or the time."""
+    seed = os.environ.get("RELIABILITY_SEED") or str(int(time.time()))
+    when = random.Random(f"{seed} {kind} {number}").choice(of)
+    print(f"RELIABILITY_SEED={seed} {kind} {number}: {when}")
+    return when, f"RELIABILITY_SEED={seed}: {when}"
 
 
 def whole_run(forked: Forked, root: str, args: list[str]) -> Path:
