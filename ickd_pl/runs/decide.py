@@ -280,7 +280,7 @@ def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
         for key in sorted(old.keys() | new.keys(), key=str)
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and repr(old.get(key)) != repr(new.get(key))  # NaN equals itself here
     ]
 
 

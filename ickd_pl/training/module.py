@@ -194,7 +194,9 @@ class DistillationModule(StudentModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total = self.counted_loss(self.as_batch(batch))
         if batch_idx % LOG_EVERY_N_STEPS == 0:
-            self.log("loss", total.detach(), prog_bar=True, logger=False)
+            self.log("loss", total.detach(), logger=False)
+            # With prog_bar=True Lightning would read it after every step.  private: lightning progress_bar_metrics
+            self.trainer.progress_bar_metrics["loss"] = float(total.detach())
         # Weight a rank's mean by its share of the global batch, so that DDP's average is the global mean.
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)

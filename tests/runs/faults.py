@@ -194,3 +194,49 @@ class Slow(pl.Callback):
             file.write(f"{os.getpid()}\n")
         if not no_faults():
             time.sleep(0.7)
+
+
+class Poison(pl.Callback):
+    """Make something infinite or NaN in one step.
+
+    Args:
+        part: ``term``: the first method's loss (without methods the student's logits); ``gradient``: of the first
+            weight; ``weight``: the first weight after the update; ``momentum``: the optimizer's for that weight.
+        step: number of updates before it.
+        value: what it becomes.
+        rank: on which rank.
+        member: in a pack, which one.
+    """
+
+    def __init__(self, part: str, step: int, value: float = float("nan"), rank: int = 0, member: int = 0) -> None:
+        self.part = part
+        self.step = step
+        self.value = value
+        self.rank = rank
+        self.member = member
+
+    def _target(self, trainer: pl.Trainer, module: Any, step: int, *parts: str) -> Any:
+        if self.part not in parts or trainer.global_step != step or trainer.global_rank != self.rank or no_faults():
+            return None
+        return module.members[self.member] if hasattr(module, "members") else module
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        module = self._target(trainer, pl_module, self.step, "term", "gradient")
+        if module is None:
+            return
+        if self.part == "gradient":
+            next(p for p in module.parameters() if p.requires_grad).register_hook(lambda g: g * self.value)
+        elif getattr(module, "strategies", None):
+            strategy = module.strategies[0]
+            loss = strategy.loss
+            strategy.loss = lambda *args: loss(*args) * self.value
+        else:
+            module.student.register_forward_hook(lambda *args: args[2] * self.value)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        module = self._target(trainer, pl_module, self.step + 1, "weight", "momentum")
+        if module is not None:
+            weight = next(p for p in module.parameters() if p.requires_grad)
+            if self.part == "momentum":
+                weight = next(v for v in trainer.optimizers[0].state[weight].values() if torch.is_tensor(v) and v.dim())
+            weight.data.view(-1)[0] = self.value
