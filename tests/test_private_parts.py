@@ -85,6 +85,65 @@ def json_parser() -> Any:
     return parser
 
 
+def quiet_trainer(**settings: Any) -> pl.Trainer:
+    """A trainer on the CPU for one epoch, without output and files."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return pl.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet, **settings)
+
+
+class Accumulates(pl.Callback):
+    """Notes whether gradients are still accumulated, and whether an evaluation follows, after each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[bool, bool]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        follows = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        self.seen.append((loop._should_accumulate(), follows))
+
+
+@private("lightning fit_loop._should_accumulate")
+@private("lightning epoch_loop._should_check_val_fx")
+@private("lightning fit_loop._data_fetcher")
+def _() -> None:
+    noted = Accumulates()
+    quiet_trainer(
+        callbacks=[noted], limit_train_batches=4, accumulate_grad_batches=2, val_check_interval=2, limit_val_batches=1
+    ).fit(BoringModel())
+    assert noted.seen == [(True, False), (False, True), (True, False), (False, True)]
+
+
+@private("lightning loops.val_loop.batch_progress")
+def _() -> None:
+    state = quiet_trainer().fit_loop.state_dict()["epoch_loop.val_loop.batch_progress"]
+    assert state["is_last_batch"] is False
+    assert set(state["total"]) == set(state["current"]) == {"ready", "started", "processed", "completed"}
+
+
+@private("lightning _signal_connector.register_signal_handlers")
+@private("lightning epoch_loop._broadcast_sigterm_tensor")
+def _() -> None:
+    assert "self._signal_connector.register_signal_handlers()" in inspect.getsource(pl.Trainer._run)
+    loop = type(quiet_trainer().fit_loop.epoch_loop)
+    assert "self._broadcast_sigterm_tensor()" in inspect.getsource(loop.advance)
+    assert list(inspect.signature(loop._broadcast_sigterm_tensor).parameters) == ["self"]
+
+
+@private("lightning cluster_environment")
+@private("lightning launcher.procs")
+def _() -> None:
+    trainer = quiet_trainer(devices=2, strategy="ddp")
+    assert type(trainer._accelerator_connector.cluster_environment).__name__ == "LightningEnvironment"
+    assert trainer.strategy.launcher.procs == []
+
+
+@private("lightning rank_zero_only.rank")
+def _() -> None:
+    assert pl.utilities.rank_zero_only.rank == 0
+
+
 @private("argparse ArgumentParser._actions")
 def _() -> None:
     parser = json_parser()

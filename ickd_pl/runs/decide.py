@@ -6,15 +6,12 @@ what differs would otherwise be recorded, but not used.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
 from ickd_pl.checks import short
 from ickd_pl.data import TensorDataModule
@@ -45,7 +42,7 @@ _USED = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.min_epochs", "trainer.min_steps"),
     *("model.lr", "model.momentum", "model.weight_decay", "model.milestones"),
 )
-# Callbacks that only read, show or write files.
+# Callbacks that only read, show or write files. A custom one says so by the class attribute ``reads_only = True``.
 READ_ONLY = {
     *("DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint"),
     *("RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"),
@@ -63,7 +60,8 @@ class Asked:
 
     Attributes:
         config: the whole configuration as plain data; None if unknown, as in checkpoints of version 0.1.
-        inputs: ``world_size``, and the hashes ``data`` and ``teacher``, as far as known.
+        inputs: ``world_size``, the hashes ``data`` and ``teacher``, and import paths of callbacks that only read
+            (``reads_only``), as far as known.
     """
 
     config: dict[str, Any] | None
@@ -143,7 +141,8 @@ def differences(old: Asked, new: Asked, ignored: Iterable[str] = ()) -> list[str
     one: Any
     two: Any
     if old.config is not None and new.config is not None:
-        one, two = flat(old.config), flat(new.config)
+        reading = {str(path) for run in (old, new) for path in run.inputs.get("reads_only") or []}
+        one, two = (flat(_without_readers(run.config, reading)) for run in (old, new))
         if "world_size" in old.inputs:
             one, two = ({k: v for k, v in each.items() if k not in _DEVICES} for each in (one, two))
         found = differing(one, two)
@@ -157,7 +156,9 @@ def differences(old: Asked, new: Asked, ignored: Iterable[str] = ()) -> list[str
 def inputs_of(trainer: pl.Trainer, data: Any, module: Any) -> dict[str, Any]:
     """What a run depends on besides its settings; hashes only of this package's data modules and of a read teacher."""
     known = isinstance(data, TensorDataModule)  # others may yield other batches each time
+    reading = [type(c) for c in trainer.callbacks if getattr(type(c), "reads_only", False)]  # type: ignore[attr-defined]
     return {
+        "reads_only": [f"{cls.__module__}.{cls.__qualname__}" for cls in reading],
         "world_size": trainer.world_size,
         "data": data_hash(data) if known else None,
         "teacher": None if module.teacher is None else network_hash(module.teacher),
@@ -212,48 +213,20 @@ class GivenRecipe(pl.Callback):
                 module.stored_epoch = {**module.stored_epoch, "lr": lr}
 
 
-Result = TypeVar("Result")
-
-
-def on_rank_zero(trainer: pl.Trainer, decide: Callable[[], Result]) -> Result:
-    """Let rank 0 decide, before ``trainer.fit``, and give its result, or its error, to all ranks.
-
-    The processes that Lightning starts inherit the result: a process is not started before it is known.
-
-    Args:
-        trainer: before its first fit.
-        decide: returns plain data.
-
-    Raises:
-        UserError: raised by ``decide`` on rank 0.
-    """
-    if trainer.world_size == 1:
-        return decide()
-    name = "ICKD_DECIDED_BY_RANK_ZERO"
-    cluster = trainer._accelerator_connector.cluster_environment  # private: lightning cluster_environment
-    if isinstance(cluster, LightningEnvironment) and trainer.num_nodes == 1:
-        if trainer.local_rank > 0:
-            return json.loads(os.environ[name])  # type: ignore[no-any-return]
-        result = decide()
-        os.environ[name] = json.dumps(result)
-        return result
-    trainer.strategy.setup_environment()  # the process group; Lightning leaves an existing one as it is
-    outcome: list[Any] = [None, None]
-    if trainer.is_global_zero:
-        try:
-            outcome[0] = decide()
-        except UserError as error:
-            outcome[1] = error
-    outcome = trainer.strategy.broadcast(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]  # type: ignore[no-any-return]
+def _without_readers(config: Any, reading: set[str]) -> Any:
+    """The configuration without these callbacks."""
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    if not isinstance(trainer, dict) or not isinstance(trainer.get("callbacks"), list):
+        return config
+    kept = [each for each in trainer["callbacks"] if _class_path(each) not in reading]
+    return {**config, "trainer": {**trainer, "callbacks": kept}}
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten nested settings to dotted names, without those that do not change what a run computes."""
     if prefix == "trainer.callbacks":
-        config = [each for each in config or [] if not _reads_only(each)] or None
+        listed = config if isinstance(config, list) else [config] if config else []
+        config = [each for each in listed if not _reads_only(each)] or None
     items: list[tuple[str, Any]]
     if isinstance(config, dict):
         items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in config.items()]
@@ -268,9 +241,12 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _class_path(spec: Any) -> str:
+    return str(spec.get("class_path")) if isinstance(spec, dict) else str(spec)
+
+
 def _reads_only(spec: Any) -> bool:
-    path = str(spec.get("class_path")) if isinstance(spec, dict) else str(spec)
-    module, _, name = path.rpartition(".")
+    module, _, name = _class_path(spec).rpartition(".")
     return name in READ_ONLY and module.partition(".")[0] in ("ickd_pl", "pytorch_lightning", "lightning", "")
 
 

@@ -19,12 +19,12 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs.configs import check_trainer
 from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.data_options import data_name
-from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of, on_rank_zero
+from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of
 from ickd_pl.runs.finite import FiniteGuard
 from ickd_pl.runs.lock import holder, locked
 from ickd_pl.runs.parser import OneLineParser, constructor_error
 from ickd_pl.runs.predictions import write_predictions
-from ickd_pl.runs.processes import no_process_left
+from ickd_pl.runs.processes import no_process_left, on_rank_zero
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
 from ickd_pl.runs.step import Saver, StepCheckpoint
 from ickd_pl.runs.stop import SignalStop
@@ -167,7 +167,7 @@ class IckdCLI(LightningCLI):
             trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
             return
         with ExitStack() as until_the_end:
-            decided = on_rank_zero(trainer, lambda: self._decide(until_the_end, ckpt_path))
+            decided = on_rank_zero(trainer, str(folder.path), lambda: self._decide(until_the_end, ckpt_path))
             if decided["warning"]:
                 warn(f"warning: {decided['warning']}")
             if decided["state"] == "finished":
@@ -188,19 +188,21 @@ class IckdCLI(LightningCLI):
 
     def _decide(self, until_the_end: ExitStack, ckpt_path: Any) -> dict[str, Any]:
         """Lock the folder and decide how the run proceeds, on rank 0; see :meth:`RunFolder.decide`."""
-        folder, model, settings = self.folder, self.model, self.settings
-        if not until_the_end.enter_context(locked(folder.path, None)):
-            raise UserError(
-                f"{folder.path} is used by another run ({holder(folder.path)}): wait for its end, or set "
-                "--trainer.default_root_dir to another folder"
-            )
-        asked = Asked(settings, inputs_of(self.trainer, self.datamodule, model))
-        override = self.config[self.subcommand].get("override_world_size")
-        may_differ = [WORLD_SIZE] if override else []
+        folder, model = self.folder, self.model
+        asked = Asked(self.settings, inputs_of(self.trainer, self.datamodule, model))
+        may_differ = [WORLD_SIZE] if self.config[self.subcommand].get("override_world_size") else []
         used: list[str] = []
         if ckpt_path is not None and folder_of(Path(ckpt_path).resolve()) != folder.path.resolve():
             used = check_given(read_checkpoint(ckpt_path), asked, dict(model.hparams), may_differ)
+        # Without the lock at first: a run that is refused or finished writes nothing.
         state, checkpoint, warning = folder.decide(asked, may_differ)
+        if state != "finished" and self.trainer.is_global_zero:
+            if not until_the_end.enter_context(locked(folder.path, None)):
+                raise UserError(
+                    f"{folder.path} is used by another run ({holder(folder.path)}): wait for its end, or set "
+                    "--trainer.default_root_dir to another folder"
+                )
+            state, checkpoint, warning = folder.decide(asked, may_differ)
         return {
             "state": state,
             "checkpoint": None if checkpoint is None else str(checkpoint),

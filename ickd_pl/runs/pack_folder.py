@@ -14,7 +14,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.files import replacing, write_text
 from ickd_pl.runs.console import warn
 from ickd_pl.runs.decide import Asked, differences, stored
-from ickd_pl.runs.run_folder import EpochRecord, RunFolder
+from ickd_pl.runs.run_folder import EVALUATION, EpochRecord, RunFolder
 from ickd_pl.runs.step import Saver
 from ickd_pl.training.finite import not_finite_in
 from ickd_pl.weights import read_file
@@ -158,6 +158,11 @@ class PackRecord(Saver):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for record in self.records:
             record.on_train_epoch_start(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pack: Any = pl_module
+        for record, values in zip(self.records, pack.values, strict=True):
+            record.evaluation = {name: value for name, value in values.items() if name.startswith(EVALUATION)}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pack: Any = pl_module

@@ -19,7 +19,8 @@ from ickd_pl.files import write_text
 from ickd_pl.runs.decide import Asked, Decision, differences, newest, run_checkpoint, stored
 from ickd_pl.runs.step import Saver
 
-_EVALUATION = ("val/", "test/")
+EVALUATION = ("val/", "test/")
+"""Prefixes of an evaluation's metrics."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,12 @@ class EpochRecord(Saver):
         self.evaluation = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if _is_one(name, _EVALUATION)}
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if _is_one(name, EVALUATION)}
         self.evaluation = {} if trainer.sanity_checking else found
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning keeps the metrics of the last evaluation, which may be some epochs old.
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not _is_one(k, ("loss", *_EVALUATION))}
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not _is_one(k, ("loss", *EVALUATION))}
         # Main epochs count from 1; the last first-stage epoch is 0.
         epoch = trainer.current_epoch + 1 - getattr(getattr(pl_module, "stages", None), "epochs", 0)
         self.add_row(epoch, {**metrics, **self.evaluation}, self.seconds())

@@ -72,6 +72,15 @@ def saver_of(trainer: pl.Trainer) -> Saver | None:
     return next((c for c in savers if not isinstance(c, StepCheckpoint)), next(iter(savers), None))
 
 
+def more_follows(trainer: pl.Trainer) -> bool:
+    """Whether this step is followed by an evaluation or the end of the epoch, which a checkpoint now would skip."""
+    if trainer.is_last_batch:
+        return True
+    fetcher = trainer.fit_loop._data_fetcher  # private: lightning fit_loop._data_fetcher
+    # private: lightning epoch_loop._should_check_val_fx
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
 class StepCheckpoint(Agreed, Saver):
     """Writes a checkpoint every few minutes within an epoch, and stores the random states in every checkpoint.
 
@@ -107,8 +116,7 @@ class StepCheckpoint(Agreed, Saver):
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, agreed: float) -> None:
         saver = saver_of(trainer)
-        # After the last batch the epoch's own checkpoint follows.
-        if agreed and saver is not None and not trainer.is_last_batch:
+        if agreed and saver is not None and (trainer.validating or not more_follows(trainer)):
             saver.save(trainer)
             self._saved = time.monotonic()
 

@@ -23,7 +23,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from ickd_pl.runs.agreement import Agreed, agree
 from ickd_pl.runs.console import log, warn
-from ickd_pl.runs.step import saver_of
+from ickd_pl.runs.step import more_follows, saver_of
 
 SIGNALS = {int(getattr(signal, name)): name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)}
 REQUEUE = int(getattr(signal, "SIGUSR1", 0))
@@ -127,8 +127,8 @@ class SignalStop(Agreed):
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, agreed: float) -> None:
         self._agreed = self._agreed or int(agreed)
-        # After the last batch the evaluation or the epoch's end follows, and stops.
-        if self._agreed and (trainer.validating or not trainer.is_last_batch):
+        # Otherwise the evaluation, or the end of the epoch, stops.
+        if self._agreed and (trainer.validating or not more_follows(trainer)):
             saver = saver_of(trainer)
             if saver is not None:
                 saver.save(trainer)

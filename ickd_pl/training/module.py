@@ -102,8 +102,7 @@ class DistillationModule(StudentModule):
         self.best_acc1 = 0.0
         self.metrics = Accuracies(num_classes)
         self.sums = TrainSums()
-        self.stored_epoch: Any = None
-        self._lr = float(lr)
+        self._lr, self.stored_epoch = float(lr), None  # the latter of a checkpoint within an epoch
 
     def _make_adapters(self, image_size: int, data: DataInfo, seed: int) -> nn.ModuleDict:
         student, teacher = probe(self.student, self.student_name, image_size, self.needs_preact), None
@@ -251,9 +250,8 @@ class DistillationModule(StudentModule):
         yield from self.adapters.parameters()
 
     def setup(self, stage: str) -> None:
-        networks = [("student", self.student_name)]
-        networks += [] if self.teacher is None else [("teacher", str(self.teacher_name))]
-        check_data(self.trainer.datamodule, self.num_classes, networks)  # type: ignore[attr-defined]
+        teacher = [] if self.teacher is None else [("teacher", str(self.teacher_name))]
+        check_data(self.trainer.datamodule, self.num_classes, [("student", self.student_name), *teacher])  # type: ignore[attr-defined]
         if stage == "fit":
             self.prepare_teacher()
             self.stages.extend(self.trainer)

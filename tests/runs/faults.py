@@ -29,6 +29,8 @@ def no_faults() -> bool:
 class StopBeforeEpoch(pl.Callback):
     """Raise at the start of an epoch (from 0), after the previous epoch's checkpoint has been written."""
 
+    reads_only = True  # a run may go on without it
+
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
@@ -39,6 +41,8 @@ class StopBeforeEpoch(pl.Callback):
 
 class KillInEpoch(pl.Callback):
     """Kill the process without any clean-up, after a batch in the middle of an epoch (from 0)."""
+
+    reads_only = True  # a run may go on without it
 
     def __init__(self, epoch: int, batch: int = 1) -> None:
         self.epoch = epoch
@@ -54,6 +58,8 @@ class KillInEpoch(pl.Callback):
 class Pad(pl.Callback):
     """Make every checkpoint so large that writing it takes some time."""
 
+    reads_only = True  # a run may go on without it
+
     def __init__(self, megabytes: int = 32) -> None:
         self.pad = torch.zeros(megabytes, 2**20, dtype=torch.uint8)
 
@@ -63,6 +69,8 @@ class Pad(pl.Callback):
 
 class LimitFiles(pl.Callback):
     """Simulate a full disk: from an epoch on (from 0), no file of this process can exceed ``size`` bytes."""
+
+    reads_only = True  # a run may go on without it
 
     def __init__(self, epoch: int, size: int) -> None:
         self.epoch = epoch
@@ -115,6 +123,8 @@ class SignalAt(pl.Callback):
         signals: sent one after the other.
         rank: on which rank.
     """
+
+    reads_only = True  # a run may go on without it
 
     def __init__(self, when: str, signals: list[str], rank: int = 0) -> None:
         self.hook, _, count = when.partition(":")

@@ -108,7 +108,7 @@ class Forked:
         self.count += 1
         out = Path.cwd() / f".output{self.count}"
         words = [str(word) for word in args]
-        pid = self._ask(args=words, out=str(out), cwd=os.getcwd(), environment=environment)
+        pid = self._ask(args=words, out=str(out), cwd=str(Path.cwd()), environment=environment)
         return Started(self, pid, out)
 
     def run(self, *args: object, **environment: str) -> Outcome:

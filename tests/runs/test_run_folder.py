@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 
-from ickd_pl.errors import UserError
-from ickd_pl.runs.run_folder import RunFolder, differing, flat
+from ickd_pl.runs.decide import differing, flat
+from ickd_pl.runs.run_folder import RunFolder
 from tests.runs.faults import Stopped
 from tests.runs.helpers import (
     Run,
@@ -39,7 +39,10 @@ def test_names_of_the_folder() -> None:
 
 
 def test_settings_that_do_not_change_results_are_ignored() -> None:
-    one = {"trainer": {"max_epochs": 3, "callbacks": [{"class_path": "X"}], "enable_progress_bar": True}, "model": {}}
+    one = {
+        "trainer": {"max_epochs": 3, "callbacks": [{"class_path": "TQDMProgressBar"}], "enable_progress_bar": True},
+        "model": {},
+    }
     other = {"trainer": {"max_epochs": 3, "callbacks": None, "enable_progress_bar": False}, "model": {}}
     assert differing(flat(one), flat(other)) == []
 
@@ -198,12 +201,13 @@ def test_a_damaged_checkpoint_is_reported_and_kept(student: Run, how: str) -> No
     assert snapshot(path) == before
 
 
-def test_a_folder_without_its_configuration_is_refused(student: Run) -> None:
+def test_a_folder_without_its_configuration_is_compared_with_its_checkpoint(student: Run) -> None:
     path = folder_in(Path("out").resolve())
     (path / "checkpoints").mkdir(parents=True)
     (path / "checkpoints" / "last.ckpt").write_bytes(student.last.read_bytes())
-    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
-        RunFolder(path).decide({})
+    assert "already finished" in cli(*fit_args(Path("out"), student.args, epochs=3)).out
+    outcome = cli(*fit_args(Path("out"), [*student.args, "--model.lr=0.1"], epochs=3))
+    assert outcome.status == 2 and "model.lr: 0.05 -> 0.1" in outcome.err
 
 
 def test_fast_dev_run_writes_no_files(student: Run) -> None:

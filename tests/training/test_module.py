@@ -163,7 +163,7 @@ def test_few_classes_have_no_top5() -> None:
 def test_infinite_loss_stops_the_run(tmp_path: Path) -> None:
     module = DistillationModule("resnet8", get_model("resnet8", 10), strategies=[KD()], num_classes=10)
     module.strategies[0].weight = float("inf")  # the constructor would refuse it
-    with pytest.raises(UserError, match="loss/total became infinite or NaN in epoch 1"):
+    with pytest.raises(UserError, match=r"loss/total became infinite or NaN in step 0 \(epoch 1\)"):
         trainer(tmp_path).fit(module, Digits(train_size=40, batch_size=16))
 
 
