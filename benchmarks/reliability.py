@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ class Linear(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
+class Same:
+    """Yields the same batch for ever."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            yield torch.ones(4, 8)
+
+
 class Clock(pl.Callback):
     """Seconds of each step, from its start to the start of the next."""
 
@@ -68,7 +77,7 @@ class Clock(pl.Callback):
 def make(name: str) -> tuple[pl.LightningModule, Any]:
     """A new module, and a loader of endless batches."""
     if name == "linear":
-        return Linear(), [torch.randn(4, 8)] * 100_000
+        return Linear(), Same()
     module = DistillationModule(
         "resnet8", untrained_teacher("resnet8x4"), strategies=[from_spec({"class_path": "KD"})], num_classes=100
     )
@@ -135,7 +144,9 @@ def main() -> None:
 
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.ERROR)
-    print(f"{'network':10}{'without ms':>14}{'with ms':>14}{'more ms':>12}{'percent':>11}{'checkpoint ms':>16}{'host reads':>13}")
+    print(
+        f"{'network':10}{'without ms':>14}{'with ms':>14}{'more ms':>12}{'percent':>11}{'checkpoint ms':>16}{'host reads':>13}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.networks:
             # A step of the linear layer is a thousand times shorter.

@@ -133,7 +133,7 @@ class StepCheckpoint(Agreed, Saver):
             if not trainer.fit_loop.restarted_mid_epoch:
                 # torch's loader draws from the random state when an epoch begins: let it draw from this one.
                 # private: lightning fit_loop._data_fetcher
-                iter(trainer.fit_loop._data_fetcher)  # type: ignore[call-overload]
+                iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if saver_of(trainer) is self:

@@ -165,6 +165,8 @@ class SignalWhileSaving(pl.Callback):
         skip: number of such moments before the first signal.
     """
 
+    reads_only = True
+
     def __init__(self, signals: list[str], skip: int = 0) -> None:
         self.signals = signals
         self.skip = skip
@@ -196,6 +198,8 @@ def sender(when: str, signals: list[str]) -> pl.Callback:
 class Slow(pl.Callback):
     """Write this process's id to ``folder/<rank>`` after every step, and wait a little."""
 
+    reads_only = True
+
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
@@ -217,6 +221,8 @@ class Poison(pl.Callback):
         rank: on which rank.
         member: in a pack, which one.
     """
+
+    reads_only = True
 
     def __init__(self, part: str, step: int, value: float = float("nan"), rank: int = 0, member: int = 0) -> None:
         self.part = part

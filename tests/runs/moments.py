@@ -162,5 +162,3 @@ def whole_run(forked: Forked, root: str, args: list[str]) -> Path:
     assert outcome.status == 0, outcome.err
     assert rows_of(folder(root))
     return folder(root)
-
-

@@ -1,11 +1,18 @@
-"""A student of somebody else's that draws random numbers of every kind while it trains."""
+"""Networks and data of somebody else's: random numbers of every kind, torch's own loader, an odd number of images."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ickd_pl.data import TensorDataModule
+from ickd_pl.data.base import Images
 
 LAYERS = "{stem: a, stages: [a, b], final: b, pooled: drop:in}"
 
@@ -26,3 +33,35 @@ class Noisy(nn.Module):
             x = x * (0.9 + 0.1 * random.random() + 0.1 * float(np.random.rand()))
         out: Tensor = self.fc(self.drop(self.b(self.norm(self.a(x)).relu()).relu().mean((2, 3))))
         return out
+
+
+class Own(pl.LightningDataModule):
+    """A data module with torch's loader, which counts its batch per process."""
+
+    num_classes = 10
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        images = torch.linspace(-1, 1, 24 * 3 * 32 * 32).reshape(24, 3, 32, 32)
+        return DataLoader(TensorDataset(images, torch.arange(24) % 10), batch_size=4)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+class Odd(TensorDataModule):
+    """1,001 test images, whose labels depend on the images."""
+
+    name = "odd"
+    num_classes = 2
+    image_size = 32
+    num_available = 40
+
+    def __init__(self, batch_size: int = 8, eval_batch_size: int = 64, seed: int = 0) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+
+    def _read(self, split: str) -> Images:
+        generator = torch.Generator().manual_seed(len(split))
+        images = torch.randint(0, 256, (40 if split == "train" else 1001, 3, 32, 32), generator=generator)
+        return Images(images.to(torch.uint8), images[:, 0, 0, 0] % 2)
+
+    def _read_class_names(self) -> list[str]:
+        return ["even", "odd"]

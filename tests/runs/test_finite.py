@@ -137,7 +137,10 @@ def test_a_last_checkpoint_with_nan_is_not_continued(student: Run) -> None:
         torch.save(content, file)
     outcome = cli(*fit_args(Path("out").resolve(), student.args, epochs=3))
     assert outcome.status == 0, outcome.err
-    assert f"warning: {last} has an infinite or NaN value in state_dict.student.conv1.weight; continuing from" in outcome.err
+    assert (
+        f"warning: {last} has an infinite or NaN value in state_dict.student.conv1.weight; continuing from"
+        in outcome.err
+    )
     assert_same_run(student.path, path)
     for file in (last, previous):
         content = load(file)
@@ -249,13 +252,17 @@ def test_only_the_second_rank_has_it(forked: Forked, part: str) -> None:
     command = fit("out", *student, *TWO, *EVERY_STEP, *poison)
     ranks = ended(as_torchrun(forked, *command))
     assert [each.status for each in ranks] == [3, 3], [each.err for each in ranks]
-    lines = [(rank, line) for rank, each in enumerate(ranks) for line in each.err.splitlines() if "became infinite" in line]
+    lines = [
+        (rank, line) for rank, each in enumerate(ranks) for line in each.err.splitlines() if "became infinite" in line
+    ]
     (rank, line) = lines[0]
     assert len(lines) == 1, lines
     if part == "gradient":  # DDP's average is on all ranks
         assert "error: the gradient became infinite or NaN in step 4 (epoch 2) on rank 0" in line
     else:
-        what = {"term": "loss/kd", "weight": "student.conv1.weight", "momentum": "momentum_buffer of student.conv1"}[part]
+        what = {"term": "loss/kd", "weight": "student.conv1.weight", "momentum": "momentum_buffer of student.conv1"}[
+            part
+        ]
         assert rank == 1 and line.startswith(f"error: {what}") and "step 4" in line.replace("by step 5", "step 4")
     content = load(folder("out") / "checkpoints" / "last.ckpt")
     assert content["global_step"] == 4 and not_finite_in(content) is None
@@ -353,5 +360,3 @@ def test_host_waits_are_counted() -> None:
         x = torch.ones(3)
         float(x.sum()), bool(x.sum() > 0), x.nonzero(), x.sum().item(), x.tolist(), x[x > 0]
     assert len(waits.found) >= 5
-
-

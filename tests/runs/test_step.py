@@ -251,7 +251,11 @@ class Halt(pl.Callback):
 
 
 def foreign_fit(
-    path: str, *more: pl.Callback, loader: type[DataLoader[Any]] = Stateful, ckpt_path: str | None = None, **settings: Any
+    path: str,
+    *more: pl.Callback,
+    loader: type[DataLoader[Any]] = Stateful,
+    ckpt_path: str | None = None,
+    **settings: Any,
 ) -> pl.Trainer:
     """Train with StepCheckpoint alone, which writes ``path``."""
     pl.seed_everything(3, verbose=False)

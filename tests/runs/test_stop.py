@@ -69,7 +69,11 @@ def _made(forked: Forked, root: Path, args: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("when", "name"),
-    [("on_train_batch_end:0", "SIGTERM"), ("on_validation_batch_end:1", "SIGINT"), ("on_train_batch_start:4", "SIGUSR1")],
+    [
+        ("on_train_batch_end:0", "SIGTERM"),
+        ("on_validation_batch_end:1", "SIGINT"),
+        ("on_train_batch_start:4", "SIGUSR1"),
+    ],
 )
 def test_a_signal_stops_after_the_step(forked: Forked, whole: Path, when: str, name: str) -> None:
     """Its exit status, one line, one checkpoint; the same command ends as an uninterrupted run, bit for bit."""
@@ -78,7 +82,10 @@ def test_a_signal_stops_after_the_step(forked: Forked, whole: Path, when: str, n
     assert stopped.status == CODES[name]
     assert [line for line in stopped.err.splitlines() if "stopped" in line] == [f"stopped by {said}{GOES_ON}"]
     assert "Traceback" not in stopped.err
-    assert f"continuing {Path('out') / folder('out').relative_to(Path('out').resolve())}/checkpoints/last.ckpt" in again.out
+    assert (
+        f"continuing {Path('out') / folder('out').relative_to(Path('out').resolve())}/checkpoints/last.ckpt"
+        in again.out
+    )
 
 
 def test_a_signal_in_the_last_epochs_end_lets_the_run_finish(forked: Forked, whole: Path) -> None:
@@ -103,7 +110,10 @@ def test_signals_while_saving_wait_for_its_end(forked: Forked, whole: Path) -> N
 
 
 def test_a_signal_during_an_epochs_own_save(forked: Forked, whole: Path) -> None:
-    during = ["--trainer.callbacks+=tests.runs.faults.SignalWhileSaving", "--trainer.callbacks.signals=[SIGINT,SIGTERM]"]
+    during = [
+        "--trainer.callbacks+=tests.runs.faults.SignalWhileSaving",
+        "--trainer.callbacks.signals=[SIGINT,SIGTERM]",
+    ]
     stopped = forked.run(*fit("out", *VANILLA, *during))
     assert stopped.status == 130, stopped.err
     assert load(folder("out") / "checkpoints" / "last.ckpt")["global_step"] == 4, "one step after the save"
@@ -141,7 +151,9 @@ def test_a_trainer_from_python_puts_the_old_handlers_back() -> None:
 
     before = {number: signal.getsignal(number) for number in stop.SIGNALS}
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = pl.Trainer(max_steps=2, accelerator="cpu", enable_checkpointing=False, callbacks=[stop.SignalStop()], **quiet)
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", enable_checkpointing=False, callbacks=[stop.SignalStop()], **quiet
+    )
     trainer.fit(BoringModel())
     assert {number: signal.getsignal(number) for number in stop.SIGNALS} == before
 
@@ -250,7 +262,9 @@ def checked_two(forked: Forked, whole: Path, command: list[str], code: int) -> N
 
 def test_a_signal_to_the_second_of_two_ranks(forked: Forked, whole_of_two: Path) -> None:
     """Both ranks stop after the same step with one checkpoint, and go on to the same result."""
-    checked_two(forked, whole_of_two, fit("out", *VANILLA, *TWO, *sending("on_train_batch_end:3", "SIGTERM", rank=1)), 143)
+    checked_two(
+        forked, whole_of_two, fit("out", *VANILLA, *TWO, *sending("on_train_batch_end:3", "SIGTERM", rank=1)), 143
+    )
 
 
 def test_the_second_of_two_ranks_is_killed(forked: Forked, whole_of_two: Path) -> None:
@@ -346,7 +360,7 @@ def whole_bench(forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize(
     ("when", "name"),
     [
-        ("on_train_batch_end:1", "SIGTERM"),
+        pytest.param("on_train_batch_end:1", "SIGTERM", marks=pytest.mark.reliability),
         pytest.param("on_validation_batch_end:1", "SIGINT", marks=pytest.mark.reliability),
         pytest.param("on_train_batch_start:3", "SIGUSR1", marks=pytest.mark.reliability),
         pytest.param("on_train_epoch_end:0", "SIGTERM", marks=pytest.mark.reliability),
@@ -366,7 +380,15 @@ def test_a_signal_in_a_pack(forked: Forked, whole_bench: Path, when: str, name: 
 
 def test_a_signal_while_a_teacher_trains(forked: Forked) -> None:
     arguments = [word for word in fit("out") if word not in ("fit", "--config=configs/base.yaml")]
-    command = ["teachers", "train", "resnet8", "--output", "t.pth", *arguments, *sending("on_train_batch_end:1", "SIGTERM")]
+    command = [
+        "teachers",
+        "train",
+        "resnet8",
+        "--output",
+        "t.pth",
+        *arguments,
+        *sending("on_train_batch_end:1", "SIGTERM"),
+    ]
     stopped = forked.run(*command)
     assert stopped.status == 143, stopped.err
     assert stopped.err.strip().splitlines()[-1] == f"stopped by SIGTERM{GOES_ON}"
