@@ -16,9 +16,9 @@ class Agreed(pl.Callback):
     """A callback that votes after a step and acts on the highest vote of all ranks.
 
     All such callbacks of a trainer share one collective call, after the hooks of all other callbacks: they move to the
-    end of the trainer's list. They are no ``Checkpoint``, which would replace Lightning's default one. On a CPU it takes place after every step; on a GPU, where reading its result
-    waits for the device, as rarely as every two seconds. In between two steps of accumulated gradients, which no
-    checkpoint contains, nobody acts.
+    end of the trainer's list. They are no ``Checkpoint``, which would replace Lightning's default one. On a CPU the
+    call takes place after every step; on a GPU, where reading its result waits for the device, as rarely as every two
+    seconds. In between two steps of accumulated gradients, which no checkpoint contains, nobody acts.
     """
 
     _steps = 0

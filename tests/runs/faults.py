@@ -177,7 +177,7 @@ class SignalWhileSaving(pl.Callback):
 
     def _before(self, original: Any) -> Any:
         def call(first: Any, *args: Any, **kwargs: Any) -> Any:
-            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
+            path = str(Path(f"/proc/self/fd/{first}").readlink()) if isinstance(first, int) else str(first)
             if "last.ckpt" in path or "pack.ckpt" in path:
                 if self.skip > 0:
                     self.skip -= 1
@@ -200,14 +200,15 @@ class Slow(pl.Callback):
 
     reads_only = True
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, seconds: float = 0.7) -> None:
         self.folder = folder
+        self.seconds = seconds
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         with Path(self.folder, str(trainer.global_rank)).open("a") as file:
             file.write(f"{os.getpid()}\n")
         if not no_faults():
-            time.sleep(0.7)
+            time.sleep(self.seconds)
 
 
 class Poison(pl.Callback):

@@ -1,7 +1,8 @@
 """A process that has imported the package and forks a command line for each request: real processes, started at once.
 
 Requests are lines of JSON on stdin, answers lines on stdout: ``{"args", "out", "cwd", "environment"}`` starts
-``python cli.py ARGS``, or ``main(ARGS)`` of a module of the tests that comes first, and answers its process id; ``{"wait": id}`` answers its return code, negative for a signal.
+``python cli.py ARGS``, or ``main(ARGS)`` of a module of the tests that comes first, and answers its process id;
+``{"wait": id}`` answers its return code, negative for a signal.
 """
 
 from __future__ import annotations

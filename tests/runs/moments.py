@@ -80,8 +80,13 @@ def as_torchrun(forked: Forked, *args: str, of: Iterable[int] = (0, 1), **enviro
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {
-        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **environment},
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "tests",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        **environment,
     }
     return [forked.start(*args, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in of]
 

@@ -55,9 +55,6 @@ class Odd(TensorDataModule):
     image_size = 32
     num_available = 40
 
-    def __init__(self, batch_size: int = 8, eval_batch_size: int = 64, seed: int = 0) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
-
     def _read(self, split: str) -> Images:
         generator = torch.Generator().manual_seed(len(split))
         images = torch.randint(0, 256, (40 if split == "train" else 1001, 3, 32, 32), generator=generator)

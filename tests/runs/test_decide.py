@@ -62,6 +62,7 @@ def test_a_second_run_in_a_folder_is_refused(forked: Forked) -> None:
     """The message names host and process; after ``kill -9`` of the first run the folder is free at once."""
     Path("pids").mkdir()
     slow = ["--trainer.callbacks+=tests.runs.faults.Slow", "--trainer.callbacks.folder=pids"]
+    slow += ["--trainer.callbacks.seconds=60"]
     first = forked.start(*fit("out", *ONE, *slow))
     deadline = time.monotonic() + 60
     while not Path("pids/0").exists():

@@ -165,10 +165,11 @@ def test_a_gradient_scaler_is_left_to_itself(taught: nn.Module, monkeypatch: pyt
     assert module.sums.finite.bad() is None
     foreign: Any = nn.Linear(1, 1)
     foreign.weight.grad = torch.full_like(foreign.weight, INF)
+    optimizer = torch.optim.SGD(foreign.parameters(), 0.1)
     guard = FiniteGuard()
-    guard.on_before_optimizer_step(scaled, foreign, None)
+    guard.on_before_optimizer_step(scaled, foreign, optimizer)
     with pytest.raises(NonFiniteLoss, match="the gradient became infinite or NaN in step 0"):
-        guard.on_before_optimizer_step(plain, foreign, None)
+        guard.on_before_optimizer_step(plain, foreign, optimizer)
     monkeypatch.setattr(type(module), "trainer", plain)
     with pytest.raises(NonFiniteLoss, match="the gradient became infinite or NaN in step 0"):
         module.on_before_optimizer_step(None)

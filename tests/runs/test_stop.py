@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from ickd_pl.runs import stop
 from tests.benchmark.helpers import quick
-from tests.runs.helpers import QUIET, REPOSITORY, Forked, Run, assert_same_run, cli, load, made_once, snapshot
+from tests.runs.helpers import QUIET, Forked, assert_same_run, load, made_once, snapshot
 from tests.runs.moments import (
     CODES,
     EVERY_STEP,
@@ -28,7 +27,6 @@ from tests.runs.moments import (
     ended,
     fit,
     folder,
-    kill_session,
     launched,
     left_of,
     sending,
@@ -96,7 +94,7 @@ def test_a_signal_in_the_last_epochs_end_lets_the_run_finish(forked: Forked, who
 
 
 def test_signals_while_saving_wait_for_its_end(forked: Forked, whole: Path) -> None:
-    """The first signal stops the run after the save; a second and Ctrl-C during the save that follows change nothing."""
+    """The first signal stops the run after the save; a second one and Ctrl-C during the save change nothing."""
     first = ["--trainer.callbacks+=tests.runs.faults.SignalWhileSaving", "--trainer.callbacks.signals=[SIGTERM,SIGINT]"]
     command = fit("out", *VANILLA, *first, *sending("on_train_batch_end:1", "SIGTERM", "SIGINT"))
     stopped = forked.run(*command)
