@@ -4,9 +4,10 @@
 
 Both runs take turns in one process: in each round one epoch without and one with the three callbacks. Measured is the
 time from the start of one step to the start of the next, of all rounds, below which a tenth of the steps stay: other
-programs disturb that least. The first steps of an epoch do not count. ``resnet`` is KD of resnet8x4 (teacher) and resnet8 (student) on batches of 64; ``linear`` is one linear layer,
-whose step is as short as a step of Lightning can be. The last column counts where the host reads a tensor's value
-within a step; on a GPU it would wait there. Then the time of one step checkpoint, which comes every five minutes.
+programs disturb that least. The first steps of an epoch do not count. ``resnet`` is KD of resnet8x4 (teacher) and
+resnet8 (student) on batches of 64; ``linear`` is one linear layer, whose step is as short as a step of Lightning can
+be. The last column counts where the host reads a tensor's value within a step; on a GPU it would wait there. Before it
+is the time of one step checkpoint, which comes every five minutes.
 """
 
 from __future__ import annotations
