@@ -337,19 +337,6 @@ def _() -> None:
     assert trainer.progress_bar_metrics == {"loss": 1.0}
 
 
-@private("lightning fit_loop._data_fetcher")
-def _() -> None:
-    seen: list[Any] = []
-
-    class Look(pl.Callback):
-        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            seen.append(iter(trainer.fit_loop._data_fetcher))
-            seen.append(trainer.fit_loop.restarted_mid_epoch)
-
-    pl.Trainer(fast_dev_run=True, accelerator="cpu", callbacks=[Look()], logger=False).fit(BoringModel())
-    assert seen[0] is not None and seen[1] is False
-
-
 @private("torch Tensor._version")
 def _() -> None:
     value = torch.zeros(1)
