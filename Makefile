@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 # Two processes of one thread each; tests that start two more share one of them (see tests/conftest.py).
 PYTEST := -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-.PHONY: setup demo test test-floors lint clean
+.PHONY: setup demo test test-reliability test-floors lint clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +24,10 @@ demo: setup
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+# Many kills, signals and stops of real processes; see docs/reliability.md.
+test-reliability: setup
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m reliability
 
 # The tests on the lowest versions that setup.cfg allows, in an environment of its own.
 test-floors: $(FLOORS)/.ready

@@ -379,6 +379,13 @@ def _() -> None:
     assert trainer.max_epochs == 5
 
 
+@private("lightning progress_bar_metrics")
+def _() -> None:
+    trainer = pl.Trainer(fast_dev_run=True, accelerator="cpu", logger=False)
+    trainer.progress_bar_metrics["loss"] = 1.0
+    assert trainer.progress_bar_metrics == {"loss": 1.0}
+
+
 @private("torch Tensor._version")
 def _() -> None:
     value = torch.zeros(1)

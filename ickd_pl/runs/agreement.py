@@ -7,24 +7,27 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
 
 # How often the ranks of a GPU run agree; a CPU run agrees after every step.
 SECONDS = 2.0
 
 
-class Agreed(Checkpoint):
+class Agreed(pl.Callback):
     """A callback that votes after a step and acts on the highest vote of all ranks.
 
-    All such callbacks of a trainer share one collective call, after the hooks of all other callbacks: Lightning runs
-    subclasses of ``Checkpoint`` last. On a CPU it takes place after every step; on a GPU, where reading its result
-    waits for the device, as rarely as every two seconds. In between two steps of accumulated gradients, which no
-    checkpoint contains, nobody acts.
+    All such callbacks of a trainer share one collective call, after the hooks of all other callbacks: they move to the
+    end of the trainer's list. They are no ``Checkpoint``, which would replace Lightning's default one. On a CPU the
+    call takes place after every step; on a GPU, where reading its result waits for the device, as rarely as every two
+    seconds. In between two steps of accumulated gradients, which no checkpoint contains, nobody acts.
     """
 
     _steps = 0
     _next = 1
     _since = 0.0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # A new list: Lightning is going through the old one.
+        trainer.callbacks = sorted(trainer.callbacks, key=lambda each: isinstance(each, Agreed))  # type: ignore[attr-defined]
 
     def vote(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         """This rank's vote, 0 or more."""

@@ -270,7 +270,7 @@ def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _same(key: str, old: Any, new: Any) -> bool:
     if key.startswith("trainer.limit_"):  # 1 is a batch, 1.0 is all of them
         return bool(old == new) and type(old) is type(new)
-    return bool(old == new) or str(old) == str(new) == "nan"
+    return bool(old == new) or repr(old) == repr(new)  # NaN equals itself here
 
 
 def _shown(value: Any) -> str:

@@ -23,18 +23,21 @@ class FiniteGuard(Agreed):
 
     def __init__(self) -> None:
         self._finite = Finite()
+        self._watches = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finite = Finite()
+        self._watches = not hasattr(pl_module, "check_finite")  # asked once: a module's missing attribute takes time
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        if not hasattr(pl_module, "check_finite"):
+        if self._watches:
             self._finite.terms(["the loss"], loss.detach().float().reshape(1), trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        own = not hasattr(pl_module, "check_finite") and not scaled
-        if own and self._finite.gradients(pl_module.parameters(), trainer.global_step):
+        if not self._watches or getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        if self._finite.gradients(parameters, trainer.global_step):
             self._check(trainer, pl_module)
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, agreed: float) -> None:

@@ -87,8 +87,9 @@ class StepCheckpoint(Agreed, Saver):
     The checkpoint is that of the trainer's first :class:`Saver`, such as ``checkpoints/last.ckpt`` of a run folder. In
     a trainer that has no other one, this callback itself writes ``path``, also after every epoch. From any of these
     files, and from those of other callbacks that save after a step or an epoch, a run continues with the same random
-    numbers (Python, NumPy, torch on the CPU and on the GPU, of each rank), dropout included. The batches must be a
-    function of epoch and step, as those of this package's loader are.
+    numbers (Python, NumPy, torch on the CPU and on the GPU, of each rank), dropout included. Within an epoch,
+    the batches must be a function of epoch and step, as those of this package's loader are, or the loader must have
+    ``state_dict`` and ``load_state_dict``: Lightning begins any other one anew.
 
     Args:
         minutes: time between two checkpoints within an epoch; 0: none.
@@ -120,6 +121,7 @@ class StepCheckpoint(Agreed, Saver):
             self._saved = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._root = Path(trainer.default_root_dir)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,6 +130,10 @@ class StepCheckpoint(Agreed, Saver):
             own = self._states[trainer.global_rank % len(self._states)]
             set_random_state(own, trainer.strategy.root_device)
             self._states = None
+            if not trainer.fit_loop.restarted_mid_epoch:
+                # torch's loader draws from the random state when an epoch begins: let it draw from this one.
+                # private: lightning fit_loop._data_fetcher
+                iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if saver_of(trainer) is self:

@@ -106,6 +106,7 @@ class SignalStop(Agreed):
         self._handlers: Any = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         # One rank that left at once would be missed by the others, in the middle of what they do together.
         _Received.waits = _Received.waits or (stage == "fit" and trainer.world_size > 1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -55,6 +56,8 @@ class Finite:
             self._names = list(names)
             self._alive = torch.ones(len(names), dtype=torch.bool, device=values.device)
             self._first = torch.full((len(names),), -1, dtype=torch.int64, device=values.device)
+        if _is_finite_on_cpu(values):
+            return values.new_ones(())
         finite = values.isfinite()
         self._first = torch.where(self._alive > finite, step, self._first)
         self._alive = self._alive & finite
@@ -75,12 +78,12 @@ class Finite:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             return False
-        finite = get_total_norm(gradients).isfinite()
-        if finite.device.type == "cpu":
-            if bool(finite.numpy()):  # in the host's memory already; item() would count as a wait
+        if all(gradient.device.type == "cpu" for gradient in gradients):
+            if all(_is_finite_on_cpu(gradient) for gradient in gradients):
                 return False
             self._gradient_first = torch.tensor(step)
             return True
+        finite = get_total_norm(gradients).isfinite()
         first = self._gradient_first
         first = torch.full((), -1, dtype=torch.int64, device=finite.device) if first is None else first
         self._gradient_first = torch.where((first < 0) & ~finite, step, first)
@@ -100,6 +103,15 @@ class Finite:
         names = [name for name, first in found.items() if first == step]
         # The sum of the terms is bad where one of them is.
         return BadStep(step, [name for name in names if name != "loss/total"] or names)
+
+
+def _is_finite_on_cpu(values: Tensor) -> bool:
+    """Whether the values lie in the host's memory and are finite; NumPy takes a tenth of torch's time for a few."""
+    if values.device.type != "cpu":
+        return False
+    values = values if values.layout == torch.strided else values.coalesce().values()
+    values = values.float() if values.dtype == torch.bfloat16 else values
+    return bool(np.isfinite(values.detach().numpy()).all())
 
 
 def first_of(found: Sequence[BadStep | None]) -> tuple[int, BadStep] | None:

@@ -144,7 +144,9 @@ class Accuracies(MetricCollection):
     def count(self, logits: Tensor, batch: Batch) -> None:
         """Add a batch with its logits, (B, K); padding (index -1) does not count."""
         real = batch.index >= 0
-        self.update(logits[real].float(), batch.label[real])
+        labels = batch.label[real]
+        if len(labels):  # the metric refuses a rank's share that is padding alone
+            self.update(logits[real].float(), labels)
 
     def percentages(self) -> dict[str, float]:
         """Accuracies in % since the last call; resets the metrics."""

@@ -28,7 +28,7 @@ from ickd_pl.training.teacher import TeacherWeights, check_accuracy
 from ickd_pl.training.two_stage import Stages
 from ickd_pl.training.weights_record import keepers
 
-# Every so many steps the loss is logged to the progress bar, which synchronises the device.
+# Every so many steps the progress bar gets the loss; by prog_bar=True, Lightning would read it after every step.
 LOG_EVERY_N_STEPS = 50
 
 
@@ -195,7 +195,8 @@ class DistillationModule(StudentModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total = self.counted_loss(self.as_batch(batch))
         if batch_idx % LOG_EVERY_N_STEPS == 0:
-            self.log("loss", total.detach(), prog_bar=True, logger=False)
+            self.log("loss", total.detach(), logger=False)
+            self.trainer.progress_bar_metrics["loss"] = float(total)  # private: lightning progress_bar_metrics
         # Weight a rank's mean by its share of the global batch, so that DDP's average is the global mean.
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
@@ -261,8 +262,7 @@ class DistillationModule(StudentModule):
     def on_train_start(self) -> None:
         check_evaluation(self)
         check_one_image(self)
-        minimum = self.hparams["teacher_floor"]
-        if self.teacher is not None and minimum is not None:
+        if self.teacher is not None and (minimum := self.hparams["teacher_floor"]) is not None:
             check_accuracy(self.teacher, str(self.teacher_name), minimum, self.trainer)
         self.stages.start(self)
         # In the middle of an epoch the sums go on; the next epoch clears them.

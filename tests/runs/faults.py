@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,106 @@ for _name in (
     *("on_save_checkpoint", "on_before_optimizer_step"),
 ):
     setattr(SignalAt, _name, _send(_name))
+
+
+class SignalWhileSaving(pl.Callback):
+    """Send signals to this process in the middle of writing a checkpoint: before its bytes are flushed to disk, and
+    before the file gets its name.
+
+    Args:
+        signals: the first of them is sent at the first moment, and so on; the last one again at all that follow.
+        skip: number of such moments before the first signal.
+    """
+
+    reads_only = True
+
+    def __init__(self, signals: list[str], skip: int = 0) -> None:
+        self.signals = signals
+        self.skip = skip
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not no_faults():
+            os.fsync, os.replace = self._before(os.fsync), self._before(os.replace)
+
+    def _before(self, original: Any) -> Any:
+        def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+            path = str(Path(f"/proc/self/fd/{first}").readlink()) if isinstance(first, int) else str(first)
+            if "last.ckpt" in path or "pack.ckpt" in path:
+                if self.skip > 0:
+                    self.skip -= 1
+                else:
+                    os.kill(os.getpid(), getattr(signal, self.signals[0]))
+                    self.signals = self.signals[1:] or self.signals
+            return original(first, *args, **kwargs)
+
+        return call
+
+
+def sender(when: str, signals: list[str]) -> pl.Callback:
+    """A callback that sends signals at a moment of :class:`SignalAt`, or of ``save:N``: while saving."""
+    hook, _, count = when.partition(":")
+    return SignalWhileSaving(signals, int(count)) if hook == "save" else SignalAt(when, signals)
+
+
+class Slow(pl.Callback):
+    """Write this process's id to ``folder/<rank>`` after every step, and wait a little."""
+
+    reads_only = True
+
+    def __init__(self, folder: str, seconds: float = 0.7) -> None:
+        self.folder = folder
+        self.seconds = seconds
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        with Path(self.folder, str(trainer.global_rank)).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if not no_faults():
+            time.sleep(self.seconds)
+
+
+class Poison(pl.Callback):
+    """Make something infinite or NaN in one step.
+
+    Args:
+        part: ``term``: the first method's loss (without methods the student's logits); ``gradient``: of the first
+            weight; ``weight``: the first weight after the update; ``momentum``: the optimizer's for that weight.
+        step: number of updates before it.
+        value: what it becomes.
+        rank: on which rank.
+        member: in a pack, which one.
+    """
+
+    reads_only = True
+
+    def __init__(self, part: str, step: int, value: float = float("nan"), rank: int = 0, member: int = 0) -> None:
+        self.part = part
+        self.step = step
+        self.value = value
+        self.rank = rank
+        self.member = member
+
+    def _target(self, trainer: pl.Trainer, module: Any, step: int, *parts: str) -> Any:
+        if self.part not in parts or trainer.global_step != step or trainer.global_rank != self.rank or no_faults():
+            return None
+        return module.members[self.member] if hasattr(module, "members") else module
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        module = self._target(trainer, pl_module, self.step, "term", "gradient")
+        if module is None:
+            return
+        if self.part == "gradient":
+            next(p for p in module.parameters() if p.requires_grad).register_hook(lambda g: g * self.value)
+        elif getattr(module, "strategies", None):
+            strategy = module.strategies[0]
+            loss = strategy.loss
+            strategy.loss = lambda *args: loss(*args) * self.value
+        else:
+            module.student.register_forward_hook(lambda *args: args[2] * self.value)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        module = self._target(trainer, pl_module, self.step + 1, "weight", "momentum")
+        if module is not None:
+            weight = next(p for p in module.parameters() if p.requires_grad)
+            if self.part == "momentum":
+                weight = next(v for v in trainer.optimizers[0].state[weight].values() if torch.is_tensor(v) and v.dim())
+            weight.data.view(-1)[0] = self.value
