@@ -54,6 +54,7 @@ def accuracy(outcome_text: str, name: str) -> float:
 
 def test_a_run_leaves_its_files_and_no_others(student: Run) -> None:
     files = sorted(p.relative_to(student.path).as_posix() for p in student.root.rglob("*") if p.is_file())
+    assert files.pop(0) == ".lock"
     assert files == ["checkpoints/last.ckpt", "checkpoints/previous.ckpt", "config.yaml", "finished", "metrics.csv"]
 
 

@@ -194,7 +194,7 @@ def test_an_output_folder_that_is_a_file() -> None:
     ROOT.write_text("a file")
     outcome = cli(*fit_args(ROOT, [STUDENT]))
     assert outcome.status == 2
-    assert outcome.err.startswith("error: cannot write out/")
+    assert outcome.err.startswith("error: cannot write into out/")
     assert ROOT.read_text() == "a file"
 
 

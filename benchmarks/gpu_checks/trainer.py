@@ -30,6 +30,7 @@ class RandomImages(TensorDataModule):
         self.name, self.num_classes, self.image_size = "random", CLASSES, 32
         self.num_available = record.num_images
         super().__init__(batch_size=record.batch_size, seed=seed)
+        self.hparams.pop("record")  # no part of a checkpoint
 
     def _read(self, split: str) -> Images:
         pixels, labels = random_images(self.num_available)

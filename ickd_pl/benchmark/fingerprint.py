@@ -18,7 +18,10 @@ import torch
 
 from ickd_pl.errors import UserError
 from ickd_pl.strategies.base import LossStrategy
+from ickd_pl.training.fingerprint import data_hash, network_hash
 from ickd_pl.version import __version__
+
+__all__ = ["Identity", "code_hash", "data_hash", "device_name", "method_hash", "network_hash", "versions", "where"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NAME = _PACKAGE.name

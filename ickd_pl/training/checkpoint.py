@@ -76,7 +76,7 @@ def plain_data_arguments(data: pl.LightningDataModule) -> dict[str, Any]:
     Raises:
         UserError: one cannot be written down.
     """
-    instead = "give numbers or strings, or leave it out: self.save_hyperparameters(ignore=[NAME])"
+    instead = "give numbers or strings, or leave it out: self.hparams.pop(NAME) after super().__init__()"
     found: dict[str, Any] = writable(name_of(data), dict(data.hparams), instead)
     return found
 

@@ -96,9 +96,9 @@ def test_arguments_of_many_types_are_read_again() -> None:
 
 def test_what_cannot_be_written_is_refused() -> None:
     first = built(f"--trainer.callbacks+={__name__}.Typed")
-    first.config.fit.trainer.callbacks[0].init_args.thing = torch.ones(2)
+    first.config.fit.trainer.callbacks[-1].init_args.thing = torch.ones(2)
     with pytest.raises(
-        UserError, match=r"^trainer.callbacks\[0\].init_args.thing is tensor\(.*config.yaml cannot hold"
+        UserError, match=r"^trainer.callbacks\[\d\].init_args.thing is tensor\(.*config.yaml cannot hold"
     ):
         first.settings  # noqa: B018
 

@@ -110,7 +110,7 @@ def test_what_cannot_be_written_is_refused_before_training(value: Any) -> None:
     ):
         module(teacher=taught, strategies=[AnyArgument(value)])
     with pytest.raises(
-        UserError, match=r"^AnyData\.thing.* is .*: give numbers or strings, or leave it out: self\.save_hyp"
+        UserError, match=r"^AnyData\.thing.* is .*: give numbers or strings, or leave it out: self\.hparams\.pop"
     ):
         trainer().fit(module(), AnyData(value, train_size=20))
 
