@@ -24,26 +24,38 @@ class Agreed(pl.Callback):
     _steps = 0
     _next = 1
     _since = 0.0
+    _pieces: list[Agreed] | None = None  # all of them, in the first of them; else none
+    _alone = False  # one process on a CPU, which has nobody to ask and nothing to wait for
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # A new list: Lightning is going through the old one.
         trainer.callbacks = sorted(trainer.callbacks, key=lambda each: isinstance(each, Agreed))  # type: ignore[attr-defined]
+        self._pieces = None
 
     def vote(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         """This rank's vote, 0 or more."""
         return 0.0
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, agreed: float) -> None:
-        """Act on the highest vote; called on all ranks in the same step."""
+        """Act on the highest vote; called on all ranks in the same step, on a single CPU only if it is not 0."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if _first(trainer) is not self:
+        if self._pieces is None:
+            pieces = _pieces_of(trainer)
+            self._pieces = pieces if pieces[0] is self else []
+            self._alone = trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu"
+        if not self._pieces:
             return
         self._steps += 1
         # private: lightning fit_loop._should_accumulate
         if self._steps < self._next or trainer.fit_loop._should_accumulate():
+            return
+        if self._alone:
+            for piece in self._pieces:
+                if vote := piece.vote(trainer, pl_module):
+                    piece.act(trainer, pl_module, vote)
             return
         pace = (time.perf_counter() - self._since) / self._steps if self._since else SECONDS
         pace = agree(trainer, pl_module, pace)
@@ -53,13 +65,13 @@ class Agreed(pl.Callback):
         self._steps, self._since = 0, time.perf_counter()
 
 
-def _first(trainer: pl.Trainer) -> pl.Callback | None:
-    return next((c for c in trainer.callbacks if isinstance(c, Agreed)), None)  # type: ignore[attr-defined]
+def _pieces_of(trainer: pl.Trainer) -> list[Agreed]:
+    return [each for each in trainer.callbacks if isinstance(each, Agreed)]  # type: ignore[attr-defined]
 
 
 def agree(trainer: pl.Trainer, pl_module: pl.LightningModule, value: float = 0.0) -> float:
     """Let all callbacks vote and act; returns the highest ``value`` of all ranks. Call it on all ranks."""
-    pieces = [c for c in trainer.callbacks if isinstance(c, Agreed)]  # type: ignore[attr-defined]
+    pieces = _pieces_of(trainer)
     votes = [*(piece.vote(trainer, pl_module) for piece in pieces), value]
     if trainer.world_size > 1:
         tensor = torch.tensor(votes, dtype=torch.float32, device=trainer.strategy.root_device)
