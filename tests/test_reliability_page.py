@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ickd_pl.errors import NonFiniteLoss, UserError
+from ickd_pl.errors import LostRank, NonFiniteLoss, UserError
 from ickd_pl.runs.stop import SIGNALS
 from tests.runs.helpers import REPOSITORY
 
@@ -28,7 +28,8 @@ def test_every_named_test_exists() -> None:
 
 def test_every_exit_status_is_listed() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \| [^|]+ \|$", PAGE, re.M)}
-    assert listed == {0, UserError.exit_status, NonFiniteLoss.exit_status, *(128 + number for number in SIGNALS)}
+    errors = {each.exit_status for each in (UserError, NonFiniteLoss, LostRank)}
+    assert listed == {0, *errors, *(128 + number for number in SIGNALS)}
 
 
 @pytest.mark.filterwarnings("ignore")
