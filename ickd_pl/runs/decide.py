@@ -119,7 +119,8 @@ def run_checkpoint(path: Path) -> RunCheckpoint:
         ) from error
     if not checkpoint.planned:
         raise UserError("is not a checkpoint of a run")
-    if name := not_finite_in({part: checkpoint.content.get(part) for part in ("state_dict", "optimizer_states")}):
+    weights, states = (checkpoint.content.get(part) for part in ("state_dict", "optimizer_states"))
+    if name := not_finite_in(weights, "state_dict", constants=True) or not_finite_in(states, "optimizer_states"):
         raise UserError(f"has an infinite or NaN value in {name}")
     return checkpoint
 

@@ -74,9 +74,10 @@ def check_before_saving(trainer: pl.Trainer) -> None:
         rank = next((rank for rank, each in enumerate(found) if each), None)
         if rank is None:
             continue
+        where = f" on rank {rank}" if len(found) > 1 else ""
         error = NonFiniteLoss(
             f"{name and f'{name}: '}{found[rank]} became infinite or NaN by step {trainer.global_step} (epoch "
-            f"{trainer.current_epoch + 1}); nothing was saved, and the last checkpoint is from before: lower model.lr",
+            f"{trainer.current_epoch + 1}){where}; no checkpoint contains it: lower model.lr",
             rank,
         )
         if not name:
@@ -85,8 +86,8 @@ def check_before_saving(trainer: pl.Trainer) -> None:
 
 
 def _not_finite(trainer: pl.Trainer, module: torch.nn.Module) -> str | None:
-    weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    if (name := not_finite_in(weights)) is not None:
+    name = not_finite_in(dict(module.named_parameters())) or not_finite_in(dict(module.named_buffers()), constants=True)
+    if name is not None:
         return name
     for optimizer in trainer.optimizers:
         for key, parameter in module.named_parameters():

@@ -187,6 +187,8 @@ class IckdCLI(LightningCLI):
             with no_process_left(trainer):
                 path = ckpt_path or decided["checkpoint"]
                 trainer.fit(model, datamodule=datamodule, ckpt_path=path, **kwargs)
+            if not record.rows and not trainer.global_step:
+                raise UserError("nothing was trained: the loader of training batches is empty, see the line above")
             if record.rows:
                 log(f"{record.summary()}; checkpoint {folder.last}, metrics {folder.metrics}")
 
@@ -197,7 +199,12 @@ class IckdCLI(LightningCLI):
         may_differ = [WORLD_SIZE] if self.config[self.subcommand].get("override_world_size") else []
         used: list[str] = []
         if ckpt_path is not None and folder_of(Path(ckpt_path).resolve()) != folder.path.resolve():
-            used = check_given(read_checkpoint(ckpt_path), asked, dict(model.hparams), may_differ)
+            given = read_checkpoint(ckpt_path)
+            used = check_given(given, asked, dict(model.hparams), may_differ)
+            if 0 < (planned := (self.trainer.max_epochs or 0) + model.stages.epochs) <= len(given.rows):
+                raise UserError(
+                    f"{ckpt_path} has {len(given.rows)} epochs already, of {planned}: set more --trainer.max_epochs"
+                )
         # Without the lock at first: a run that is refused or finished writes nothing.
         state, checkpoint, warning = folder.decide(asked, may_differ)
         if state != "finished" and self.trainer.is_global_zero:

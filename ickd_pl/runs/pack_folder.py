@@ -77,7 +77,8 @@ def _check_pack(found: PackCheckpoint) -> None:
         weights = {k: v for k, v in found.content["state_dict"].items() if not k.startswith(stopped)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError("it is not a pack checkpoint") from error
-    if (name := not_finite_in([weights, [] if stopped else found.content.get("optimizer_states")])) is not None:
+    states = None if stopped else found.content.get("optimizer_states")
+    if name := not_finite_in(weights, constants=True) or not_finite_in(states, "optimizer_states"):
         raise UserError(f"it has an infinite or NaN value ({name})")
 
 

@@ -64,12 +64,20 @@ class Saver(Checkpoint):
             for part in ("total", "current"):
                 progress[part] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress["is_last_batch"] = False
+            if trainer.is_last_batch:  # the next epoch begins with its first batch, also where this one was cut short
+                # private: lightning loops.combined_loader
+                checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
 
 
 def saver_of(trainer: pl.Trainer) -> Saver | None:
     """The callback that writes the trainer's checkpoint, if there is one; StepCheckpoint only if there is no other."""
     savers = [c for c in trainer.callbacks if isinstance(c, Saver)]  # type: ignore[attr-defined]
     return next((c for c in savers if not isinstance(c, StepCheckpoint)), next(iter(savers), None))
+
+
+def is_over(trainer: pl.Trainer) -> bool:
+    """Whether this was the last step: what is left (an evaluation, a row of the record) does not begin again."""
+    return trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
 
 
 def more_follows(trainer: pl.Trainer) -> bool:
@@ -106,6 +114,7 @@ class StepCheckpoint(Agreed, Saver):
         self.path = path
         self._saved = 0.0
         self._states: Any = None
+        self._before_evaluation: dict[str, Any] | None = None
         self._root = Path()
 
     def target(self) -> tuple[Path, Path | None]:
@@ -116,9 +125,16 @@ class StepCheckpoint(Agreed, Saver):
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, agreed: float) -> None:
         saver = saver_of(trainer)
-        if agreed and saver is not None and (trainer.validating or not more_follows(trainer)):
+        if agreed and saver is not None and not is_over(trainer) and (trainer.validating or not more_follows(trainer)):
             saver.save(trainer)
             self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if more_follows(trainer):  # torch's loaders draw a number when an evaluation begins
+            self._before_evaluation = random_state(trainer.strategy.root_device)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -144,7 +160,8 @@ class StepCheckpoint(Agreed, Saver):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        checkpoint["random_states"] = gathered(random_state(trainer.strategy.root_device), trainer)
+        state = self._before_evaluation if trainer.validating else None
+        checkpoint["random_states"] = gathered(state or random_state(trainer.strategy.root_device), trainer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

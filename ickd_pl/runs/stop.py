@@ -24,7 +24,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from ickd_pl.runs.agreement import Agreed, agree
 from ickd_pl.runs.console import log, warn
-from ickd_pl.runs.step import more_follows, saver_of
+from ickd_pl.runs.step import is_over, more_follows, saver_of
 
 SIGNALS = {int(getattr(signal, name)): name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)}
 REQUEUE = int(getattr(signal, "SIGUSR1", 0))
@@ -98,7 +98,7 @@ class SignalStop(Agreed):
     SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 count; further signals change nothing. The checkpoint is written by the
     trainer's first :class:`~ickd_pl.runs.step.Saver`; then all ranks raise :class:`Stopped` with the status 143, 130 or
     138. SIGUSR1 in a SLURM job requeues the job once, and the status is 0. Within an evaluation, the fit stops after
-    the current batch and evaluates again when it continues. In its last epoch's end, a fit ends as usual.
+    the current batch and evaluates again when it continues. After its last step, a fit ends as usual.
     """
 
     def __init__(self) -> None:
@@ -128,6 +128,8 @@ class SignalStop(Agreed):
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, agreed: float) -> None:
         self._agreed = self._agreed or int(agreed)
+        if is_over(trainer):
+            return
         # Otherwise the evaluation, or the end of the epoch, stops.
         if self._agreed and (trainer.validating or not more_follows(trainer)):
             saver = saver_of(trainer)
@@ -162,10 +164,9 @@ class SignalStop(Agreed):
             else:
                 self.act(trainer, pl_module, self.vote(trainer, pl_module))
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The epoch's checkpoint is written. What is left of the last epoch takes no time, and belongs to the result.
-        is_last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
-        if self._agreed and not is_last:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # The checkpoint of the epoch before is written; after the last epoch, the fit ends as usual.
+        if self._agreed:
             self._leave(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

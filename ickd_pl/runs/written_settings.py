@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import yaml
@@ -26,11 +27,24 @@ def written_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any
     Raises:
         UserError: a setting cannot be written; the message names it.
     """
+    config = _with_plain_enums(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         text = parser.dump(config, skip_none=False, skip_link_targets=True)
     settings: dict[str, Any] = _plain(config, yaml.safe_load(text), "", {})
     return settings
+
+
+def _with_plain_enums(value: Any) -> Any:
+    """A copy with the strings of enums of strings, such as a Timer's ``interval``, which the parser cannot write."""
+    if isinstance(value, Namespace):
+        plain = {key: _with_plain_enums(inner) for key, inner in vars(value).items()}
+        return Namespace(**plain)  # type: ignore[no-untyped-call]
+    if isinstance(value, dict):
+        return {key: _with_plain_enums(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_plain_enums(inner) for inner in value)
+    return value.value if isinstance(value, str) and isinstance(value, Enum) else value
 
 
 def yaml_text(settings: Mapping[str, Any]) -> str:

@@ -138,25 +138,30 @@ def non_finite(found: BadStep, rank: int, world_size: int, epoch: int, what: str
     where = f" on rank {rank}" if world_size > 1 else ""
     return NonFiniteLoss(
         f"{what}{', '.join(found.names)} became infinite or NaN in step {found.step} (epoch {epoch}){where}; no update "
-        "was made with it, and the last checkpoint is from before: lower model.lr or the method's weight",
+        "was made with it, and no checkpoint contains it: lower model.lr or the method's weight",
         rank,
     )
 
 
-def not_finite_in(state: Any, prefix: str = "") -> str | None:
+def not_finite_in(state: Any, prefix: str = "", constants: bool = False) -> str | None:
     """The name of the first tensor in nested dictionaries and lists with a NaN or infinite value, if there is one.
 
-    -inf alone is accepted: networks keep it in constants, such as masks.
+    Args:
+        state: nested dictionaries and lists.
+        prefix: of the name.
+        constants: accept -inf, which networks keep in constants, such as masks.
     """
     if isinstance(state, Tensor):
-        checked = state.is_floating_point() and state.layout == torch.strided and state.device.type != "meta"
-        return prefix if checked and not bool((state < torch.inf).all()) else None
+        if not state.is_floating_point() or state.layout != torch.strided or state.device.type == "meta":
+            return None
+        finite = state < torch.inf if constants else state.isfinite()
+        return None if bool(finite.all()) else prefix
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(state, Mapping):
         items = state.items()
     elif isinstance(state, list | tuple):
         items = enumerate(state)
     for key, value in items:
-        if (name := not_finite_in(value, f"{prefix}.{key}" if prefix else str(key))) is not None:
+        if (name := not_finite_in(value, f"{prefix}.{key}" if prefix else str(key), constants)) is not None:
             return name
     return None

@@ -196,7 +196,7 @@ class DistillationModule(StudentModule):
         total = self.counted_loss(self.as_batch(batch))
         if batch_idx % LOG_EVERY_N_STEPS == 0:
             self.log("loss", total.detach(), logger=False)
-            self.trainer.progress_bar_metrics["loss"] = float(total)  # private: lightning progress_bar_metrics
+            self.trainer.progress_bar_metrics["loss"] = float(total.detach())  # private: lightning progress_bar_metrics
         # Weight a rank's mean by its share of the global batch, so that DDP's average is the global mean.
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
