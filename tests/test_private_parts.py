@@ -120,6 +120,11 @@ def _() -> None:
     assert noted.seen == [(True, False), (False, True), (True, False), (False, True)]
 
 
+@private("lightning loops.combined_loader")
+def _() -> None:
+    assert 'state_dict["combined_loader"]' in inspect.getsource(type(quiet_trainer().fit_loop).on_save_checkpoint)
+
+
 @private("lightning loops.val_loop.batch_progress")
 def _() -> None:
     state = quiet_trainer().fit_loop.state_dict()["epoch_loop.val_loop.batch_progress"]

@@ -25,7 +25,7 @@ from ickd_pl.runs.decide import Asked
 from ickd_pl.runs.lock import holder, locked
 from ickd_pl.runs.pack_folder import decide_pack
 from tests.runs.helpers import QUIET, Forked, Outcome, cli, load, made_once, rows_of, snapshot
-from tests.runs.moments import EPOCHS, STEPS, TWO, VANILLA, as_torchrun, ended, fit, folder, sending
+from tests.runs.moments import EPOCHS, STEPS, TWO, VANILLA, as_torchrun, ended, fit, folder, sending, whole_run
 from tests.training.packs import make_teacher, member, packed
 
 ONE = [*VANILLA, "--trainer.max_epochs=1"]
@@ -259,3 +259,11 @@ def test_a_pack_decides_as_a_run_does() -> None:
         decide_pack(path, names, [same[0], Asked({"model": {"lr": 1}}, {})])
     assert decide_pack(Path("none.ckpt"), names, same) == ("start", None)
     assert RunFolder(Path("pack/kd")).finished.is_file()
+
+
+def test_a_given_checkpoint_with_as_many_epochs_is_refused(forked: Forked) -> None:
+    whole = whole_run(forked, "whole", VANILLA)
+    given = f"--ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"
+    outcome = forked.run(*fit("out", *VANILLA, given, "--trainer.max_epochs=1"))
+    assert outcome.status == 2 and "has 2 epochs already, of 1: set more --trainer.max_epochs" in outcome.err
+    assert not Path("out").exists()

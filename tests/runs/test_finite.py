@@ -361,3 +361,9 @@ def test_host_waits_are_counted() -> None:
         x = torch.ones(3)
         float(x.sum()), bool(x.sum() > 0), x.nonzero(), x.sum().item(), x.tolist(), x[x > 0]
     assert len(waits.found) >= 5
+
+
+def test_minus_infinity_is_accepted_in_constants_only() -> None:
+    state = {"mask": torch.tensor([0.0, -torch.inf])}
+    assert not_finite_in(state) == "mask" and not_finite_in(state, constants=True) is None
+    assert not_finite_in({"bias": [torch.ones(2), torch.tensor(torch.nan)]}, constants=True) == "bias.1"

@@ -21,6 +21,7 @@ from tests.runs.helpers import QUIET, Forked, assert_same_run, load, made_once, 
 from tests.runs.moments import (
     CODES,
     EVERY_STEP,
+    STEPS,
     TWO,
     VANILLA,
     as_torchrun,
@@ -63,6 +64,29 @@ def _made(forked: Forked, root: Path, args: list[str]) -> None:
 
 
 # -- one process -----------------------------------------------------------------------------------------------------
+
+
+LAST_STEPS = {
+    "limited": (["--trainer.limit_train_batches=2"], "on_train_batch_end:3"),
+    "not evaluated": (["--trainer.check_val_every_n_epoch=2"], f"on_train_batch_end:{STEPS - 1}"),
+    "averaged": (["--trainer.callbacks+=EMAWeightAveraging"], f"on_train_batch_end:{STEPS - 1}"),
+    "max_steps": ([f"--trainer.max_steps={STEPS}"], f"on_train_batch_end:{STEPS - 1}"),
+    "overfit": (["--trainer.overfit_batches=2"], "on_train_batch_end:1"),
+    "unevaluated": (["--trainer.limit_val_batches=0"], f"on_train_batch_end:{STEPS - 1}"),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*list(LAST_STEPS)[:2], *(pytest.param(case, marks=pytest.mark.reliability) for case in list(LAST_STEPS)[2:])],
+)
+def test_a_signal_in_the_last_step_of_an_epoch(forked: Forked, case: str) -> None:
+    """The checkpoint of the epoch is written before the run stops, or it ends: nothing of the epoch is lost."""
+    more, when = LAST_STEPS[case]
+    whole = whole_run(forked, "whole", [*VANILLA, *more])
+    stopped, _ = stopped_and_continued(forked, whole, "out", [*VANILLA, *more], when, "SIGTERM")
+    assert stopped.status == (0 if case == "max_steps" else 143)
+    assert (folder("out") / "checkpoints" / "last.ckpt").is_file()
 
 
 @pytest.mark.parametrize(
