@@ -80,6 +80,10 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value < 1 and not (value == -1 and name.startswith("max_")):
             raise UserError(f"trainer.{name}: expected 1 or more, got {value}")
+    for name in ("train", "val", "test", "predict"):
+        value = settings.get(f"limit_{name}_batches")
+        if value is not None and type(value) not in (int, float):
+            raise UserError(f"trainer.limit_{name}_batches: expected a number, such as 1 or 0.5, got {value!r}")
     limit = settings.get("limit_train_batches")
     if limit is not None and not limit > 0:
         raise UserError(f"trainer.limit_train_batches: expected above 0, got {limit}: nothing would be trained")

@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 class CommandLineTrainer(pl.Trainer):
     """Lightning's Trainer, whose limits take a whole number as a number of batches and any other as a part of them.
 
-    Lightning annotates them as ``float | int``, for which the parser makes 1.0, the whole epoch, of 1, one batch.
+    Lightning annotates them as ``float | int``, for which the parser makes 1.0, the whole epoch, of 1, one batch. The
+    order of a union does not help: Python takes unions of the same types for one, in the order that came first.
 
     Args:
         limit_train_batches: batches of an epoch: 1 is one batch, 1.0 all of them, 0.5 half of them.
@@ -23,10 +24,10 @@ class CommandLineTrainer(pl.Trainer):
     def __init__(
         self,
         *,
-        limit_train_batches: int | float | None = None,
-        limit_val_batches: int | float | None = None,
-        limit_test_batches: int | float | None = None,
-        limit_predict_batches: int | float | None = None,
+        limit_train_batches: Any = None,
+        limit_val_batches: Any = None,
+        limit_test_batches: Any = None,
+        limit_predict_batches: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(

@@ -67,6 +67,7 @@ def test_finished_cells_are_skipped(done: Path) -> None:
     assert "percent" not in outcome.out
 
 
+@pytest.mark.reliability
 def test_killed_at_any_point_the_results_are_the_same(done: Path) -> None:
     """SIGKILL as soon as the first cell has a result, in a pack's first epoch, and while the next pack begins."""
     quick()

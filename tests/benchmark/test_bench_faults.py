@@ -295,7 +295,16 @@ def test_a_deleted_benchmark_file_is_recreated() -> None:
     assert "used different settings" in refused("run", "--config", "short.yaml", "--output", "out")
 
 
-@pytest.mark.parametrize(("name", "text"), [("result.json", "5"), ("result.json", "{"), ("identity.json", "{}")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("result.json", "{"),
+        *(
+            pytest.param(*each, marks=pytest.mark.reliability)
+            for each in (("result.json", "5"), ("identity.json", "{}"))
+        ),
+    ],
+)
 def test_a_damaged_file_of_a_cell(name: str, text: str) -> None:
     small()
     KD.mkdir(parents=True)

@@ -46,7 +46,7 @@ def of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests of this process may have classes of their own."""
 
     def own(base: type) -> list[type]:
-        return [cls for cls in subclasses(base) if not cls.__module__.startswith("tests.")]
+        return [cls for cls in subclasses(base) if cls.__module__.startswith(("ickd_pl.", "pytorch_lightning."))]
 
     monkeypatch.setattr(near_option_module, "subclasses", own)
 

@@ -90,7 +90,7 @@ def wholes(forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> Callable
         ("own", "save:9"),
         ("own", "on_validation_batch_end:5"),
         ("stacked", "on_train_batch_end:1"),
-        ("stacked", "on_train_batch_end:7"),
+        pytest.param("stacked", "on_train_batch_end:7", marks=pytest.mark.reliability),
     ],
 )
 def test_killed_and_continued(forked: Forked, wholes: Any, kind: str, when: str) -> None:
