@@ -9,7 +9,7 @@ import torch
 
 from ickd_pl.errors import NonFiniteLoss
 from ickd_pl.runs.agreement import Agreed
-from ickd_pl.training.finite import Finite, first_of, non_finite, not_finite_in
+from ickd_pl.training.finite import Finite, first_of, is_finite_on_cpu, non_finite, not_finite_in
 from ickd_pl.training.metrics import gathered
 
 
@@ -24,19 +24,24 @@ class FiniteGuard(Agreed):
     def __init__(self) -> None:
         self._finite = Finite()
         self._watches = True
+        self._scaled = False  # a gradient scaler makes infinite gradients on its way to a scale
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finite = Finite()
-        self._watches = not hasattr(pl_module, "check_finite")  # asked once: a module's missing attribute takes time
+        # Asked once, as both take time in a short step.
+        self._watches = not hasattr(pl_module, "check_finite")
+        self._scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        if self._watches:
+        if self._watches and not is_finite_on_cpu(loss):
             self._finite.terms(["the loss"], loss.detach().float().reshape(1), trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
-        if not self._watches or getattr(trainer.precision_plugin, "scaler", None) is not None:
+        if not self._watches or self._scaled:
             return
-        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if all(is_finite_on_cpu(parameter.grad) for parameter in parameters):
+            return
         if self._finite.gradients(parameters, trainer.global_step):
             self._check(trainer, pl_module)
 

@@ -115,6 +115,7 @@ class StepCheckpoint(Agreed, Saver):
         self._saved = 0.0
         self._states: Any = None
         self._before_evaluation: dict[str, Any] | None = None
+        self._within: bool | None = None  # evaluates within an epoch
         self._root = Path()
 
     def target(self) -> tuple[Path, Path | None]:
@@ -133,12 +134,16 @@ class StepCheckpoint(Agreed, Saver):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if more_follows(trainer):  # torch's loaders draw a number when an evaluation begins
+        if self._within is None:  # asked once: most runs evaluate at the end of an epoch only
+            self._within = trainer.val_check_batch is None or trainer.val_check_batch < trainer.num_training_batches
+        # torch's loaders draw a number when an evaluation begins.
+        if trainer.is_last_batch or (self._within and more_follows(trainer)):
             self._before_evaluation = random_state(trainer.strategy.root_device)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._root = Path(trainer.default_root_dir)
+        self._within = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved = time.monotonic()

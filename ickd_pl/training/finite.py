@@ -56,7 +56,7 @@ class Finite:
             self._names = list(names)
             self._alive = torch.ones(len(names), dtype=torch.bool, device=values.device)
             self._first = torch.full((len(names),), -1, dtype=torch.int64, device=values.device)
-        if _is_finite_on_cpu(values):
+        if is_finite_on_cpu(values):
             return values.new_ones(())
         finite = values.isfinite()
         self._first = torch.where(self._alive > finite, step, self._first)
@@ -79,7 +79,7 @@ class Finite:
         if not gradients:
             return False
         if all(gradient.device.type == "cpu" for gradient in gradients):
-            if all(_is_finite_on_cpu(gradient) for gradient in gradients):
+            if all(is_finite_on_cpu(gradient) for gradient in gradients):
                 return False
             self._gradient_first = torch.tensor(step)
             return True
@@ -105,7 +105,7 @@ class Finite:
         return BadStep(step, [name for name in names if name != "loss/total"] or names)
 
 
-def _is_finite_on_cpu(values: Tensor) -> bool:
+def is_finite_on_cpu(values: Tensor) -> bool:
     """Whether the values lie in the host's memory and are finite; NumPy takes a tenth of torch's time for a few."""
     if values.device.type != "cpu":
         return False

@@ -167,7 +167,9 @@ def test_a_gradient_scaler_is_left_to_itself(taught: nn.Module, monkeypatch: pyt
     foreign.weight.grad = torch.full_like(foreign.weight, INF)
     optimizer = torch.optim.SGD(foreign.parameters(), 0.1)
     guard = FiniteGuard()
+    guard.on_train_start(scaled, foreign)
     guard.on_before_optimizer_step(scaled, foreign, optimizer)
+    guard.on_train_start(plain, foreign)
     with pytest.raises(NonFiniteLoss, match="the gradient became infinite or NaN in step 0"):
         guard.on_before_optimizer_step(plain, foreign, optimizer)
     monkeypatch.setattr(type(module), "trainer", plain)
