@@ -9,7 +9,7 @@ import torch
 
 from ickd_pl.errors import NonFiniteLoss
 from ickd_pl.runs.agreement import Agreed
-from ickd_pl.training.finite import Finite, first_of, is_finite_on_cpu, non_finite, not_finite_in
+from ickd_pl.training.finite import Finite, first_of, has_scaler, is_finite_on_cpu, non_finite, not_finite_in
 from ickd_pl.training.metrics import gathered
 
 
@@ -24,13 +24,13 @@ class FiniteGuard(Agreed):
     def __init__(self) -> None:
         self._finite = Finite()
         self._watches = True
-        self._scaled = False  # a gradient scaler makes infinite gradients on its way to a scale
+        self._scaled = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finite = Finite()
         # Asked once, as both take time in a short step.
         self._watches = not hasattr(pl_module, "check_finite")
-        self._scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        self._scaled = has_scaler(trainer)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         if self._watches and not is_finite_on_cpu(loss):

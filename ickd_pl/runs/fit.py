@@ -143,17 +143,11 @@ class IckdCLI(LightningCLI):
         on_slurm = SLURMEnvironment.detect() and not self.settings["trainer"].get("plugins")
         own = self.config_init[self.subcommand]["trainer"].get("callbacks") or []
         own = own if isinstance(own, list) else [own]
-        # The record first: the others save by it, and stop after it has saved.
-        if any(isinstance(callback, Saver) for callback in callbacks):
-            missing = [cls() for cls in _PROTECTION if not any(isinstance(callback, cls) for callback in own)]
-            own = sorted([*own, *missing], key=lambda callback: isinstance(callback, _PROTECTION))
-            first = next(i for i, callback in enumerate(own) if isinstance(callback, _PROTECTION))
-            callbacks = [*own[:first], *callbacks, *own[first:]]
-        else:
-            callbacks = [*own, *callbacks]
+        saves = any(isinstance(callback, Saver) for callback in callbacks)
+        missing = [cls() for cls in _PROTECTION if saves and not any(isinstance(each, cls) for each in own)]
         kwargs = {
             **({"plugins": [SLURMEnvironment(auto_requeue=False)]} if on_slurm else {}),
-            "callbacks": callbacks,
+            "callbacks": [*own, *callbacks, *missing],
             **kwargs,
         }
         try:

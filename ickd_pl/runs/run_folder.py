@@ -201,15 +201,16 @@ class EpochRecord(Saver):
         self.evaluation = {}  # of weights that are trained on
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if _is_one(name, EVALUATION)}
+        found = {k: float(value) for k, value in trainer.callback_metrics.items() if k.startswith(EVALUATION)}
         self.evaluation = {} if trainer.sanity_checking else found
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning keeps the metrics of the last evaluation, which may be some epochs old.
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not _is_one(k, ("loss", *EVALUATION))}
+        found = {k: float(value) for k, value in trainer.callback_metrics.items() if not k.startswith(EVALUATION)}
+        found.pop("loss", None)  # of the progress bar
         # Main epochs count from 1; the last first-stage epoch is 0.
         epoch = trainer.current_epoch + 1 - getattr(getattr(pl_module, "stages", None), "epochs", 0)
-        self.add_row(epoch, {**metrics, **self.evaluation}, self.seconds())
+        self.add_row(epoch, {**found, **self.evaluation}, self.seconds())
         # last.ckpt is written last: if the run is killed before that, the resumed run repeats the epoch.
         self.write_rows(trainer)
         if self._is_best():
@@ -261,8 +262,3 @@ class EpochRecord(Saver):
             columns = list(dict.fromkeys(column for row in self.rows for column in row))
             rows = ([row.get(column, "") for column in columns] for row in self.rows)
             write_text(self.folder.metrics, csv_text([columns, *rows]))
-
-
-def _is_one(name: str, kinds: tuple[str, ...]) -> bool:
-    """Whether a metric matches one of these: a name, or a prefix that ends with a slash."""
-    return any(name == kind or (kind.endswith("/") and name.startswith(kind)) for kind in kinds)

@@ -25,6 +25,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from ickd_pl.runs.agreement import Agreed, agree
 from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.step import is_over, more_follows, saver_of
+from ickd_pl.training.metrics import gathered
 
 SIGNALS = {int(getattr(signal, name)): name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)}
 REQUEUE = int(getattr(signal, "SIGUSR1", 0))
@@ -185,7 +186,7 @@ class SignalStop(Agreed):
         code = 128 + self._agreed
         if self._agreed == REQUEUE and trainer.is_global_zero and in_slurm() and requeue():
             code = 0
-        raise Stopped(self._agreed, _of_this_rank(code))
+        raise Stopped(self._agreed, _of_this_rank(gathered(code, trainer)[0]))
 
 
 def in_slurm() -> bool:

@@ -30,7 +30,13 @@ def written_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any
     config = _with_plain_enums(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        text = parser.dump(config, skip_none=False, skip_link_targets=True)
+        try:
+            text = parser.dump(config, skip_none=False, skip_link_targets=True)
+        except yaml.representer.RepresenterError as error:  # old versions of the parser write no sentence instead
+            raise UserError(
+                f"{' '.join(map(str, error.args))}: config.yaml cannot hold a setting so that it can be read again: "
+                "give numbers, strings, lists of them, or a class by class_path and init_args"
+            ) from error
     settings: dict[str, Any] = _plain(config, yaml.safe_load(text), "", {})
     return settings
 

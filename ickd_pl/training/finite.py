@@ -114,6 +114,11 @@ def is_finite_on_cpu(values: Tensor) -> bool:
     return bool(np.isfinite(values.detach().numpy()).all())
 
 
+def has_scaler(trainer: Any) -> bool:
+    """Whether a gradient scaler is used: it makes infinite gradients on its way to a scale, and skips their steps."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 def first_of(found: Sequence[BadStep | None]) -> tuple[int, BadStep] | None:
     """The rank and the step to report, of what each rank found: the first step, and a term before a gradient."""
     bad = [(each.step, each.names == [GRADIENT], rank) for rank, each in enumerate(found) if each is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -12,8 +12,7 @@ from torch import nn
 from ickd_pl.checks import plain
 from ickd_pl.data.base import TensorDataModule
 from ickd_pl.data.loader import TensorLoader
-from ickd_pl.strategies import LossStrategy
-from ickd_pl.training.checkpoint import plain_data_arguments, plain_specs
+from ickd_pl.training.checkpoint import CheckpointedModule, plain_data_arguments, plain_specs
 from ickd_pl.training.metrics import Accuracies
 
 # Settings of the Trainer that change what a run computes and that a callback can set as an attribute.
@@ -24,32 +23,20 @@ _TRAINER = (
 _OF_THE_DATA = ("batch_size", "eval_batch_size", "val_size", "train_size", "seed")
 
 
-class RecordedModule(Protocol):
+class RecordedModule(CheckpointedModule, Protocol):
     """What the two callbacks need of a :class:`ickd_pl.DistillationModule`."""
 
     in_force: dict[str, float]
-    best_acc1: float
-    trained_steps: int
-    trained_before: int
     metrics: Accuracies
 
     @property
-    def hparams(self) -> Any: ...
-
-    @property
     def keys(self) -> list[str]: ...
-
-    @property
-    def strategies(self) -> Sequence[LossStrategy]: ...
 
     @property
     def stages(self) -> Any: ...
 
     @property
     def student(self) -> nn.Module: ...
-
-    @property
-    def teacher(self) -> nn.Module | None: ...
 
     def parameter_group(self) -> dict[str, Any]: ...
 

@@ -19,6 +19,7 @@ from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import unique_names
 from ickd_pl.training.build import check_arguments, check_data, make_adapters, make_teacher, optimizer_of
 from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
+from ickd_pl.training.finite import has_scaler
 from ickd_pl.training.first_batch import FirstBatch, check_evaluation, training_batch
 from ickd_pl.training.logged import log_settings
 from ickd_pl.training.metrics import Accuracies, TrainSums, epoch_state, resume_epoch
@@ -215,9 +216,7 @@ class DistillationModule(StudentModule):
         self.sums.check_finite(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        # A gradient scaler makes infinite gradients on its way to a scale, and skips their steps.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if not scaled and self.sums.finite.gradients(self.trainable(), self.global_step):
+        if not has_scaler(self.trainer) and self.sums.finite.gradients(self.trainable(), self.global_step):
             self.check_finite()
 
     def on_train_epoch_end(self) -> None:

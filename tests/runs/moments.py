@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tests.runs.helpers import REPOSITORY, Forked, Outcome, Started, assert_same_run, rows_of
+import pytest
+
+from tests.runs.helpers import REPOSITORY, Forked, Outcome, Started, assert_same_run, made_once, rows_of
 
 # Two epochs of three steps and three batches of test images, the last ones smaller.
 STEPS, EPOCHS = 3, 2
@@ -159,6 +161,16 @@ def random_moment(kind: str, number: int, of: Sequence[str] = (*MOMENTS, *SAVES)
     when = random.Random(f"{seed} {kind} {number}").choice(of)
     print(f"RELIABILITY_SEED={seed} {kind} {number}: {when}")
     return when, f"RELIABILITY_SEED={seed}: {when}"
+
+
+def whole_of_two_ranks(forked: Forked, factory: pytest.TempPathFactory, name: str, args: list[str]) -> Path:
+    """The folder of an uninterrupted run on two ranks, made once for all tests."""
+
+    def make(root: Path) -> None:
+        os.chdir(root)
+        assert [each.status for each in ended(as_torchrun(forked, *fit("out", *args, *TWO)))] == [0, 0]
+
+    return folder(made_once(factory, name, make))
 
 
 def whole_run(forked: Forked, root: str, args: list[str]) -> Path:

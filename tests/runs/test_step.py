@@ -37,6 +37,7 @@ from tests.runs.moments import (
     random_moment,
     stopped_and_continued,
     teacher_of,
+    whole_of_two_ranks,
     whole_run,
 )
 from tests.runs.nets import LAYERS
@@ -116,11 +117,7 @@ def test_killed_at_random_moments(forked: Forked, wholes: Any, kind: str, number
 
 @pytest.fixture(scope="session")
 def whole_of_two(forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    def make(root: Path) -> None:
-        os.chdir(root)
-        assert [each.status for each in ended(as_torchrun(forked, *fit("out", *OWN, *TWO)))] == [0, 0]
-
-    return folder(made_once(tmp_path_factory, "step_two", make))
+    return whole_of_two_ranks(forked, tmp_path_factory, "step_two", OWN)
 
 
 @pytest.mark.reliability

@@ -33,6 +33,7 @@ from tests.runs.moments import (
     sending,
     stopped_and_continued,
     torchrun,
+    whole_of_two_ranks,
     whole_run,
 )
 
@@ -50,12 +51,7 @@ def whole(forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole_of_two(forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run on two ranks."""
-
-    def make(root: Path) -> None:
-        os.chdir(root)
-        assert [each.status for each in ended(as_torchrun(forked, *fit("out", *VANILLA, *TWO)))] == [0, 0]
-
-    return folder(made_once(tmp_path_factory, "stop_two", make))
+    return whole_of_two_ranks(forked, tmp_path_factory, "stop_two", VANILLA)
 
 
 def _made(forked: Forked, root: Path, args: list[str]) -> None:
