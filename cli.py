@@ -1,8 +1,6 @@
 """Command line of ickd_pl: ``python cli.py fit|validate|test|predict`` (the installed script is ``ickd``)."""
 
-import sys
-
-from ickd_pl.cli import main
+from ickd_pl.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -25,6 +25,7 @@ import torch
 import yaml
 from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
 from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 PACKAGE = Path(__file__).parents[1] / "ickd_pl"
@@ -304,6 +305,17 @@ def _() -> None:
         nn.BatchNorm1d(3)(torch.zeros(1, 3))
 
 
+@private('lightning message "You requested to check"')
+def _() -> None:
+    trainer = pl.Trainer(
+        overfit_batches=0.001, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, logger=False
+    )
+    with pytest.raises(
+        MisconfigurationException, match=r"^You requested to check 0\.001 of the `val_dataloader` but 0\.001 \* 64 < 1"
+    ):
+        trainer.fit(BoringModel(), BoringDataModule())
+
+
 @private('lightning message "You provided multiple dataloaders"')
 def _() -> None:
     class Two(BoringDataModule):
@@ -313,6 +325,11 @@ def _() -> None:
     trainer = pl.Trainer(fast_dev_run=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
     with pytest.raises(RuntimeError, match="You provided multiple `val_dataloader`, but no `dataloader_idx`"):
         trainer.validate(BoringModel(), Two())
+
+
+@private("torch module torch.utils.data._utils.collate")
+def _() -> None:
+    assert torch.utils.data.default_collate.__module__ == "torch.utils.data._utils.collate"
 
 
 @private('torch message "Target is out of bounds"')

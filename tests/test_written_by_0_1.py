@@ -110,6 +110,8 @@ def test_exported_students() -> None:
         "student.pth": lambda path: load_teacher("resnet8", path, 10),
         "student.pt2": lambda path: torch.export.load(path).module(),
     }
+    if torch.__version__ < (2, 14):  # by which it was written; older versions do not read newer programs
+        del readers["student.pt2"]
     for name, reader in readers.items():
         with torch.no_grad():
             torch.testing.assert_close(reader(f"exports/{name}")(image)[:, :5], logits[name], atol=1e-4, rtol=1e-4)

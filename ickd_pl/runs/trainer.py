@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import LightningEnvironment
+
+from ickd_pl.errors import UserError
+
+# Either says which node this is.
+NODE = {"NODE_RANK", "GROUP_RANK"}
 
 
 class CommandLineTrainer(pl.Trainer):
@@ -19,6 +26,9 @@ class CommandLineTrainer(pl.Trainer):
         limit_test_batches: likewise for test.
         limit_predict_batches: likewise for prediction.
         **kwargs: see ``pytorch_lightning.Trainer``.
+
+    Raises:
+        UserError: several nodes, and nothing says which of them this is: each would wait for the others.
     """
 
     def __init__(
@@ -37,3 +47,9 @@ class CommandLineTrainer(pl.Trainer):
             limit_predict_batches=limit_predict_batches,
             **kwargs,
         )
+        environment = getattr(self.strategy, "cluster_environment", None)
+        if self.num_nodes > 1 and isinstance(environment, LightningEnvironment) and not NODE & os.environ.keys():
+            raise UserError(
+                f"trainer.num_nodes {self.num_nodes}: nothing says which node this is: start the command by torchrun "
+                "or SLURM on every node, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+            )

@@ -6,6 +6,7 @@ import linecache
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
@@ -62,6 +63,12 @@ def _refusal(error: BaseException) -> str | None:
         return (
             f"{found[1]}: expected one loader, got several: join their data sets, or evaluate each in a run of its own"
         )
+    # private: lightning message "You requested to check"
+    if found := re.match(r"You requested to check ([\d.]+) of the `(\w+)` but [\d.]+ \* (\d+)", str(error)):
+        return (
+            f"trainer: {found[1]} of the {found[3]} batches of {found[2]} is less than one batch: give "
+            "overfit_batches, or the limit of batches, as a number of batches, such as 1"
+        )
     return of_constructor(str(error)) or (None if roots[-1] == "jsonargparse" else f"trainer: {_line(error)}")
 
 
@@ -105,12 +112,28 @@ def _data_error(error: BaseException) -> UserError | None:
             "a training batch has a single image, of which batch norm cannot take the variance where a map is 1x1: "
             "let the loader drop the last batch, or choose another batch size"
         )
+    if _is_of_collation(error):
+        return UserError(
+            f"the loader cannot join what its data set gives to a batch ({text.strip().splitlines()[-1][:200]}): give "
+            "each image as a tensor (3, H, W), all of one size, for example by ToTensor and Resize of torchvision"
+        )
     # private: torch message "Target is out of bounds"
     if isinstance(error, IndexError) and (found := re.fullmatch(r"Target (-?\d+) is out of bounds\.", text)):
         return UserError(
             f"a training batch has the label {found[1]}, which is none of the classes: labels count from 0"
         )
     return None
+
+
+def _is_of_collation(error: BaseException) -> bool:
+    """Whether torch's default collation refuses a batch, in this process or in a worker, which sends its traceback."""
+    # private: torch module torch.utils.data._utils.collate
+    trace, module = error.__traceback__, "torch.utils.data._utils.collate"
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") == module:
+            return True
+        trace = trace.tb_next
+    return str(Path(*module.split("."))) in str(error)
 
 
 def _line(error: BaseException) -> str:

@@ -32,9 +32,13 @@ def written_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any
         warnings.simplefilter("ignore")
         try:
             text = parser.dump(config, skip_none=False, skip_link_targets=True)
-        except yaml.representer.RepresenterError as error:  # old versions of the parser write no sentence instead
+        except (yaml.representer.RepresenterError, ValueError) as error:
+            # Old versions of the parser write no sentence instead, also where the object is a default.
+            found = re.search(r"cannot represent an object', (.{1,100})\)", str(error))
+            if found is None:
+                raise
             raise UserError(
-                f"{' '.join(map(str, error.args))}: config.yaml cannot hold a setting so that it can be read again: "
+                f"cannot represent {found[1]}: config.yaml cannot hold a setting so that it can be read again: "
                 "give numbers, strings, lists of them, or a class by class_path and init_args"
             ) from error
     settings: dict[str, Any] = _plain(config, yaml.safe_load(text), "", {})

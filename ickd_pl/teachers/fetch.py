@@ -240,6 +240,8 @@ def _check(teacher: Teacher, file: Path) -> str:
         load_teacher(teacher.name, file, CLASSES)
     except UserError as error:
         reason = str(error).replace(f"weights file {file}", "the file").replace(str(file), "the file")
+        if ": give the file#" in reason:  # a teacher's file has one entry
+            reason = reason.partition(": give the file#")[0] + ": save the one that is meant in a file of its own"
         page = ", it is a web page" if file.read_bytes()[:200].lstrip()[:1] == b"<" else ""
         raise Refused(f"{reason.removesuffix(': get it again')}{page}") from error
     return found

@@ -164,7 +164,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        kind = "does not exist"
+        if path.exists():
+            kind = "is a folder, not a file" if path.is_dir() else "is a pipe or a device, not a file"
         raise UserError(f"weights file {path} {kind}: give the path of a .pth, .ckpt or .safetensors file")
     if path.stat().st_size == 0:
         raise UserError(f"weights file {path} is empty: delete it and get it again")
@@ -195,6 +197,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"weights file {path} is damaged or not a weights file ({type(error).__name__}): get it again"
         ) from error
+    if isinstance(content, list | tuple):  # several networks' weights, chosen by their number
+        content = {str(position): value for position, value in enumerate(content)}
     if not isinstance(content, dict):
         raise UserError(f"weights file {path} holds a {type(content).__name__}; expected a dictionary of weights")
     check_nesting(path, content)

@@ -121,6 +121,11 @@ def choose(found: list[Entry], name: str, path: Path, named: str | None) -> Entr
     for entry in sorted(of_name, key=lambda entry: not entry.is_plain):
         if len(distinct) >= _MOST_COMPARED or not any(_same(entry, other) for other in distinct):
             distinct.append(entry)
+    if len({entry.name for entry in distinct}) < len(distinct):  # keys with dots of their own
+        raise UserError(
+            f"{path} holds different weights of {name} under {shown(distinct[0].name)}, with dots in some keys of its "
+            "dictionaries: save the one that is meant in a file of its own"
+        )
     if len(distinct) > 1:
         raise UserError(
             f"{path} holds weights of {name} {len(distinct)} times, and they differ: give {_options(path, distinct)}"

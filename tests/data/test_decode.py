@@ -208,11 +208,11 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.filterwarnings("error")
 def test_a_file_that_lies_is_refused_in_a_line(tmp_path: Path, lie: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UserError, match=r"image\.png cannot be read as an image") as caught:
         see(tmp_path, LIES[lie])
     assert "\n" not in str(caught.value) and str(caught.value).isprintable()
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,10 +53,10 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, bomb: str) -> N
     content, reason = BOMBS[bomb]
     (tmp_path / "bomb.tgz").write_bytes(gzip.compress(content, 1))
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(TooMuch, match=reason):
         names(tmp_path / "bomb.tgz")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert tracemalloc.get_traced_memory()[1] < 16 * MIB
     tracemalloc.stop()
 

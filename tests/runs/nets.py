@@ -47,6 +47,18 @@ class Own(pl.LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
+class Shuffled(Own):
+    """Torch's loader draws the order, and numbers of its own, from the global random state; so do its evaluations."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(super().train_dataloader().dataset, batch_size=4, shuffle=True)
+
+
+class Empty(Own):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.zeros(0, 3, 32, 32), torch.zeros(0).long()), batch_size=4)
+
+
 class Odd(TensorDataModule):
     """1,001 test images, whose labels depend on the images."""
 

@@ -22,7 +22,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs import StepCheckpoint
 from ickd_pl.runs.step import random_state, set_random_state
 from tests.benchmark.helpers import quick
-from tests.runs.helpers import Forked, assert_equal, assert_same_run, load, made_once
+from tests.runs.helpers import QUIET, Forked, assert_equal, assert_same_run, load, made_once
 from tests.runs.moments import (
     EVERY_STEP,
     MOMENTS,
@@ -35,6 +35,7 @@ from tests.runs.moments import (
     folder,
     killing,
     random_moment,
+    sending,
     stopped_and_continued,
     teacher_of,
     whole_of_two_ranks,
@@ -292,6 +293,35 @@ def test_any_trainer_continues_exactly(step: int, accumulated: int) -> None:
 def test_torchs_own_loader_continues_exactly_between_epochs() -> None:
     """With the shuffled order of the uninterrupted run."""
     assert_continues(5, loader=DataLoader)
+
+
+SHUFFLED = [
+    "fit",
+    "--config=configs/base.yaml",
+    "--data=tests.runs.nets.Shuffled",
+    *OWN,
+    "--model.milestones=[1]",
+    "--trainer.max_epochs=2",
+    *QUIET,
+]
+
+
+@pytest.mark.parametrize("moment", ["on_validation_batch_end:1", "on_validation_batch_end:5", "on_validation_start:1"])
+def test_torchs_own_loader_after_a_stop_in_an_evaluation(forked: Forked, moment: str) -> None:
+    """Lightning tries one or two evaluation batches before the first epoch; the run goes on as an uninterrupted one."""
+    whole = forked.run(*SHUFFLED, "--trainer.default_root_dir=whole")
+    assert whole.status == 0, whole.err
+    command = [*SHUFFLED, "--trainer.default_root_dir=out", *sending(moment, "SIGTERM")]
+    assert forked.run(*command).status == 143
+    assert (again := forked.run(*command, NO_FAULTS="1")).status == 0, again.err
+    assert_same_run(folder("whole"), folder("out"))
+
+
+def test_a_loader_without_images(forked: Forked) -> None:
+    words = [arg.replace("Shuffled", "Empty") for arg in SHUFFLED]
+    empty = forked.run(*words, "--trainer.default_root_dir=out")
+    assert empty.status == 2
+    assert empty.err.strip().splitlines()[-1].startswith("error: nothing was trained: the loader of training batches")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -34,6 +34,22 @@ def test_a_whole_number_is_a_number_of_batches(limit: str, steps: int) -> None:
     assert "already finished" in "".join(outputs(cli(*fit_args(ROOT, [*words, "--data.init_args.eval_batch_size=20"]))))
 
 
+@pytest.mark.parametrize(
+    ("option", "needle"),
+    [
+        (
+            "overfit_batches=0.001",
+            "0.001 of the 4 batches of train_dataloader is less than one batch: give overfit_batches",
+        ),
+        ("num_nodes=2", "trainer.num_nodes 2: nothing says which node this is: start the command by torchrun or SLURM"),
+    ],
+)
+def test_options_that_cannot_work(option: str, needle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NODE_RANK", raising=False)
+    outcome = cli(*fit_args(ROOT, [STUDENT, f"--trainer.{option}"]))
+    assert outcome.status == 2 and needle in outcome.err
+
+
 def outputs(outcome: Any) -> tuple[str, str]:
     assert outcome.status == 0, outcome
     return outcome.out, outcome.err

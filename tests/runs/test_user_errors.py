@@ -29,8 +29,8 @@ def check_refused(outcome: Outcome, needle: str) -> None:
 @pytest.mark.parametrize(
     ("words", "needle"),
     [
-        (["--trainer.limit_train_batches=0.001"], "Please increase the `limit_train_batches` argument"),
-        (["--trainer.limit_val_batches=0.0001"], "Please increase the `limit_val_batches` argument"),
+        (["--trainer.limit_train_batches=0.001"], "of train_dataloader is less than one batch: give"),
+        (["--trainer.limit_val_batches=0.0001"], "of val_dataloader is less than one batch: give"),
         (["--trainer.val_check_interval=1000"], "`val_check_interval` (1000) must be less than or equal"),
         (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=no"], "Early stopping conditioned on"),
         (
@@ -79,6 +79,8 @@ def save_dir(name: str) -> list[str]:
         ("grey", "give grey images three channels"),
         ("uint8", "convert them, such as image.float() / 255"),
         ("late label", "the label 12, which is none of the classes"),
+        ("pillow", "found <class 'PIL.Image.Image'>): give each image as a tensor (3, H, W)"),
+        ("sizes", "got [3, 32, 32] at entry 0 and [3, 32, 33] at entry 1): give each image as a tensor"),
         ("two loaders", "val_dataloader: expected one loader, got several"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -58,6 +59,22 @@ class Typed(pl.Callback):
         self.part = part
 
 
+def writes_a_sentence() -> bool:
+    """Whether this version of the parser dumps a sentence for an object that it cannot write."""
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--any", type=Any)
+    try:
+        parser.dump(jsonargparse.Namespace(any=THING))
+    except yaml.representer.RepresenterError:
+        return False
+    return True
+
+
+OLD = pytest.mark.skipif(
+    not writes_a_sentence(), reason="this jsonargparse cannot leave out an object that is a default"
+)
+
+
 class Built(IckdCLI):
     """The command line without the training."""
 
@@ -75,6 +92,7 @@ def again(first: Built) -> Built:
     return Built(["fit", "--config=again.yaml"])
 
 
+@OLD
 def test_arguments_of_many_types_are_read_again() -> None:
     name = f"{__name__}.Typed"
     words = ["either=yes", "colour=BLUE", "path=c/1e5", "text=1e6", "by_number={3: 2}", f"part={__name__}.Part"]
@@ -94,12 +112,20 @@ def test_arguments_of_many_types_are_read_again() -> None:
     assert "Unable" not in yaml_text(first.settings)
 
 
+@OLD
 def test_what_cannot_be_written_is_refused() -> None:
     first = built(f"--trainer.callbacks+={__name__}.Typed")
     first.config.fit.trainer.callbacks[-1].init_args.thing = torch.ones(2)
     with pytest.raises(
         UserError, match=r"^trainer.callbacks\[\d\].init_args.thing is tensor\(.*config.yaml cannot hold"
     ):
+        first.settings  # noqa: B018
+
+
+def test_an_object_is_refused_by_any_version() -> None:
+    with pytest.raises(UserError, match=r"object object at .*config.yaml cannot hold"):
+        first = built(f"--trainer.callbacks+={__name__}.Typed")  # old versions refuse the default already
+        first.config.fit.trainer.callbacks[-1].init_args.thing = object()
         first.settings  # noqa: B018
 
 

@@ -35,10 +35,10 @@ def write(path: str, parts: dict[str, bytes], method: int = zipfile.ZIP_STORED) 
 
 
 def refused(path: str) -> str:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UserError) as caught:
         read_file(path)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     text = str(caught.value)
     assert path in text and text.isprintable()
     return text

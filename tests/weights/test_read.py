@@ -152,7 +152,7 @@ def test_every_tenth_of_the_file_is_guarded(state: State) -> None:
 @pytest.mark.parametrize(
     ("content", "needle"),
     [
-        ([1, 2], "holds a list"),
+        ([1, 2], "holds no network weights"),
         (torch.zeros(2), "holds a Tensor"),
         ({}, "holds no network weights"),
         ({"epoch": 3, "accuracy": 1.0}, "epoch, accuracy"),
