@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
 from ickd_pl.errors import UserError
 
