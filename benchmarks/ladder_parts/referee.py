@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,18 +88,14 @@ class Process:
     def turn(self, lead: int, count: int) -> dict[str, Any]:
         """Take ``lead`` steps, then ``count`` that are measured."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # the missing answer says more
             self._process.stdin.write(f"{lead} {count}\n".encode())
-        except BrokenPipeError:
-            pass  # the answer says more
         return self.answer()
 
     def close(self) -> None:
         """End it with all processes that it has started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
 

@@ -162,7 +162,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
             low = [v - min(one["ms"] for one in e["found"]) for v, e in zip(values, measured, strict=True)]
             high = [max(one["ms"] for one in e["found"]) - v for v, e in zip(values, measured, strict=True)]
             bars = place.barh([each["label"] for each in measured], values, color=colors, xerr=[low, high])
-            texts = [f"{value:,.0f}  ({times_faster(e, measured[0]):.2f}x)" for value, e in zip(values, measured)]
+            texts = [
+                f"{value:,.0f}  ({times_faster(e, measured[0]):.2f}x)"
+                for value, e in zip(values, measured, strict=True)
+            ]
             place.bar_label(bars, texts, padding=4, fontsize=7)
             place.invert_yaxis()
             place.set_xlim(0, 1.45 * max(values, default=1))
