@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from ladder_parts import report
@@ -164,8 +165,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="ladder-") as scratch:
         folder = options.output.resolve()
         before = older_version(options.before, folder / BEFORE)
-        cuda = subprocess.run([sys.executable, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"])
-        groups = groups_of(options, cuda.returncode == 0)
+        groups = groups_of(options, torch.cuda.is_available())
         left = [group for group in groups if group.name not in found["groups"]]
         print(
             f"{len(left)} of {len(groups)} groups to measure, about {estimate(left, options):.0f} minutes", flush=True

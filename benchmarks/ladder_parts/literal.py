@@ -171,7 +171,7 @@ def pkt(student: Maps, teacher: Maps) -> tuple[None, Loss]:
 
     def probabilities(x: Tensor) -> Tensor:
         unit = x / (torch.sqrt((x**2).sum(1, keepdim=True)) + 1e-7)
-        unit[unit != unit] = 0
+        unit[torch.isnan(unit)] = 0
         similarity = (torch.mm(unit, unit.t()) + 1.0) / 2.0
         return similarity / similarity.sum(1, keepdim=True)
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-
-class NotHere(Exception):
-    """The installed version lacks a setting; the text says which."""
+from ladder_parts.turns import NotHere
 
 
 def arguments(spec: dict[str, Any], method: str, folder: str) -> list[str]:

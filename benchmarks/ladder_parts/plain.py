@@ -137,7 +137,9 @@ def train(method: str, spec: dict[str, Any], device: torch.device) -> Iterator[N
 
 
 def run(spec: dict[str, Any]) -> None:
-    """One step of every method in turn, whenever it is this contestant's turn."""
+    """One step of every method in turn, or an evaluation, whenever it is this contestant's turn."""
+    if spec["evaluate"]:
+        evaluate(spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = [train(method, spec, device) for method in spec["methods"]]
     while True:

@@ -12,6 +12,10 @@ from typing import Any, TextIO
 import torch
 
 
+class NotHere(Exception):
+    """The installed version lacks a setting; the text says which."""
+
+
 class Turns:
     """Commands come in on standard input, ``LEAD COUNT`` a line; one line of JSON answers each.
 
