@@ -35,6 +35,7 @@ from ickd_pl.benchmark.cells import Job, quietly, train_alone, train_pack
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 from ladder_parts.ours import check_settings
+from ladder_parts.report import write_between_markers
 from ladder_parts.rungs import FAST
 from ladder_parts.turns import NotHere
 
@@ -193,6 +194,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", type=Path, help="its weights; default: trained here")
     parser.add_argument("--teacher_epochs", type=int, default=12)
     parser.add_argument("--output", type=Path, default=Path("outputs/settings"))
+    parser.add_argument("--docs", type=Path, help="a page whose table, between its markers, is replaced")
     options = parser.parse_args(words)
     runs = Runs(options)
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # as the command line does
@@ -214,9 +216,14 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = table({name: line for name, line in runs.stored().items() if name in SETTINGS}, options.seeds)
-    print(f"\n{options.pair}, {options.method}, {options.epochs} epochs, torch {torch.__version__}\n\n{text}")
+    taught = "a given teacher" if accuracy is None else f"a teacher of {accuracy:.2f} % after {options.teacher_epochs}"
+    found = {name: line for name, line in runs.stored().items() if name in SETTINGS}
+    text = f"{options.pair}, {options.method}, {options.epochs} epochs; {taught}; torch {torch.__version__}.\n\n"
+    text += table(found, options.seeds)
+    print(f"\n{text}")
     (runs.output / "accuracies.md").write_text(text + "\n", encoding="utf-8")
+    if options.docs is not None:
+        write_between_markers(options.docs, "accuracies", text)
     return 0
 
 

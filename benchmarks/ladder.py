@@ -192,10 +192,13 @@ def main(words: Sequence[str] | None = None) -> int:
         verdict, right = report.accepted(found)
         print(verdict)
     (options.output / "ladder.md").write_text(text, encoding="utf-8")
+    pictures = [options.output / "ladder.png"]
     if options.docs is not None:
-        report.write_between_markers(options.docs, text)
+        report.write_between_markers(options.docs, "ladder", text)
+        pictures.append(options.docs.with_suffix(".png"))
     try:
-        report.draw(found, options.output / "ladder.png")
+        for picture in pictures:
+            report.draw(found, picture)
     except ImportError:
         print("no picture: matplotlib is not installed (pip install 'ickd-pl[demo]')")
     print(f"{time.perf_counter() - began:.0f} seconds; {results}")

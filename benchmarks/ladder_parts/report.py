@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ladder_parts.rungs import OLD, PLAIN
+from ladder_parts.rungs import DEFAULTS, FAST, OLD, PLAIN
 
 # Plain loop against the version BEFORE, as the neighbours' own loops were measured against it (ms by ms).
 ACCEPTED = {
@@ -15,7 +15,6 @@ ACCEPTED = {
     "resnet32x4_resnet8x4": {"vanilla": 0.99, "kd": 0.87, "ickd": 1.02},
 }
 TOLERANCE = 0.1
-BEGIN, END = "<!-- ladder: begin -->", "<!-- ladder: end -->"
 # The recipe: epochs of 50,000 images.
 EPOCHS, IMAGES = 240, 50_000
 
@@ -108,7 +107,18 @@ def as_text(found: dict[str, Any]) -> str:
     ]
     for name, group in found["groups"].items():
         lines += _group(name, group, found)
-    return "\n".join(lines)
+    return "\n".join([*lines, _slower(found), ""])
+
+
+def _slower(found: dict[str, Any]) -> str:
+    """Where the project loses against the plain loop."""
+    lost = []
+    for name, group in found["groups"].items():
+        measured = {each["rivals"] or each["label"]: each for each in best(group) if each["found"]}
+        for label in (DEFAULTS, FAST, "pack", f"pack, {FAST}"):
+            if {label, PLAIN} <= set(measured) and (ratio := times_faster(measured[label], measured[PLAIN])) < 1:
+                lost.append(f"{name}, {label} ({ratio:.2f})")
+    return f"Slower than the plain loop: {'; '.join(lost) if lost else 'none of ours'}."
 
 
 def accepted(found: dict[str, Any]) -> tuple[str, bool]:
@@ -129,17 +139,18 @@ def accepted(found: dict[str, Any]) -> tuple[str, bool]:
     return "\n".join(_table(head, rows)), right
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what a page has between its markers.
+def write_between_markers(path: Path, name: str, text: str) -> None:
+    """Replace what a page has between ``<!-- name: begin -->`` and ``<!-- name: end -->``.
 
     Raises:
         ValueError: it has none.
     """
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} lacks the lines {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, also, after = rest.partition(end)
+    if not found or not also:
+        raise ValueError(f"{path} lacks the lines {begin} and {end}")
+    path.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

@@ -119,6 +119,7 @@ def ladder_groups(pairs: Sequence[str], methods: Sequence[str], quick: bool, cud
         Contestant(f"{OLD}, 12 runs", before=True, separate=True),
         Contestant("pack", "pack"),
         Contestant(f"pack, {FAST}", "pack", fast),
+        Contestant("fused pack", "pack", pack={"fused": True}),
         Contestant(f"fused pack, {FAST}", "pack", fast, {"fused": True}),
     )
     evaluated = (*plain(), Contestant(OLD, before=True), Contestant(DEFAULTS), Contestant(FAST, settings=fast))

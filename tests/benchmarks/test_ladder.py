@@ -54,7 +54,7 @@ def solo(**found: list[float]) -> dict[str, Any]:
 def test_a_tiny_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Real processes; one that cannot run does not keep the others from it; the same command measures nothing again."""
     page = Path("page.md")
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", encoding="utf-8")
+    page.write_text("before\n<!-- ladder: begin -->\nold\n<!-- ladder: end -->\nafter\n", encoding="utf-8")
     here = [rungs.Contestant("plain loop", "plain"), rungs.Contestant("defaults")]
     broken = rungs.Contestant("broken", "no such kind")
     group = rungs.Group("tiny", "solo", "resnet20_resnet8", ("ickd",), (*here, broken))
