@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ladder_parts.rungs import Contestant, Group
+from ladder_parts.rungs import FAST, Contestant, Group
 
 PARTS = Path(__file__).resolve().parent
 # Steps of a contestant's first turn, in which memory is allocated and kernels are compiled; the last is timed.
@@ -177,6 +177,7 @@ class Runner:
             "label": self.contestant.label,
             "rivals": self.contestant.rivals,
             "given": dict(self.contestant.given),
+            "half": any("bf16" in setting or FAST in setting for setting in self.contestant.settings),
             "note": self.note,
             "steps": self._count,
             "found": self.found,

@@ -52,9 +52,8 @@ def _images(group: dict[str, Any], each: dict[str, Any], options: dict[str, Any]
 def _share(group: dict[str, Any], each: dict[str, Any], found: dict[str, Any]) -> str:
     """Of the convolution peak in the contestant's own precision."""
     gflop = found["machine"]["gflop"][group["pair"]]
-    half = "bfloat16" in each["label"] or "compile" in each["label"] or "fast" in each["label"]
     rate = gflop[group["methods"][0]] * _images(group, each, found["options"]) / median(each) * 1e3
-    return f"{100 * rate / found['machine']['peak']['torch.bfloat16' if half else 'torch.float32']:.0f} %"
+    return f"{100 * rate / found['machine']['peak']['torch.bfloat16' if each['half'] else 'torch.float32']:.0f} %"
 
 
 def _row(group: dict[str, Any], each: dict[str, Any], base: dict[str, Any] | None, found: dict[str, Any]) -> list[str]:
@@ -63,7 +62,9 @@ def _row(group: dict[str, Any], each: dict[str, Any], base: dict[str, Any] | Non
     rows = len(each["given"].get("methods", group["methods"]))
     per_second = images / median(each) * 1e3
     row = [each["label"], f"{median(each):,.1f}", f"{min(ms):,.1f} to {max(ms):,.1f}"]
-    row.append("" if base is None or not base["found"] else f"{times_faster(each, base):.2f}")
+    if base is not None:
+        # In the tables of scale a step of each contestant has other images.
+        row.append(f"{times_faster(each, base) * images / _images(group, base, found['options']):.2f}")
     row += [f"{per_second:,.0f}", f"{median(each, 'faults'):,.0f}", f"{median(each, 'peak'):.2f}"]
     if group["table"] == "solo":
         row.append(_share(group, each, found))
@@ -83,7 +84,8 @@ def _group(name: str, group: dict[str, Any], found: dict[str, Any]) -> list[str]
     what = {"evaluation": "an evaluation", "packed": "a step of all rows"}.get(group["table"], "a step")
     base = next((each for each in measured if each["label"].startswith(PLAIN)), measured[0] if measured else None)
     head = [name, f"ms {what}", "min to max"]
-    head.append("times the plain loop" if base and base["rivals"] else f"times {base['label'] if base else ''}")
+    if base is not None:
+        head.append(f"times {PLAIN if base['rivals'] else base['label']}")
     head += ["images/s", "page faults", "peak GB"]
     if group["table"] == "solo":
         head.append("share of peak")
@@ -159,6 +161,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     groups = {name: group for name, group in found["groups"].items() if group["table"] in ("solo", "packed")}
     pairs = list(dict.fromkeys(group["pair"] for group in groups.values()))
+    if not pairs:
+        return
     columns = max(sum(group["pair"] == pair for group in groups.values()) for pair in pairs)
     figure = Figure(figsize=(3.6 * columns + 1, 3.4 * len(pairs)), layout="constrained")
     axes = figure.subplots(len(pairs), columns, squeeze=False)

@@ -133,7 +133,7 @@ def scale_groups(pairs: Sequence[str], quick: bool, cuda: bool) -> list[Group]:
     groups = []
     for pair in pairs:
         members = [
-            Contestant(f"{n} members{name}", "pack", settings, given={"methods": ROWS[-n:]})
+            Contestant(f"{n} member{'s' * (n > 1)}{name}", "pack", settings, given={"methods": ROWS[-n:]})
             for n in ((1, 4) if quick else (1, 4, 8, 12))
             for name, settings in (("", ()), (f", {FAST}", fast))
         ]
@@ -142,7 +142,7 @@ def scale_groups(pairs: Sequence[str], quick: bool, cuda: bool) -> list[Group]:
             for n in ((64, 128) if quick else (64, 128, 256, 512))
             for name, settings, before in ((f", {OLD}", (), True), ("", (), False), (f", {FAST}", fast, False))
         ]
-        ranks = [Contestant(f"{n} ranks", given={"ranks": n}) for n in (1, 2)]
+        ranks = [Contestant(f"{n} rank{'s' * (n > 1)}", given={"ranks": n}) for n in (1, 2)]
         for name, contestants in (("members", members), ("batch", batches), ("ranks", [] if cuda else ranks)):
             if contestants:
                 groups.append(Group(f"{pair} {name}", "scale", pair, ("ickd",), tuple(contestants)))

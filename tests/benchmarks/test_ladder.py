@@ -42,6 +42,7 @@ def solo(**found: list[float]) -> dict[str, Any]:
                 "label": label.replace("_", " "),
                 "rivals": rungs.PLAIN if label.startswith("plain") else "",
                 "given": {},
+                "half": False,
                 "note": "" if ms else "ended",
                 "steps": 1,
                 "found": [{"ms": each, "faults": 1.0, "peak": 2.0} for each in ms],
