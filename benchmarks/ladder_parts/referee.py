@@ -7,7 +7,6 @@ import math
 import os
 import select
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -150,8 +149,7 @@ class Runner:
             found = [process.turn(self._lead, self._count) for process in self.processes]
             self.found.append(
                 {
-                    "ms": sum(each["ms"] for each in found),
-                    "faults": sum(each["faults"] for each in found),
+                    **{name: sum(each[name] for each in found) for name in ("ms", "cpu", "faults")},
                     "peak": max(each["peak"] for each in found),
                 }
             )
@@ -216,6 +214,6 @@ def measure(group: Group, rules: Rules, deadline: float, say: Callable[[str], No
 def _drop_slower(runners: list[Runner]) -> None:
     for rivals in {runner.contestant.rivals for runner in runners} - {""}:
         own = [runner for runner in runners if runner.contestant.rivals == rivals and runner.found]
-        for slower in sorted(own, key=lambda r: statistics.median(each["ms"] for each in r.found))[1:]:
+        for slower in sorted(own, key=lambda runner: min(each["ms"] for each in runner.found))[1:]:
             slower.note = "slower than another number of workers"
             slower.close()

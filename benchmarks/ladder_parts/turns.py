@@ -25,7 +25,7 @@ class Turns:
     def __init__(self) -> None:
         self._answers: TextIO | None = None
         self._taken = self._lead = self._asked = 0
-        self._began: tuple[float, int] = 0.0, 0
+        self._began = _used()
 
     def open(self) -> None:
         """Take standard output for the answers. Further processes of a run (other ranks) do not call it."""
@@ -44,7 +44,7 @@ class Turns:
             self._lead, count = (int(word) for word in command)
             self._taken, self._asked = 0, self._lead + count
         if self._taken == self._lead:
-            self._began = _now(), _faults()
+            self._began = _used()
         self._taken += 1
 
     def answer(self, content: dict[str, Any]) -> None:
@@ -54,26 +54,17 @@ class Turns:
             self._answers.flush()
 
     def _cost(self) -> dict[str, Any]:
-        now, faults = _now(), _faults()
         steps = self._asked - self._lead
-        return {
-            "ms": 1e3 * (now - self._began[0]) / steps,
-            "faults": (faults - self._began[1]) / steps,
-            "peak": _peak(),
-        }
+        ms, cpu, faults = ((after - before) / steps for before, after in zip(self._began, _used(), strict=True))
+        return {"ms": ms, "cpu": cpu, "faults": faults, "peak": _peak()}
 
 
-TURNS = Turns()
-
-
-def _now() -> float:
+def _used() -> tuple[float, float, float]:
+    """Milliseconds on the clock, of all cores together in this process, and its page faults."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return 1e3 * time.perf_counter(), 1e3 * (own.ru_utime + own.ru_stime), own.ru_minflt
 
 
 def _peak() -> float:
@@ -81,3 +72,6 @@ def _peak() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+TURNS = Turns()
