@@ -257,9 +257,9 @@ class Benchmark:
 
 
 def without_paths(data: dict[str, Any]) -> dict[str, Any]:
-    """A data module's settings without those that do not affect results: paths, downloads, eval_batch_size."""
+    """A data module's settings without those that do not affect results: paths, downloads, eval_batch_size, cache."""
     arguments = data.get("init_args") or {}
-    excluded = ("root", "archive", "download", "eval_batch_size")
+    excluded = ("root", "archive", "download", "eval_batch_size", "cache")
     return {**data, "init_args": {key: value for key, value in arguments.items() if key not in excluded}}
 
 

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ickd_pl.data.images import Pixels, parts
+
 MIRROR_LIMIT = 2**30
-"""Largest table, in bytes, that :func:`pad_images` doubles with mirrored images to save time."""
+"""Largest table of images, in bytes, that is kept with borders and mirrored images to save time."""
 
 
 class Constants(NamedTuple):
@@ -66,8 +68,19 @@ def normalise(image: Tensor, consts: Constants) -> Tensor:
     return image.float().div_(consts.scale).sub_(consts.mean).div_(consts.std)
 
 
+def table_bytes(shape: Sequence[int], padding: int, mirror: bool) -> int:
+    """Size of the table that :func:`pad_images` makes of (N, 3, H, W) images."""
+    count, channels, height, width = shape
+    return (2 if mirror else 1) * count * channels * (height + 2 * padding) * (width + 2 * padding)
+
+
+def table_needed(shape: Sequence[int], padding: int, flip: bool) -> int:
+    """Bytes of the table that is kept of a training set; 0 for a set that is too large."""
+    return table_bytes(shape, padding, flip) if table_bytes(shape, padding, True) <= MIRROR_LIMIT else 0
+
+
 def pad_images(images: Tensor, padding: int = 4, mirror: bool | None = None) -> Padded:
-    """Surround every image by a black border, once for a whole training run.
+    """Surround every image by a black border: once for a whole training run, or those of a batch.
 
     Args:
         images: (N, 3, H, W) uint8.
@@ -81,7 +94,7 @@ def pad_images(images: Tensor, padding: int = 4, mirror: bool | None = None) -> 
     count, channels, height, width = images.shape
     high, wide = height + 2 * padding, width + 2 * padding
     if mirror is None:
-        mirror = 2 * count * channels * high * wide <= MIRROR_LIMIT
+        mirror = table_bytes(images.shape, padding, True) <= MIRROR_LIMIT
     pixels = images.new_zeros((2 if mirror else 1, count, channels, high, wide))
     inner = pixels[:, :, :, padding : padding + height, padding : padding + width]
     inner[0] = images
@@ -131,19 +144,33 @@ def augment(padded: Padded, index: Tensor, offset: Tensor, flip: Tensor, consts:
     return normalise(crop_flip(padded, index, offset, flip), consts)
 
 
-def channel_stats(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and population std per channel of (N, 3, H, W) uint8 images scaled to 0..1.
+class ChannelStats:
+    """Mean and population std per channel of uint8 images, scaled to 0..1, that come in parts.
 
-    Sums are exact integers, so the result is the same on every machine. A constant channel gets std 1.
+    Values are counted, so the result is exact and the same on every machine and for every division into parts.
     """
-    total, squares = [0] * 3, [0] * 3
-    for chunk in torch.split(images, 2048):
-        values = chunk.double()
-        sums, square_sums = values.sum((0, 2, 3)), values.square_().sum((0, 2, 3))
-        for c in range(3):
-            total[c] += int(sums[c])
-            squares[c] += int(square_sums[c])
-    count = images.numel() // 3
-    mean = [s / count / 255 for s in total]
-    std = [math.sqrt(q * count - s * s) / count / 255 or 1.0 for s, q in zip(total, squares, strict=True)]
-    return mean, std
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(3, 256, dtype=torch.int64)
+
+    def add(self, images: Tensor) -> None:
+        """Count the values of (B, 3, H, W) images on the CPU."""
+        for channel, values in enumerate(images.unbind(1)):
+            self._counts[channel] += torch.bincount(values.reshape(-1), minlength=256)
+
+    def mean_std(self) -> tuple[list[float], list[float]]:
+        """Mean and std; a constant channel gets std 1."""
+        values = torch.arange(256)
+        total, squares = (self._counts * values).sum(1).tolist(), (self._counts * values**2).sum(1).tolist()
+        count = int(self._counts[0].sum())
+        mean = [s / count / 255 for s in total]
+        std = [math.sqrt(q * count - s * s) / count / 255 or 1.0 for s, q in zip(total, squares, strict=True)]
+        return mean, std
+
+
+def channel_stats(images: Pixels) -> tuple[list[float], list[float]]:
+    """:class:`ChannelStats` of (N, 3, H, W) uint8 images."""
+    stats = ChannelStats()
+    for part in parts(images):
+        stats.add(part)
+    return stats.mean_std()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -13,8 +14,9 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ickd_pl.checks import plain_arguments, short
-from ickd_pl.data.augment import channel_stats
+from ickd_pl.data.augment import channel_stats, table_needed
 from ickd_pl.data.batch import Batch
+from ickd_pl.data.images import Images, Pixels
 from ickd_pl.data.loader import TensorLoader
 from ickd_pl.data.splits import check_sizes, split_rows
 from ickd_pl.data.stored import read_data, refuse_paths
@@ -24,20 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Images(NamedTuple):
-    """The images and labels of one split.
-
-    Attributes:
-        image: (N, 3, H, W) uint8.
-        label: (N,) int64, -1 for an image without a label.
-    """
-
-    image: Tensor
-    label: Tensor
-
-
 class TensorDataModule(pl.LightningDataModule, ABC):
-    """A data set held in memory as uint8 tensors.
+    """A data set of uint8 images, in memory or read when they are needed.
 
     A subclass implements :meth:`_read` and sets ``name``, ``num_classes``, ``image_size`` and ``num_available``, as
     class attributes or in its ``__init__`` before it calls this one.
@@ -176,7 +166,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
             self._parts["train"] = images
             return
         for split, rows in zip(("train", "val"), split_rows(images.label, self.val_size, self.train_size), strict=True):
-            self._parts[split] = Images(images.image[rows], images.label[rows])
+            self._parts[split] = images.subset(rows)
 
     def _stats(self) -> tuple[list[float], list[float]]:
         if self._constants is None:
@@ -218,9 +208,14 @@ class TensorDataModule(pl.LightningDataModule, ABC):
     def _loader(self, split: str, batch_size: int, train: bool = False) -> TensorLoader:
         images, labels = self._part(split)
         trainer = self.trainer
+        device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
+        device = device if device.type == "cuda" else torch.device("cpu")
+        if self._fits(images, train, device):
+            images = images.to(device)
         return TensorLoader(
-            images.to(self._device(images, train)),
+            images,
             labels,
+            device=device,
             batch_size=batch_size,
             mean=self.mean,
             std=self.std,
@@ -233,15 +228,12 @@ class TensorDataModule(pl.LightningDataModule, ABC):
             same_order=getattr(trainer, "overfit_batches", 0) > 0,
         )
 
-    def _device(self, images: Tensor, train: bool) -> torch.device:
-        """The trainer's GPU where the images and their padded copies take less than half of what is free; else CPU."""
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+    def _fits(self, images: Pixels, train: bool, device: torch.device) -> bool:
+        """Whether the images, and the table of a small set, take less than half of what is free on a GPU."""
         if device.type != "cuda":
-            return torch.device("cpu")
-        height, width = images.shape[-2:]
-        padded = (height + 2 * self.padding) * (width + 2 * self.padding) / (height * width)
-        need = images.numel() * (1 + 2 * padded if train else 1)
-        return device if need < torch.cuda.mem_get_info(device)[0] / 2 else torch.device("cpu")
+            return False
+        table = table_needed(images.shape, self.padding, self.flip) if train else 0
+        return math.prod(images.shape) + table < torch.cuda.mem_get_info(device)[0] / 2
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Copy a batch to the device, unless it was built there, as is usual."""

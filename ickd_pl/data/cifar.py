@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ickd_pl.data.base import Images, TensorDataModule
+from ickd_pl.data.base import TensorDataModule
+from ickd_pl.data.images import Images
 from ickd_pl.errors import UserError
 from ickd_pl.files import replacing
 from ickd_pl.plain import TooMuch, members, open_tar, read_bytes

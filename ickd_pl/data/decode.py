@@ -10,17 +10,18 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ickd_pl.data.images import LazyImages
 from ickd_pl.errors import UserError, printable
 from ickd_pl.plain import open_regular
 
@@ -34,38 +35,46 @@ _LARGE = 2**22
 _one_large = threading.Lock()
 # Pillow reads many more, of which some start other programs; the name's ending does not matter to it.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_THREADS = 4
+_THREADS = min(8, max(4, os.cpu_count() or 1))
 _CHUNK = 256
 _ROWS = 256  # of a deep image, scaled at a time
 
 
-def decode_files(folder: Path, names: Sequence[str], size: int) -> Tensor:
-    """Read image files with a few threads.
+def decoding(folder: Path, names: Sequence[str], size: int) -> LazyImages:
+    """Image files, decoded with a few threads whenever they are read.
 
     Returns:
-        (len(names), 3, size, size) uint8.
-
-    Raises:
-        UserError: a file that cannot be read as an image, by its name.
+        (len(names), 3, size, size) uint8. Reading raises :class:`UserError` for a file that cannot be read as an image,
+        by its name.
     """
-    from PIL import Image
+    return LazyImages(partial(_decode_into, folder, names, size), (len(names), 3, size, size))
 
-    images = torch.empty((len(names), 3, size, size), dtype=torch.uint8)
-    target = images.numpy()
+
+def _decode_into(folder: Path, names: Sequence[str], size: int, rows: list[int], into: Tensor) -> None:
+    target = into.numpy()
+    each = max(1, min(_CHUNK, len(rows) // (8 * _THREADS)))
 
     def fill(begin: int) -> None:
-        for row in range(begin, min(begin + _CHUNK, len(names))):
-            target[row] = decode_file(f"{folder}/{names[row]}", size)
+        for place in range(begin, min(begin + each, len(rows))):
+            target[place] = decode_file(f"{folder}/{names[rows[place]]}", size)
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused by our own, lower limit
+    with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            for _ in pool.map(fill, range(0, len(names), _CHUNK)):
+            for _ in pool.map(fill, range(0, len(rows), each)):
                 pass
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
-    return images
+
+
+@contextmanager
+def quiet_about_size() -> Iterator[None]:
+    """Without Pillow's warning about large images, which are refused by a lower limit; for one thread at a time."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def decode_file(path: str, size: int) -> NDArray[np.uint8]:

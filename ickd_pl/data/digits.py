@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ickd_pl.data.base import Images, TensorDataModule
+from ickd_pl.data.base import TensorDataModule
 from ickd_pl.data.decode import decoded
+from ickd_pl.data.images import Images
 from ickd_pl.errors import UserError
 
 NUM_TRAIN = 1437

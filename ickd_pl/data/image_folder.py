@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
+import os
 import re
-import zipfile
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
-from ickd_pl.data.augment import channel_stats
-from ickd_pl.data.base import Images, TensorDataModule
-from ickd_pl.data.decode import decode_files
+from ickd_pl.checks import short
+from ickd_pl.data.base import TensorDataModule
+from ickd_pl.data.cache import Cache, key_of
+from ickd_pl.data.decode import decoding, quiet_about_size
+from ickd_pl.data.images import Images, LazyImages
 from ickd_pl.data.listing import list_classes, list_images
-from ickd_pl.errors import UserError, printable
-from ickd_pl.files import replacing
-from ickd_pl.plain import open_regular
+from ickd_pl.errors import UserError
 
 CACHE_FOLDER = ".ickd_cache"
-# Changes with the rules by which images are decoded.
-_CACHE_FORMAT = 2
-_CACHE_EXTRA = 2**20  # bytes of a cache besides the images
+MEMORY_LIMIT = 2**30
+"""Bytes of decoded images up to which ``cache="auto"`` keeps them in memory: 7,133 images of 224 pixels."""
+CacheKind = Literal["auto", "memory", "disk", "none"]
 
 
 class ImageFolder(TensorDataModule):
@@ -34,10 +29,12 @@ class ImageFolder(TensorDataModule):
     Classes are the sorted folder names of ``root/train``; names that begin with a dot are ignored. Images become 8-bit
     RGB as a person sees them: integers of 16 and 32 bits are scaled from the range of their type (65535 becomes 255),
     floating-point values must be from 0 to 1, orientation tags are honoured, and what is transparent is white. Where
-    their size differs they are resized to ``image_size`` on both sides (bilinear, antialias). They are kept in memory
-    as uint8, and cached in ``root/.ickd_cache/`` if that is writable; the cache is rebuilt if it is damaged or if a
-    file is changed, added or removed. Mean and std are those of all images of ``root/train``, with those that
-    ``val_size`` and ``train_size`` leave out.
+    their size differs they are resized to ``image_size`` on both sides (bilinear, antialias). Mean and std are those of
+    all images of ``root/train``, with those that ``val_size`` and ``train_size`` leave out.
+
+    Decoded images are kept as ``cache`` says, which changes no result. With "memory" and "disk" they are also in
+    ``root/.ickd_cache/``, which is made anew if it is damaged or if a file is changed, added or removed. On a GPU the
+    images are copied to its memory once, whatever ``cache`` says, where they take less than half of what is free.
 
     Symbolic links are followed: ``root``, classes, folders and files may be links, to a data disk for example. A link
     never makes the images of one class another's: one to a folder above is refused, and so is a file that two classes,
@@ -54,6 +51,11 @@ class ImageFolder(TensorDataModule):
         val_size: images split off for validation, class-balanced; 0: validation uses the test images.
         train_size: number of images to train on, class-balanced; None: all that remain.
         seed: for order and augmentation.
+        cache: "memory": all are in memory, uint8; the cache file is done without where it cannot be written. "disk":
+            each batch is read from the cache file, which takes a byte for each of 3 * size * size values of an image;
+            several processes share what the kernel keeps of it. "none": each batch is decoded anew, and the images
+            once more at the start for mean and std. "auto": "memory" up to ``MEMORY_LIMIT`` bytes of all images (1
+            GiB) or where ``root`` cannot be written, else "disk".
 
     Raises:
         UserError: a missing folder, no images, a class of the test images that is not in the training images, a size
@@ -73,7 +75,10 @@ class ImageFolder(TensorDataModule):
         val_size: int = 0,
         train_size: int | None = None,
         seed: int = 0,
+        cache: CacheKind = "auto",
     ) -> None:
+        if cache not in get_args(CacheKind):
+            raise UserError(f"cache must be one of {', '.join(get_args(CacheKind))}, got {short(cache)}.")
         if image_size < 1 or padding < 0:
             raise UserError(f"image_size must be at least 1 and padding at least 0, got {image_size} and {padding}.")
         self.root = Path(root).expanduser()
@@ -81,6 +86,7 @@ class ImageFolder(TensorDataModule):
         self.image_size = image_size
         self.flip = flip
         self.padding = padding
+        self.cache = cache
         self._classes, self._files, self._labels = list_classes(self.root)
         self._folders = {"train": self.root / "train", "test": self.root / "test"}
         if predict_root is not None:
@@ -95,8 +101,8 @@ class ImageFolder(TensorDataModule):
     def prepare_data(self) -> None:
         """With several ranks: let one of them decode the images, so that the others find them in the cache."""
         if self.trainer is not None and self.trainer.world_size > 1:
-            for split in ("train", "test"):
-                self._decoded(split)
+            for split in ("train", "test") if self._kind() != "none" else ():
+                self._read(split)
 
     def predict_paths(self) -> list[str]:
         """The file of each image of ``predict_dataloader``, by ``Batch.index``."""
@@ -106,55 +112,29 @@ class ImageFolder(TensorDataModule):
         return list(self._classes)
 
     def _read(self, split: str) -> Images:
-        images, stats = self._decoded(split)
-        if self._constants is None and stats is not None:
-            self._constants = stats
-        return Images(images, torch.tensor(self._labels[split], dtype=torch.int64))
-
-    def _decoded(self, split: str) -> tuple[Tensor, tuple[list[float], list[float]] | None]:
-        """The images of a split and, for the training images, mean and std: from the cache if it is good."""
-        folder, names = self._folders[split], self._files[split]
+        labels = torch.tensor(self._labels[split], dtype=torch.int64)
+        source = decoding(self._folders[split], self._files[split], self.image_size)
+        kind = self._kind()
         if split == "predict":
-            return decode_files(folder, names, self.image_size), None
-        path = self.root / CACHE_FOLDER / f"{split}_{self.image_size}.pt"
-        key = _key(folder, names, self.image_size)
-        stored = _load_cache(path, key, (len(names), 3, self.image_size, self.image_size))
-        if stored is None:
-            images = decode_files(folder, names, self.image_size)
-            mean, std = channel_stats(images) if split == "train" else ([], [])
-            stored = {"key": key, "images": images, "mean": mean, "std": std}
-            _save_cache(path, stored)
-        return stored["images"], (stored["mean"], stored["std"]) if split == "train" else None
+            with quiet_about_size():
+                return Images(source[:] if kind == "memory" else source, labels)
+        if kind == "none":
+            return Images(source, labels)
+        stored = self._cache(split, source).images(in_memory=kind == "memory")
+        if self._constants is None and split == "train":
+            self._constants = stored.mean, stored.std
+        return Images(stored.image, labels)
 
+    def _cache(self, split: str, source: LazyImages) -> Cache:
+        return Cache(self._path(split), key_of(self._folders[split], self._files[split], self.image_size), source)
 
-def _key(folder: Path, names: Sequence[str], size: int) -> str:
-    """Hash of what the decoded images depend on: path, size and mtime of every file, and the image size."""
-    digest = hashlib.sha256(f"{_CACHE_FORMAT} {size}\n".encode())
-    for name in names:
-        try:
-            status = (folder / name).stat()
-        except OSError as error:
-            raise UserError(f"{printable(folder / name)} cannot be read ({error.strerror}).") from error
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    def _kind(self) -> str:
+        if self.cache != "auto":
+            return self.cache
+        size = sum(map(len, self._files.values())) * 3 * self.image_size**2
+        folder = self.root / CACHE_FOLDER
+        usable = os.access(folder if folder.exists() else self.root, os.W_OK) or self._path("train").exists()
+        return "disk" if size > MEMORY_LIMIT and usable else "memory"
 
-
-def _load_cache(path: Path, key: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """The cached split; None if it is missing, damaged, or of other files."""
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-            if size > math.prod(shape) + _CACHE_EXTRA or archive.testzip() is not None:
-                return None
-        stored: dict[str, Any] = torch.load(path, weights_only=True)
-        images, stats = stored["images"], [*stored["mean"], *stored["std"]]
-        good = stored["key"] == key and images.shape == shape and images.dtype == torch.uint8
-        return stored if good and all(type(value) is float for value in stats) else None
-    except Exception:  # whatever is wrong with a cache, the images themselves are still there
-        return None
-
-
-def _save_cache(path: Path, content: dict[str, Any]) -> None:
-    """Write the cache atomically; skip it if the folder is not writable or the disk is full."""
-    with suppress(UserError, RuntimeError), replacing(path) as temporary:
-        torch.save(content, temporary)
+    def _path(self, split: str) -> Path:
+        return self.root / CACHE_FOLDER / f"{split}_{self.image_size}.images"

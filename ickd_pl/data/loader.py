@@ -1,16 +1,19 @@
-"""A loader without workers: batches are slices of tensors in memory or on the GPU."""
+"""A loader without workers: batches are taken from images in memory, on the GPU or in files, and made on the device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ickd_pl.data.augment import augment, constants, normalise, pad_images
+from ickd_pl.data.augment import Padded, augment, constants, normalise, pad_images, table_needed
 from ickd_pl.data.batch import Batch
+from ickd_pl.data.images import LazyImages, Pixels, in_host_memory, one_ahead
 from ickd_pl.errors import UserError
 from ickd_pl.seeding import generator
 
@@ -19,6 +22,7 @@ class _Draws(NamedTuple):
     """The random choices of one epoch, by position in that epoch."""
 
     order: Tensor  # (N,) int64
+    rows: Tensor  # the same on the CPU
     offset: Tensor  # (N, 2) int64
     flip: Tensor  # (N,) bool
 
@@ -36,9 +40,13 @@ class TensorLoader:
 
     Lightning calls ``loader.sampler.set_epoch`` and stores :meth:`state_dict` in its checkpoints.
 
+    Of images that are not on the device of the batches, one batch at a time goes there, as uint8; a thread reads the
+    next one meanwhile. Crops are cut from borders that the images of a batch get; of a small set (``MIRROR_LIMIT``)
+    all images are kept with borders, which is faster. Neither changes a bit of a batch.
+
     Args:
-        images: (N, 3, H, W) uint8, on the device that the batches should be on.
-        labels: (N,) int64, moved to the device of ``images``.
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64, moved to the device of the batches.
         batch_size: size of the GLOBAL batch, over all ranks.
         mean: per channel, of pixels scaled to 0..1.
         std: per channel.
@@ -50,6 +58,7 @@ class TensorLoader:
         world_size: number of processes.
         same_order: every epoch has the order of the first, so that the first batches are the same images each time, in
             crops and flips that are drawn anew. For the Trainer's ``overfit_batches``.
+        device: of the batches; None: that of ``images``.
 
     Raises:
         UserError: no images, shapes or dtypes that do not fit, or a batch smaller than the number of ranks.
@@ -63,7 +72,7 @@ class TensorLoader:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Pixels,
         labels: Tensor,
         *,
         batch_size: int,
@@ -76,6 +85,7 @@ class TensorLoader:
         rank: int = 0,
         world_size: int = 1,
         same_order: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         _check(images, labels, batch_size, world_size)
         self.batch_size = batch_size
@@ -85,12 +95,16 @@ class TensorLoader:
         self.rank = rank
         self.world_size = world_size
         self.same_order = same_order
-        self.labels = labels.to(images.device, torch.int64)
-        self._images = images
-        self._padded = pad_images(images, padding, None if flip else False) if train else None
+        own = images.device if isinstance(images, Tensor) else torch.device("cpu")
+        self._device = own if device is None else device
+        self.labels = labels.to(self._device, torch.int64)
         self._padding = padding
-        self._constants = constants(mean, std, images.device)
-        self._order = torch.arange(len(images), device=images.device)
+        self._padded: Padded | None = None
+        if train and isinstance(images, Tensor) and table_needed(images.shape, padding, flip):
+            self._padded = pad_images(images.to(self._device), padding, flip)
+        self._images: Any = images if own == self._device or isinstance(images, LazyImages) else in_host_memory(images)
+        self._constants = constants(mean, std, self._device)
+        self._order = torch.arange(len(images), device=self._device)
         self._epoch = 0
         self._start = 0
         self._next = 0
@@ -129,13 +143,15 @@ class TensorLoader:
         # The body runs at the first next(): Lightning creates the iterator before it calls set_epoch.
         start, self._start = self._start, 0
         draws = self._draw(self._epoch + self.epoch_offset) if self.train else None
-        for step in range(start, len(self)):
+        steps = range(start, len(self))
+        for step, read in zip(steps, self._read_ahead(steps, draws), strict=True):
             self._next = step + 1
-            yield self._batch(step, draws)
+            yield self._batch(step, draws, read)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """This rank's batch at any epoch and step, computed directly; ``epoch_offset`` is not added."""
-        return self._batch(step, self._draw(epoch) if self.train else None)
+        draws = self._draw(epoch) if self.train else None
+        return self._batch(step, draws, next(iter(self._read_ahead([step], draws))))
 
     def _bounds(self, step: int) -> tuple[int, int]:
         """Where this rank's slice of the global batch begins and ends, counted from the start of the epoch."""
@@ -147,32 +163,55 @@ class TensorLoader:
 
     def _draw(self, epoch: int) -> _Draws:
         """Order, crops and flips of one epoch: drawn on the CPU, so the same on every device, then moved."""
-        count, device = len(self._images), self._images.device
+        count, device = len(self._images), self._device
         order = torch.randperm(count, generator=generator(self.seed, "order", 0 if self.same_order else epoch))
         crop = generator(self.seed, "crop", epoch)
         offset = torch.randint(0, 2 * self._padding + 1, (count, 2), generator=crop)
         flip = torch.randint(0, 2, (count,), generator=crop).bool()
         if not self.flip:
             flip.zero_()
-        return _Draws(order.to(device), offset.to(device), flip.to(device))
+        return _Draws(order.to(device), order, offset.to(device), flip.to(device))
 
-    def _batch(self, step: int, draws: _Draws | None) -> Batch:
+    def _rows(self, step: int) -> slice:
+        """The rank's slice of the epoch; where that is empty, the batch's first image."""
         first, last = self._bounds(step)
-        padding = first == last
-        if padding:
-            first, last = step * self.batch_size, step * self.batch_size + 1
-        if draws is None or self._padded is None:
-            index = self._order[first:last]
-            image = normalise(self._images[first:last], self._constants)
+        return slice(first, last) if first < last else slice(step * self.batch_size, step * self.batch_size + 1)
+
+    def _read_ahead(self, steps: Sequence[int], draws: _Draws | None) -> Iterable[Tensor | None]:
+        """The images of some steps, each read while the step before it is used; None where they are on the device."""
+        if self._padded is not None or isinstance(self._images, Tensor):
+            return repeat(None, len(steps))
+        return one_ahead(self._reading(self._images, self._rows(step), draws) for step in steps)
+
+    def _reading(self, images: LazyImages, rows: slice, draws: _Draws | None) -> Callable[[], Tensor]:
+        # Pinned, so that the copy to the GPU waits for nothing. The allocator keeps and reuses such memory.
+        shape, pinned = (rows.stop - rows.start, *images.shape[1:]), self._device.type == "cuda"
+        into = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        return partial(images.read, rows if draws is None else draws.rows[rows], into)
+
+    def _batch(self, step: int, draws: _Draws | None, read: Tensor | None) -> Batch:
+        first, last = self._bounds(step)
+        rows = self._rows(step)
+        index = (self._order if draws is None else draws.order)[rows]
+        if draws is None:
+            image = normalise(self._images[rows] if read is None else self._moved(read), self._constants)
         else:
-            index = draws.order[first:last]
-            image = augment(self._padded, index, draws.offset[first:last], draws.flip[first:last], self._constants)
+            if self._padded is not None:
+                table, chosen = self._padded, index
+            else:
+                some = self._images.index_select(0, index) if read is None else self._moved(read)
+                # Mirrored whatever flip says: that takes less time than crop_flip without.
+                table, chosen = pad_images(some, self._padding, True), self._order[: len(index)]
+            image = augment(table, chosen, draws.offset[rows], draws.flip[rows], self._constants)
         label = self.labels.index_select(0, index)
-        return Batch(image, label, torch.full_like(index, -1) if padding else index)
+        return Batch(image, label, torch.full_like(index, -1) if first == last else index)
+
+    def _moved(self, images: Tensor) -> Tensor:
+        return images.to(self._device, non_blocking=True)
 
 
-def _check(images: Tensor, labels: Tensor, batch_size: int, world_size: int) -> None:
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or not len(images):
+def _check(images: Pixels, labels: Tensor, batch_size: int, world_size: int) -> None:
+    if images.dtype != torch.uint8 or len(images.shape) != 4 or images.shape[1] != 3 or not len(images):
         raise UserError(
             f"images must be (N, 3, H, W) uint8 with N at least 1, got {tuple(images.shape)} {images.dtype}"
         )

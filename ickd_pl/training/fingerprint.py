@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ickd_pl.data import TensorDataModule
 from ickd_pl.data.batch import as_batch
+from ickd_pl.data.images import Pixels, parts
 from ickd_pl.errors import UserError
 
 
@@ -79,8 +80,8 @@ def network_hash(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _update(digest: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def _update(digest: Any, tensors: Iterable[tuple[str, Pixels]]) -> None:
     for name, tensor in tensors:
-        whole = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(whole.shape)} {whole.dtype}".encode())
-        digest.update(whole.reshape(-1).view(torch.uint8).numpy())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        for part in [tensor] if isinstance(tensor, Tensor) else parts(tensor):
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from ickd_pl.data import ImageFolder, decode, image_folder
-from ickd_pl.data.decode import decode_files, decoded
+from ickd_pl.data import ImageFolder, cache, decode
+from ickd_pl.data.decode import decode_file, decoded, decoding, quiet_about_size
 from ickd_pl.errors import UserError
 
 GREY16 = np.array([[0, 255, 256], [32768, 65535, 1000], [65407, 65408, 128]])
@@ -59,7 +59,8 @@ def tiff(pixels: np.ndarray, sample_format: int, zero: int = 1, samples: int = 1
 def see(tmp_path: Path, content: bytes, size: int = 3) -> np.ndarray:
     """(H, W, 3)."""
     (tmp_path / "image.png").write_bytes(content)
-    return decode_files(tmp_path, ["image.png"], size)[0].numpy().transpose(1, 2, 0)
+    with quiet_about_size():
+        return decoding(tmp_path, ["image.png"], size)[:][0].numpy().transpose(1, 2, 0)
 
 
 def grey(values: Any) -> np.ndarray:
@@ -178,10 +179,8 @@ def test_a_cache_of_the_old_rules_is_not_used(tmp_path: Path, monkeypatch: pytes
     for split in ("train", "test"):
         (tmp_path / split / "a").mkdir(parents=True)
         (tmp_path / split / "a" / "0.png").write_bytes(DEEP["png"])
-    monkeypatch.setattr(image_folder, "_CACHE_FORMAT", 1)
-    monkeypatch.setattr(
-        image_folder, "decode_files", lambda folder, names, size: decode_files(folder, names, size) * 0 + 255
-    )
+    monkeypatch.setattr(cache, "_FORMAT", 2)
+    monkeypatch.setattr(decode, "decode_file", lambda path, size: decode_file(path, size) * 0 + 255)
     assert ImageFolder(str(tmp_path), image_size=3)._part("train").image.min() == 255
     monkeypatch.undo()
     assert np.array_equal(ImageFolder(str(tmp_path), image_size=3)._part("train").image[0, 0], GREY8)
@@ -233,9 +232,9 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(decode, "decoded", watched)
     monkeypatch.setattr(decode, "_CHUNK", 1)
     names = sorted(path.name for path in tmp_path.iterdir())
-    decode_files(tmp_path, names, 3)
+    decoding(tmp_path, names, 3)[:]
     assert most[0] > 1
     most[0] = 0
     monkeypatch.setattr(decode, "_LARGE", 8)
-    decode_files(tmp_path, names, 3)
+    decoding(tmp_path, names, 3)[:]
     assert most[0] == 1

@@ -1,8 +1,7 @@
-"""Folders of images: listing, decoding, the cache and everything that can be wrong with them."""
+"""Folders of images: listing, decoding and everything that can be wrong with them."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ickd_pl.data import ImageFolder, image_folder
+from ickd_pl.data import ImageFolder
 from ickd_pl.errors import UserError
 
 CLASSES = ("ant", "bee", "cat")
@@ -41,22 +40,6 @@ def root(tmp_path):
 
 def make(root: Path, **kwargs: object) -> ImageFolder:
     return ImageFolder(str(root), image_size=8, **kwargs)  # type: ignore[arg-type]
-
-
-def cache(root: Path, split: str = "train") -> Path:
-    return root / ".ickd_cache" / f"{split}_8.pt"
-
-
-def count_decodes(monkeypatch) -> list[int]:
-    calls: list[int] = []
-    original = image_folder.decode_files
-
-    def counted(folder, names, size):
-        calls.append(len(names))
-        return original(folder, names, size)
-
-    monkeypatch.setattr(image_folder, "decode_files", counted)
-    return calls
 
 
 def test_images_labels_and_constants(root):
@@ -99,67 +82,6 @@ def test_flip_and_padding_are_the_caller_s(root):
     assert not loader._draw(0).flip.any()
     assert not loader._draw(0).offset.any()
     assert make(root, padding=2).train_dataloader()._draw(0).offset.max() == 4
-
-
-def test_the_cache_is_used_and_follows_the_files(root, monkeypatch):
-    calls = count_decodes(monkeypatch)
-    first = make(root)
-    first.setup()
-    assert calls == [13, 3]
-    second = make(root)
-    second.setup()
-    assert calls == [13, 3]
-    assert torch.equal(first._part("train").image, second._part("train").image)
-    assert (first.mean, first.std) == (second.mean, second.std)
-    write(root / "train" / "ant" / "4.png", 77)
-    third = make(root)
-    third.setup()
-    assert calls == [13, 3, 14]
-    assert third.mean != first.mean
-    write(root / "train" / "ant" / "4.png", 78)
-    os.utime(root / "train" / "ant" / "4.png", ns=(1, 1))
-    make(root).setup()
-    assert calls == [13, 3, 14, 14]
-    assert sorted(p.name for p in (root / ".ickd_cache").iterdir()) == ["test_8.pt", "train_8.pt"]
-
-
-def damage_half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def damage_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    where = content.find(pixels(0).transpose(2, 0, 1).tobytes())
-    assert where > 0
-    content[where] ^= 1
-    path.write_bytes(content)
-
-
-def damage_content(path: Path) -> None:
-    torch.save({"other": 1}, path)
-
-
-@pytest.mark.parametrize("damage", [damage_half, damage_byte, damage_content, lambda path: path.write_bytes(b"")])
-def test_a_damaged_cache_is_rebuilt(root, damage, monkeypatch):
-    good = make(root)._part("train").image
-    damage(cache(root))
-    calls = count_decodes(monkeypatch)
-    assert torch.equal(make(root)._part("train").image, good)
-    assert calls == [13]
-    assert torch.equal(make(root)._part("train").image, good)
-    assert calls == [13]
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(root, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(image_folder.torch, "save", full)
-    assert len(make(root)._part("train").label) == 13
-    assert list((root / ".ickd_cache").iterdir()) == []
-    (root / ".ickd_cache").rmdir()
-    (root / ".ickd_cache").write_text("a file in the way")
-    assert len(make(root)._part("train").label) == 13
 
 
 @pytest.mark.parametrize("nested", [True, False])

@@ -157,7 +157,7 @@ def test_a_file_that_became_a_pipe_does_not_hang(root: Path) -> None:
     (root / "train/a/0.png").unlink()
     write(root / "train/a/0.png")
     (root / ".ickd_cache").mkdir(exist_ok=True)
-    os.mkfifo(root / ".ickd_cache/train_8.pt")
+    os.mkfifo(root / ".ickd_cache/train_8.images")
     assert counts(root) == [2, 2]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ickd_pl.data import Batch, TensorLoader
 from ickd_pl.data.augment import constants, normalise
+from ickd_pl.data.images import LazyImages, in_host_memory
 from ickd_pl.errors import UserError
 
 N = 23
@@ -131,6 +132,50 @@ def test_resume_gives_the_remaining_batches(step):
         resumed.load_state_dict(state)
     assert same(list(resumed), rest[step % 5 :])
     assert same(list(resumed), rest), "the step holds for one iteration only"
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("options", [{}, {"padding": 0}, {"flip": False}, {"rank": 1, "world_size": 3}])
+def test_the_same_batches_from_a_table_from_memory_and_from_a_file(train, options, monkeypatch):
+    """A small set is kept with borders; else a batch gets them, and is read while the last one is used if need be."""
+    table = make(11, train, **options)
+    assert (table._padded is not None) == train
+    monkeypatch.setattr("ickd_pl.data.augment.MIRROR_LIMIT", 0)
+    read: list[int] = []
+
+    def noted(rows: list[int], into: Tensor) -> None:
+        read.append(len(rows))
+        into[:] = IMAGES.flip(0)[rows]
+
+    backwards = torch.arange(N).flip(0)
+    lazy = LazyImages(noted, tuple(IMAGES.shape)).subset(backwards)
+    for images in (IMAGES, lazy, in_host_memory(IMAGES)):
+        other = TensorLoader(images, LABELS, batch_size=11, mean=MEAN, std=STD, train=train, **options)
+        assert other._padded is None
+        for epoch in (0, 2):
+            for loader in (table, other):
+                loader.set_epoch(epoch)
+            batches = list(table)
+            assert same(list(other), batches)
+            other.load_state_dict({"step": 1})
+            assert same(list(other), batches[1:])
+            assert same([other.batch(epoch, 2)], batches[2:])
+    assert len(read) == 2 * 6, "each batch is read once"
+
+
+def test_an_image_that_cannot_be_read_ends_the_epoch_at_its_batch():
+    def broken(rows: list[int], into: Tensor) -> None:
+        if 12 in rows:
+            raise UserError("image 12")
+
+    loader = TensorLoader(
+        LazyImages(broken, tuple(IMAGES.shape)), LABELS, batch_size=5, mean=MEAN, std=STD, train=False
+    )
+    batches = iter(loader)
+    assert next(batches).index.tolist() == [0, 1, 2, 3, 4]
+    next(batches)
+    with pytest.raises(UserError, match="image 12"):
+        next(batches)
 
 
 def test_an_iterator_that_is_never_used_takes_nothing():
