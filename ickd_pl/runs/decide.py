@@ -23,6 +23,7 @@ from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 # Settings that do not change what a run computes.
 _COSMETIC = {
     "config",
+    "data.init_args.eval_batch_size",
     "model.teacher_floor",
     "ckpt_path",
     "weights_only",
