@@ -14,7 +14,6 @@ from ickd_pl.data.batch import Batch
 from ickd_pl.errors import UserError
 from ickd_pl.seeding import generator
 
-
 # Images of an evaluation batch on one rank. On a CPU the maps of a larger one do not fit into the caches.
 ON_CPU, ELSEWHERE = 125, 500
 

@@ -59,7 +59,9 @@ def data() -> Digits:
 
 def trainer(root: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     # On a GPU they wait on purpose, every two seconds.
-    guards = [FiniteGuard(), SignalStop(), StepCheckpoint(5, str(root / "step.ckpt"))] if "devices" not in options else []
+    guards = (
+        [FiniteGuard(), SignalStop(), StepCheckpoint(5, str(root / "step.ckpt"))] if "devices" not in options else []
+    )
     settings = {"accelerator": "cpu", "num_sanity_val_steps": 0, "limit_val_batches": 3, "max_epochs": 1, **options}
     return pl.Trainer(
         logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
