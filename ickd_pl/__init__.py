@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,15 +12,31 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ickd_pl.data import CIFAR10, CIFAR100, Batch, DataInfo, Digits, ImageFolder
-from ickd_pl.errors import IncompatiblePair, UserError
-from ickd_pl.models import get_model, model_names
-from ickd_pl.models.features import Features, FeatureShapes
-from ickd_pl.models.hooked import HookedNet, LayerMap
-from ickd_pl.strategies import LossStrategy
-from ickd_pl.training.module import DistillationModule
 from ickd_pl.version import __version__
-from ickd_pl.weights import load_student, load_teacher
+
+if TYPE_CHECKING:
+    from ickd_pl.data import CIFAR10, CIFAR100, Batch, DataInfo, Digits, ImageFolder
+    from ickd_pl.errors import IncompatiblePair, UserError
+    from ickd_pl.models import get_model, model_names
+    from ickd_pl.models.features import Features, FeatureShapes
+    from ickd_pl.models.hooked import HookedNet, LayerMap
+    from ickd_pl.strategies import LossStrategy
+    from ickd_pl.training.module import DistillationModule
+    from ickd_pl.weights import load_student, load_teacher
+
+# Where each name comes from. It is imported when it is asked for: torch and Lightning take seconds, and `--help` and
+# commands that only read files do without.
+_NAMES = {
+    "data": ("CIFAR10", "CIFAR100", "Batch", "DataInfo", "Digits", "ImageFolder"),
+    "errors": ("IncompatiblePair", "UserError"),
+    "models": ("get_model", "model_names"),
+    "models.features": ("FeatureShapes", "Features"),
+    "models.hooked": ("HookedNet", "LayerMap"),
+    "strategies": ("LossStrategy",),
+    "training.module": ("DistillationModule",),
+    "weights": ("load_student", "load_teacher"),
+}
+_ORIGIN = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "CIFAR10",
@@ -114,11 +131,18 @@ def keep_old_paths() -> None:
 
 
 keep_old_paths()
+_MODULES = {module.name for module in pkgutil.iter_modules(__path__)} - {"__main__"}
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Import a module by its old path, as in ``ickd_pl.features.Features``."""
-        if name in MOVED:
+        """Import a name of ``__all__``, a module, or one by its old path, as in ``ickd_pl.features.Features``."""
+        if name in _ORIGIN:
+            globals()[name] = found = getattr(import_module(f"{__name__}.{_ORIGIN[name]}"), name)
+            return found
+        if name in MOVED or name in _MODULES:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_MODULES})

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,11 +17,14 @@ from ickd_pl import commands
 from ickd_pl.errors import LostRank, NonFiniteLoss, UserError, near
 from ickd_pl.runs.configs import check_text, find_configs, limit_parser
 from ickd_pl.runs.console import warn
-from ickd_pl.runs.fit import IckdCLI, with_checkpoint_settings
-from ickd_pl.runs.stop import Stopped, explain, handled_signals, report_from
-from ickd_pl.runs.user_errors import user_error
+from ickd_pl.runs.signals import Stopped, explain, handled_signals
 
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+LIGHTNING_COMMANDS = {
+    "fit": "train a student, or go on with a run; without methods also a teacher",
+    "validate": "evaluate a trained student on the validation images",
+    "test": "evaluate a trained student on the test images",
+    "predict": "write a trained student's predictions for images to a file",
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -37,18 +41,7 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     with handled_signals(), tempfile.TemporaryDirectory() as scratch:
         try:
-            known = [*LIGHTNING_COMMANDS, *commands.names()]
-            limit_parser()
-            for arg in args:
-                flag, equals, value = arg.partition("=")
-                check_text(value or arg, flag if equals and flag.startswith("--") else "an argument")
-            if not args:
-                raise UserError(f"expected a command ({', '.join(known)}); see --help")
-            if args[0] in commands.names():
-                return int(commands.load(args[0]).run(args[1:]))
-            if not args[0].startswith("-") and args[0] not in LIGHTNING_COMMANDS:
-                raise UserError(f"unknown command {args[0]}: {near(args[0], known)}")
-            IckdCLI(with_checkpoint_settings(find_configs(args), Path(scratch)), _other_commands())
+            return _run(args, Path(scratch))
         except Stopped as stop:
             return explain(stop)
         except SystemExit as stop:  # Lightning makes one of an interrupt that did not come by the signal
@@ -56,22 +49,70 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise
             return explain(Stopped(signal.SIGINT))
         except Exception as error:
-            cause = user_error(error)
+            cause = error if isinstance(error, UserError) else _user_error(error)
             if cause is None:
                 raise
             if isinstance(cause, NonFiniteLoss) and cause.rank is not None:
+                from ickd_pl.runs.stop import report_from
+
                 return report_from(cause.rank, f"error: {cause}", cause.exit_status)
             if isinstance(cause, LostRank):
                 print(f"error: {cause}", file=sys.stderr, flush=True)  # each rank that is left
             else:
                 warn(f"error: {cause}")
             return cause.exit_status
+
+
+def _run(args: list[str], scratch: Path) -> int:
+    """Run a command, with a folder for temporary files; returns the exit status."""
+    known = [*LIGHTNING_COMMANDS, *commands.names()]
+    limit_parser()
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        check_text(value or arg, flag if equals and flag.startswith("--") else "an argument")
+    if not args:
+        raise UserError(f"expected a command ({', '.join(known)}); see --help")
+    if args[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if args[0] in commands.names():
+        return int(commands.load(args[0]).run(args[1:]))
+    if not args[0].startswith("-") and args[0] not in LIGHTNING_COMMANDS:
+        raise UserError(f"unknown command {args[0]}: {near(args[0], known)}")
+    # Lightning, whose import takes seconds, is imported where it is needed.
+    from ickd_pl.runs.fit import IckdCLI, with_checkpoint_settings
+
+    IckdCLI(with_checkpoint_settings(find_configs(args), scratch))
     return 0
 
 
-def _other_commands() -> str:
-    lines = [f"{name}: {commands.load(name).SUMMARY}" for name in commands.names()]
-    return "Further commands (see NAME --help): " + "; ".join(lines) + "." if lines else ""
+def _user_error(error: Exception) -> UserError | None:
+    from ickd_pl.runs.user_errors import user_error
+
+    return user_error(error)
+
+
+def _help() -> str:
+    """The text of ``--help``: the parser that Lightning would build for it takes seconds."""
+    known = {**LIGHTNING_COMMANDS, **{name: commands.load(name).SUMMARY for name in commands.names()}}
+    width = 2 + max(map(len, known))
+    lines = [
+        textwrap.fill(f"{name:{width}}{summary}", 80, initial_indent="  ", subsequent_indent=" " * (2 + width))
+        for name, summary in known.items()
+    ]
+    return "\n".join(
+        [
+            "usage: ickd COMMAND [options]",
+            "",
+            "Knowledge distillation.",
+            "",
+            "commands (COMMAND --help shows its options):",
+            *lines,
+            "",
+            f"{', '.join(LIGHTNING_COMMANDS)} take --config FILE, more than once, and options",
+            "such as --model.lr 0.1; --print_config shows the whole configuration.",
+        ]
+    )
 
 
 def _quiet() -> None:

@@ -23,6 +23,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -153,7 +154,7 @@ def _() -> None:
 
 @private("lightning rank_zero_only.rank")
 def _() -> None:
-    assert pl.utilities.rank_zero_only.rank == 0
+    assert rank_zero_only.rank == 0 and pl.utilities.rank_zero_only is rank_zero_only
 
 
 @private("argparse ArgumentParser._actions")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ickd_pl.errors import LostRank, NonFiniteLoss, UserError
-from ickd_pl.runs.stop import SIGNALS
+from ickd_pl.runs.signals import SIGNALS
 from tests.runs.helpers import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")

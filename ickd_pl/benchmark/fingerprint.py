@@ -11,17 +11,17 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
-from typing import NamedTuple
-
-import pytorch_lightning as pl
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from ickd_pl.errors import UserError
-from ickd_pl.strategies.base import LossStrategy
-from ickd_pl.training.fingerprint import data_hash, network_hash
 from ickd_pl.version import __version__
 
-__all__ = ["Identity", "code_hash", "data_hash", "device_name", "method_hash", "network_hash", "versions", "where"]
+# Torch and Lightning are imported where they are needed: reading results does without, which saves seconds.
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    import torch
+
+    from ickd_pl.strategies.base import LossStrategy
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NAME = _PACKAGE.name
@@ -120,6 +120,8 @@ def _is_string(node: ast.expr) -> bool:
 
 def _modules_of(classes: Iterable[type[LossStrategy]]) -> dict[str, Path]:
     """Names and files of the modules of methods, and of the modules they import, recursively."""
+    from ickd_pl.strategies.base import LossStrategy
+
     bases = {base.__module__ for cls in classes for base in cls.__mro__ if issubclass(base, LossStrategy)}
     roots = {}
     for name in bases - {LossStrategy.__module__}:
@@ -190,6 +192,8 @@ def where(trainer: pl.Trainer) -> dict[str, str]:
 
 def device_name(device: torch.device) -> str:
     """A readable name of a device."""
+    import torch
+
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

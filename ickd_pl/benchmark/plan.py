@@ -14,9 +14,8 @@ from ickd_pl.benchmark.schema import MAX_EPOCHS, Settings, check_data, check_tea
 from ickd_pl.errors import UserError, near
 from ickd_pl.plain import read_yaml
 from ickd_pl.runs.configs import config_root, find_config
-from ickd_pl.runs.data_options import data_module
-from ickd_pl.strategies import from_spec
-from ickd_pl.training.pack_members import why_alone
+
+# Methods and data are Lightning's classes, whose import takes seconds: only what needs them imports them.
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,13 @@ class Benchmark:
     pairs: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
 
     @classmethod
-    def of(cls, content: Any, source: str | Path) -> Benchmark:
+    def of(cls, content: Any, source: str | Path, choices: bool = True) -> Benchmark:
         """Check and complete the content of a benchmark file.
+
+        Args:
+            content: of the file.
+            source: the file's name, for messages.
+            choices: check also the arguments to choose from, for which the methods are imported.
 
         Raises:
             UserError: naming the file, the key, what was expected and what came.
@@ -100,7 +104,7 @@ class Benchmark:
         pairs = {name: read_yaml(config_root() / "pairs" / f"{name}.yaml")["model"] for name in settings.pairs}
         check_teachers(settings.teachers.weights, [str(pair["teacher"]) for pair in pairs.values()], where)
         benchmark = cls(settings, pairs)
-        for method, listed in settings.choices.items():
+        for method, listed in settings.choices.items() if choices else ():
             for arguments in combinations(listed):
                 benchmark.chosen(method, arguments, where)
         return benchmark
@@ -147,6 +151,9 @@ class Benchmark:
 
     def _packable(self, method: str) -> bool:
         """Whether a method can be trained in a pack and has no arguments to choose."""
+        from ickd_pl.strategies import from_spec
+        from ickd_pl.training.pack_members import why_alone
+
         alone = why_alone([from_spec(spec) for spec in self.strategies(method)])
         return alone is None and method not in self.settings.choices
 
@@ -156,6 +163,8 @@ class Benchmark:
         Raises:
             UserError: unknown argument, or a value that the class does not accept.
         """
+        from ickd_pl.strategies import from_spec
+
         strategies = self.strategies(method)
         for name, value in arguments.items():
             cls, _, argument = name.partition(".")
@@ -236,6 +245,8 @@ class Benchmark:
         Raises:
             UserError: invalid arguments, or a custom class lacks something.
         """
+        from ickd_pl.runs.data_options import data_module
+
         own = self.settings.teachers.data if kind == "teacher" else {}
         data = data_module(merge(self.settings.data, own))
         check_data(data)
@@ -248,6 +259,8 @@ class Benchmark:
 
     def strategies(self, method: str) -> list[dict[str, Any]]:
         """A method's strategies from its file; a first stage lasts an eighth of the main epochs (30 of 240)."""
+        from ickd_pl.strategies import from_spec
+
         epochs = self.max_epochs("student")
         found = [_spec(s) for s in read_yaml(config_root() / "methods" / f"{method}.yaml")["model"]["strategies"]]
         for spec in found:

@@ -23,7 +23,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 from ickd_pl.runs.data_options import data_module
 from ickd_pl.runs.pack_folder import members_of, previous_of
-from ickd_pl.runs.stop import raise_if_stopped
+from ickd_pl.runs.signals import raise_if_stopped
 from ickd_pl.strategies import from_spec
 
 

@@ -8,12 +8,9 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import pytorch_lightning as pl
-
 from ickd_pl.checks import short
 from ickd_pl.errors import UserError, near, printable
-from ickd_pl.runs.configs import config_root
-from ickd_pl.runs.fit import TRAINER_DEFAULTS
+from ickd_pl.runs.configs import TRAINER_DEFAULTS, config_root
 
 MAX_EPOCHS = int(str(TRAINER_DEFAULTS["max_epochs"]))
 GET = ("train", "fetch", "fetch_or_train")
@@ -229,6 +226,8 @@ def check_data(data: Any) -> None:
     Raises:
         UserError: naming everything the class lacks.
     """
+    import pytorch_lightning as pl  # slow, and not needed to read results
+
     cls = type(data)
     lacking = [name for name in ("num_classes", "num_train", "batch_size") if not hasattr(data, name)]
     for split in ("train", "val", "test"):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ickd_pl.errors import UserError
+from ickd_pl.runs.command_parser import CommandParser
 from ickd_pl.runs.console import log
-from ickd_pl.runs.parser import CommandParser
 
 SUMMARY = "plan, run and report a whole table of methods, pairs and seeds"
 

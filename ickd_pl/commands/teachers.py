@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ickd_pl.errors import UserError
-from ickd_pl.runs.parser import CommandParser
+from ickd_pl.runs.command_parser import CommandParser
 
 if TYPE_CHECKING:
     from ickd_pl.teachers.manifest import Teacher

@@ -17,7 +17,7 @@ from ickd_pl.checks import plain_arguments, short
 from ickd_pl.data.augment import channel_stats, table_needed
 from ickd_pl.data.batch import Batch
 from ickd_pl.data.images import Images, Pixels
-from ickd_pl.data.loader import TensorLoader
+from ickd_pl.data.loader import TensorLoader, suitable_batch
 from ickd_pl.data.splits import check_sizes, split_rows
 from ickd_pl.data.stored import read_data, refuse_paths
 from ickd_pl.errors import UserError
@@ -34,7 +34,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
 
     Args:
         batch_size: for training, over all ranks.
-        eval_batch_size: for validation, test and predict, over all ranks.
+        eval_batch_size: for validation, test and predict, over all ranks; None: what suits the device.
         val_size: images split off the training set for validation, class-balanced, the same for every seed. With 0
             nothing is split off and validation uses the TEST images, as the benchmark's protocol does.
         train_size: number of images to train on, class-balanced, the same for every seed. None: all that remain.
@@ -62,7 +62,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
     def __init__(
         self,
         batch_size: int = 64,
-        eval_batch_size: int = 500,
+        eval_batch_size: int | None = None,
         val_size: int = 0,
         train_size: int | None = None,
         seed: int = 0,
@@ -75,7 +75,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         self.train_size = train_size
         self.seed = seed
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"{key} must be at least 1, got {value}.")
         check_sizes(self.name, self.num_available, self.num_classes, val_size, train_size)
         self._parts: dict[str, Images] = {}
@@ -205,7 +205,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         """The images to predict: the test images, unless the data module has others."""
         return self._loader(self.predict_split, self.eval_batch_size)
 
-    def _loader(self, split: str, batch_size: int, train: bool = False) -> TensorLoader:
+    def _loader(self, split: str, batch_size: int | None, train: bool = False) -> TensorLoader:
         images, labels = self._part(split)
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
@@ -216,7 +216,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
             images,
             labels,
             device=device,
-            batch_size=batch_size,
+            batch_size=suitable_batch(trainer) if batch_size is None else batch_size,
             mean=self.mean,
             std=self.std,
             train=train,

@@ -43,7 +43,7 @@ class _CIFAR(TensorDataModule):
         download: bool = True,
         archive: str | None = None,
         batch_size: int = 64,
-        eval_batch_size: int = 500,
+        eval_batch_size: int | None = None,
         val_size: int = 0,
         train_size: int | None = None,
         seed: int = 0,
@@ -177,7 +177,7 @@ class CIFAR100(_CIFAR):
         download: fetch what is missing from the internet.
         archive: a local ``cifar-100-python.tar.gz`` or the unpacked folder; missing or corrupt files are taken from it.
         batch_size: for training, over all ranks.
-        eval_batch_size: for validation, test and predict, over all ranks.
+        eval_batch_size: for validation, test and predict, over all ranks; None: what suits the device.
         val_size: images split off for validation, class-balanced; 0: validation uses the test images.
         train_size: number of images to train on, class-balanced; None: all that remain.
         seed: for order and augmentation.
@@ -199,7 +199,7 @@ class CIFAR10(_CIFAR):
         download: fetch what is missing from the internet.
         archive: a local ``cifar-10-python.tar.gz`` or the unpacked folder; missing or corrupt files are taken from it.
         batch_size: for training, over all ranks.
-        eval_batch_size: for validation, test and predict, over all ranks.
+        eval_batch_size: for validation, test and predict, over all ranks; None: what suits the device.
         val_size: images split off for validation, class-balanced; 0: validation uses the test images.
         train_size: number of images to train on, class-balanced; None: all that remain.
         seed: for order and augmentation.

@@ -47,7 +47,7 @@ class ImageFolder(TensorDataModule):
         padding: black border in pixels for the random crop of training images, 0 for no crop.
         predict_root: folder of images to predict, flat or nested, without labels; None: the test images.
         batch_size: for training, over all ranks.
-        eval_batch_size: for validation, test and predict, over all ranks.
+        eval_batch_size: for validation, test and predict, over all ranks; None: what suits the device.
         val_size: images split off for validation, class-balanced; 0: validation uses the test images.
         train_size: number of images to train on, class-balanced; None: all that remain.
         seed: for order and augmentation.
@@ -71,7 +71,7 @@ class ImageFolder(TensorDataModule):
         padding: int = 4,
         predict_root: str | None = None,
         batch_size: int = 64,
-        eval_batch_size: int = 500,
+        eval_batch_size: int | None = None,
         val_size: int = 0,
         train_size: int | None = None,
         seed: int = 0,

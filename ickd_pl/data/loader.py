@@ -17,6 +17,17 @@ from ickd_pl.data.images import LazyImages, Pixels, in_host_memory, one_ahead
 from ickd_pl.errors import UserError
 from ickd_pl.seeding import generator
 
+# Images of an evaluation batch on one rank. On a CPU the maps of a larger one do not fit into the caches.
+ON_CPU, ELSEWHERE = 125, 500
+
+
+def suitable_batch(trainer: Any) -> int:
+    """The size of evaluation batches, over all ranks, that suits the trainer's device; None: a CPU."""
+    if trainer is None:
+        return ON_CPU
+    each = ON_CPU if trainer.strategy.root_device.type == "cpu" else ELSEWHERE
+    return each * int(trainer.world_size)
+
 
 class _Draws(NamedTuple):
     """The random choices of one epoch, by position in that epoch."""

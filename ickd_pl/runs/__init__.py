@@ -11,9 +11,29 @@ The three callbacks work in any Trainer.
 
 from __future__ import annotations
 
-from ickd_pl.runs.finite import FiniteGuard
-from ickd_pl.runs.run_folder import EpochRecord, RunFolder
-from ickd_pl.runs.step import StepCheckpoint
-from ickd_pl.runs.stop import SignalStop
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from ickd_pl.runs.finite import FiniteGuard
+    from ickd_pl.runs.run_folder import EpochRecord, RunFolder
+    from ickd_pl.runs.step import StepCheckpoint
+    from ickd_pl.runs.stop import SignalStop
+
+_MODULES = {
+    "EpochRecord": "run_folder",
+    "FiniteGuard": "finite",
+    "RunFolder": "run_folder",
+    "SignalStop": "stop",
+    "StepCheckpoint": "step",
+}
 __all__ = ["EpochRecord", "FiniteGuard", "RunFolder", "SignalStop", "StepCheckpoint"]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import a class when it is asked for: commands that only read files do without Lightning."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return found

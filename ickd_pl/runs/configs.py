@@ -14,6 +14,14 @@ from ickd_pl.plain import TooMuch, check_yaml, read_yaml
 
 # The command line sets these from the data and --seed_everything; a file must not.
 LINKED = ("num_classes", "num_samples", "image_size", "seed")
+TRAINER_DEFAULTS = {
+    "max_epochs": 240,
+    "default_root_dir": "outputs",
+    "logger": False,
+    "num_sanity_val_steps": 0,
+    # The data loader splits the global batch among the ranks itself.
+    "use_distributed_sampler": False,
+}
 # Characters, in which neither depth nor aliases can do harm.
 _HARMLESS = 100
 _STRINGS_IN_STRINGS = 10

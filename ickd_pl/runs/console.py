@@ -7,20 +7,35 @@ Not ``logging``, whose levels and handlers (also Lightning's) would change a com
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TextIO
 
-from pytorch_lightning.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from ickd_pl.errors import printable
 
+# What tells the rank to a process that has not imported Lightning, which is slow; in Lightning's order.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
-@rank_zero_only
+
+def rank() -> int:
+    """This process's rank among those of its run."""
+    known = getattr(rank_zero_only, "rank", None)  # private: lightning rank_zero_only.rank
+    told = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    return int(known if known is not None else told)
+
+
 def log(text: str) -> None:
     """Print a line to stdout."""
-    print(printable(text, lines=True), flush=True)
+    _print(text, sys.stdout)
 
 
-@rank_zero_only
 def warn(text: str) -> None:
     """Print a warning or an error to stderr."""
-    print(printable(text, lines=True), file=sys.stderr, flush=True)
+    _print(text, sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    if rank() == 0:
+        print(printable(text, lines=True), file=stream, flush=True)

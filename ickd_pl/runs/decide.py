@@ -24,6 +24,7 @@ from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 _COSMETIC = {
     "config",
     "data.init_args.cache",
+    "data.init_args.eval_batch_size",
     "model.teacher_floor",
     "ckpt_path",
     "weights_only",

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 
 import ickd_pl.data  # noqa: F401  makes its classes known by their short names
 from ickd_pl.errors import UserError
-from ickd_pl.runs.configs import check_trainer
+from ickd_pl.runs.configs import TRAINER_DEFAULTS, check_trainer
 from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.data_options import data_name
 from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of
@@ -35,16 +35,6 @@ from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.teacher import check_chosen
 from ickd_pl.weights.checkpoint import read_checkpoint
 
-TRAINER_DEFAULTS = {
-    "max_epochs": 240,
-    "default_root_dir": "outputs",
-    "logger": False,
-    "num_sanity_val_steps": 0,
-    # The data loader splits the global batch among the ranks itself.
-    "use_distributed_sampler": False,
-}
-
-
 # Options that are no settings of the run.
 _OF_THIS_CALL = ("config", "ckpt_path", "weights_only", "override_world_size")
 # What protects a run; the settings may contain them with other arguments.
@@ -56,12 +46,11 @@ class IckdCLI(LightningCLI):
 
     Args:
         args: the command-line arguments without the program's name.
-        epilog: the last lines of ``--help``.
     """
 
     parser_class: type[OneLineParser] = OneLineParser
 
-    def __init__(self, args: list[str], epilog: str = "") -> None:
+    def __init__(self, args: list[str]) -> None:
         super().__init__(
             DistillationModule,
             pl.LightningDataModule,
@@ -70,7 +59,7 @@ class IckdCLI(LightningCLI):
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
             parser_class=self.parser_class,
-            parser_kwargs={"prog": "ickd", "description": "Knowledge distillation.", "epilog": epilog},
+            parser_kwargs={"prog": "ickd", "description": "Knowledge distillation."},
             subclass_mode_data=True,
             args=args,
             auto_configure_optimizers=False,

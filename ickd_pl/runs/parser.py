@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
 import sys
-import textwrap
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -15,6 +13,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from ickd_pl.errors import UserError, near, printable
 from ickd_pl.models.discovery import subclasses
+from ickd_pl.runs.command_parser import CommandParser  # noqa: F401  also known by this path
 from ickd_pl.runs.near_option import near_option
 from ickd_pl.strategies import LossStrategy
 
@@ -45,27 +44,6 @@ class RaisingParser(OneLineParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(one_line(message, option_names(self)))
-
-
-class CommandParser(argparse.ArgumentParser):
-    """``argparse`` that raises :class:`UserError` instead of printing its usage."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        # Raw format, so that tables in an epilog keep their lines; a description is one paragraph.
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        kwargs["description"] = textwrap.fill(kwargs.get("description") or "", 80)
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        # private: argparse message "unrecognized arguments"
-        if found := re.search(r"unrecognized arguments: (\S+)", message):
-            known = re.findall(r"--?\w[\w-]*", self.format_usage())
-            raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1].split('=')[0], known)}")
-        # private: argparse message "invalid choice"
-        if found := re.search(r"invalid choice: '([^']*)' \(choose from (.+)\)", message):
-            choices = re.findall(r"[\w-]+", found[2])
-            raise UserError(f"{self.prog}: unknown {found[1]}: {near(found[1], choices)}")
-        raise UserError(f"{self.prog}: {message}; see --help")
 
 
 def option_names(parser: Any) -> set[str]:

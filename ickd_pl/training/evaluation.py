@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ickd_pl.data.batch import as_batch
 from ickd_pl.errors import UserError
 from ickd_pl.training.first_batch import dtype_of
+from ickd_pl.training.memory import keep_memory
 
 
 @torch.no_grad()
@@ -25,15 +26,16 @@ def predicted_classes(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer
         trainer: gives the device and precision; may be in the middle of ``fit``, or new.
     """
     precision, strategy = trainer.precision_plugin, trainer.strategy
+    keep_memory(strategy.root_device)
     net = precision.convert_module(net.to(strategy.root_device))
-    predicted, labels = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
+    found: list[Tensor] = []
     with precision.forward_context():
         for raw in loader:
             batch = as_batch(precision.convert_input(strategy.batch_to_device(raw)), dtype_of(net))
-            real = batch.index >= 0
-            predicted.append(net(batch.image)[real].float().argmax(1).cpu())
-            labels.append(batch.label[real].cpu())
-    return torch.cat(predicted), torch.cat(labels)
+            found.append(torch.stack([net(batch.image).float().argmax(1), batch.label, batch.index]))
+    # The host waits for the device once, and not for each batch.
+    predicted, labels, index = torch.cat(found, 1).cpu() if found else torch.zeros(3, 0, dtype=torch.long)
+    return predicted[index >= 0], labels[index >= 0]
 
 
 def accuracy(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer) -> float:

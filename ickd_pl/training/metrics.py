@@ -8,8 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
 from ickd_pl.data.batch import Batch
 from ickd_pl.errors import UserError
@@ -129,27 +128,36 @@ def resume_epoch(stored: Any, trainer: pl.Trainer) -> TrainSums:
     return sums
 
 
-class Accuracies(MetricCollection):
-    """Top-1 accuracy ``acc1`` and, for more than 5 classes, top-5 ``acc5``, over the images of all ranks."""
+class Accuracies(Metric):
+    """Top-1 accuracy ``acc1`` and, for more than 5 classes, top-5 ``acc5``, over the images of all ranks.
+
+    torchmetrics' own accuracies take the padding out, for which the host waits for the device in every batch.
+    """
+
+    hits: Tensor
+    images: Tensor
 
     def __init__(self, num_classes: int) -> None:
-        top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
-        super().__init__(
-            {
-                name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
-                for name, k in top.items()
-            }
-        )
+        super().__init__()
+        self.top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
+        self.add_state("hits", torch.zeros(len(self.top), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def count(self, logits: Tensor, batch: Batch) -> None:
+    def update(self, logits: Tensor, batch: Batch) -> None:
         """Add a batch with its logits, (B, K); padding (index -1) does not count."""
-        real = batch.index >= 0
-        labels = batch.label[real]
-        if len(labels):  # the metric refuses a rank's share that is padding alone
-            self.update(logits[real].float(), labels)
+        real, logits = batch.index >= 0, logits.float()
+        found = [logits.argmax(1, keepdim=True) if k == 1 else logits.topk(k).indices for k in self.top.values()]
+        hits = [(classes == batch.label[:, None]).any(1) & real for classes in found]
+        # Not in place: reset() may have made them in an evaluation, as inference tensors.
+        self.hits = self.hits + torch.stack(hits).sum(1)
+        self.images = self.images + real.sum()
+
+    def compute(self) -> Tensor:
+        """The parts of the images, float32, in the order of ``top``; 0 without images."""
+        return self.hits / self.images.clamp(min=1)
 
     def percentages(self) -> dict[str, float]:
         """Accuracies in % since the last call; resets the metrics."""
-        values = {name: 100 * float(value) for name, value in self.compute().items()}
+        values = dict(zip(self.top, self.compute().tolist(), strict=True))
         self.reset()
-        return values
+        return {name: 100 * value for name, value in values.items()}

@@ -250,6 +250,7 @@ class DistillationModule(StudentModule):
         yield from self.adapters.parameters()
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         teacher = [] if self.teacher is None else [("teacher", str(self.teacher_name))]
         check_data(self.trainer.datamodule, self.num_classes, [("student", self.student_name), *teacher])  # type: ignore[attr-defined]
         self.first_batch.forget()

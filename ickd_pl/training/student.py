@@ -13,6 +13,7 @@ from ickd_pl.models.base import FeatureNet
 from ickd_pl.models.hooked import HookedNet
 from ickd_pl.training.checkpoint import load_module
 from ickd_pl.training.first_batch import FirstBatch, dtype_of
+from ickd_pl.training.memory import keep_memory
 from ickd_pl.training.metrics import Accuracies
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class StudentModule(pl.LightningModule):
         """Whether this is a method's first stage, in which the student's accuracy does not count."""
         return False
 
+    def setup(self, stage: str) -> None:
+        keep_memory(self.trainer.strategy.root_device)
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits of the student, (B, K), for normalised images (B, 3, H, W)."""
         logits: Tensor = self.student(image)
@@ -58,7 +62,7 @@ class StudentModule(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         batch = self.evaluation_batch(batch)
-        self.metrics.count(self(batch.image), batch)
+        self.metrics.update(self(batch.image), batch)
 
     test_step = validation_step
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ickd_pl.errors import UserError
@@ -79,6 +78,8 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
     _check_values(path, entry.tensors, own)
     net.load_state_dict({**net.state_dict(), **entry.tensors})
     if not (entry.is_plain or entry.name == OF_CHECKPOINT):
+        from pytorch_lightning.utilities import rank_zero_info  # slow, and rarely needed
+
         rank_zero_info(f"weights of {name}: {shown(entry.name)} in {file}")
 
 

@@ -201,6 +201,19 @@ def test_the_test_set_on_two_ranks_holds_every_image_once():
     assert index[index >= 0].sort().values.tolist() == list(range(13))
 
 
+@pytest.mark.parametrize(("device", "given", "size"), [("cpu", None, 250), ("cuda", None, 1000), ("cpu", 7, 7)])
+def test_evaluation_batches_suit_the_device(device, given, size):
+    """For each rank; a size that is given counts."""
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data = Toy(eval_batch_size=given)
+    data._device = lambda *_: torch.device("cpu")
+    data.setup("test")
+    assert data.test_dataloader().batch_size == (given or 125)
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2, strategy=strategy)
+    assert data.val_dataloader().batch_size == data.test_dataloader().batch_size == size
+    assert data.hparams["eval_batch_size"] == given
+
+
 def test_constants_travel_in_the_state():
     data = Toy()
     data.setup("fit")

@@ -58,5 +58,5 @@ def test_without_scikit_learn(monkeypatch):
 
 def test_as_text() -> None:
     assert str(Digits(val_size=37, seed=1)) == (
-        "Digits(batch_size=64, eval_batch_size=500, val_size=37, train_size=None, seed=1)"
+        "Digits(batch_size=64, eval_batch_size=None, val_size=37, train_size=None, seed=1)"
     )

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from ickd_pl.data import Digits
 from ickd_pl.runs import FiniteGuard, RunFolder, SignalStop, StepCheckpoint
 from ickd_pl.runs.pack_folder import PackRecord, newest_pack
-from ickd_pl.runs.stop import Stopped, explain, handled_signals
+from ickd_pl.runs.signals import Stopped, explain, handled_signals
 from ickd_pl.seeding import seeded
 from ickd_pl.training.pack import Pack
 from tests.runs.faults import sender

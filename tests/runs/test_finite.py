@@ -342,7 +342,7 @@ def test_the_guards_change_no_result(taught: nn.Module, whole: Path) -> None:
 @pytest.mark.parametrize("kind", ["distillation", "foreign"])
 def test_no_step_waits_for_the_device(taught: nn.Module, kind: str) -> None:
     """Every read of a tensor's value by the host is counted, from the loss to the callbacks after the step."""
-    waits = HostWaits(skip=1)
+    waits = HostWaits()
     guards = [FiniteGuard(), SignalStop(), StepCheckpoint(5, "x.ckpt")]
     run = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -352,7 +352,7 @@ def test_no_step_waits_for_the_device(taught: nn.Module, kind: str) -> None:
         run.fit(Foreign(), DataLoader(TensorDataset(torch.randn(20, 4)), batch_size=4))
     else:
         run.fit(member(["kd"], taught), data())
-    assert waits.steps >= 2
+    assert waits.steps >= 1
     assert waits.found == []
 
 
@@ -362,7 +362,9 @@ def test_host_waits_are_counted() -> None:
     with waits.counting():
         x = torch.ones(3)
         float(x.sum()), bool(x.sum() > 0), x.nonzero(), x.sum().item(), x.tolist(), x[x > 0]
-    assert len(waits.found) >= 5
+        x[x > 0] = 1.0
+        torch.tensor(1.0), x[torch.tensor(1)]
+    assert len(waits.found) >= 9
 
 
 def test_minus_infinity_is_accepted_in_constants_only() -> None:

@@ -44,8 +44,10 @@ def test_settings_that_do_not_change_results_are_ignored() -> None:
     one = {
         "trainer": {"max_epochs": 3, "callbacks": [{"class_path": "TQDMProgressBar"}], "enable_progress_bar": True},
         "model": {},
+        "data": {"init_args": {"eval_batch_size": 500}},
     }
     other = {"trainer": {"max_epochs": 3, "callbacks": None, "enable_progress_bar": False}, "model": {}}
+    other["data"] = {"init_args": {"eval_batch_size": None}}
     assert differing(flat(one), flat(other)) == []
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ickd_pl.runs import stop
+from ickd_pl.runs import signals, stop
 from tests.benchmark.helpers import quick
 from tests.runs.helpers import QUIET, Forked, assert_same_run, load, made_once, snapshot
 from tests.runs.moments import (
@@ -167,13 +167,13 @@ def test_a_trainer_from_python_puts_the_old_handlers_back() -> None:
     import pytorch_lightning as pl
     from pytorch_lightning.demos.boring_classes import BoringModel
 
-    before = {number: signal.getsignal(number) for number in stop.SIGNALS}
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     trainer = pl.Trainer(
         max_steps=2, accelerator="cpu", enable_checkpointing=False, callbacks=[stop.SignalStop()], **quiet
     )
     trainer.fit(BoringModel())
-    assert {number: signal.getsignal(number) for number in stop.SIGNALS} == before
+    assert {number: signal.getsignal(number) for number in signals.SIGNALS} == before
 
 
 def test_a_system_without_sigusr1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,15 +246,15 @@ def test_a_requeue_that_fails(forked: Forked) -> None:
 def test_what_is_requeued(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], asked: list[str]) -> None:
     for name, value in {**scontrol(), **settings, "PATH": f"{Path('bin').resolve()}:{os.environ['PATH']}"}.items():
         monkeypatch.setenv(name, value)
-    assert stop.requeue() is bool(asked)
+    assert signals.requeue() is bool(asked)
     assert (Path("requeued").read_text().splitlines() if asked else []) == asked
 
 
 def test_without_scontrol(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("PATH", str(Path.cwd()))
-    monkeypatch.setattr("ickd_pl.runs.stop._rank", lambda: 0)
-    assert stop.explain(stop.Stopped(signal.SIGUSR1)) == 138
+    monkeypatch.setattr("ickd_pl.runs.signals.rank", lambda: 0)
+    assert signals.explain(signals.Stopped(signal.SIGUSR1)) == 138
     first, last = capsys.readouterr().err.strip().splitlines()
     assert first.startswith("warning: job 4711 is not requeued: scontrol: ")
     assert last == f"stopped by SIGUSR1{GOES_ON}"

@@ -1,0 +1,118 @@
+"""The signals that stop a process, and what is said and done then. Without Lightning, whose import takes seconds.
+
+The handlers only note the signal. Outside a fit, where there is nothing to save, they end the process at once. Systems
+without one of the signals (Windows has no SIGUSR1), and threads other than the main one, do without it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ickd_pl.runs.console import log, rank, warn
+
+SIGNALS = {int(getattr(signal, name)): name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)}
+REQUEUE = int(getattr(signal, "SIGUSR1", 0))
+"""The signal that SLURM sends before a job's time is up (``#SBATCH --signal=SIGUSR1@90``)."""
+
+
+class Stopped(SystemExit):
+    """The process was stopped by a signal; its ``code`` is 128 + the signal's number, or 0 after a requeue.
+
+    Attributes:
+        signum: the signal.
+        in_fit: a fit has saved its checkpoint and, in a SLURM job, tried to requeue it.
+    """
+
+    def __init__(self, signum: int, code: int | None = None) -> None:
+        super().__init__(128 + signum if code is None else code)
+        self.signum, self.in_fit = signum, code is not None
+
+
+class Received:
+    """What this process knows of signals.
+
+    Attributes:
+        first: the first signal; later ones change nothing.
+        waits: a fit is running, or the process is already leaving: the signal is only noted.
+    """
+
+    first: int | None = None
+    waits = False
+
+
+def _handle(signum: int, frame: Any) -> None:
+    is_first, Received.first = Received.first is None, Received.first or signum
+    if is_first and not Received.waits:
+        Received.waits = True
+        raise Stopped(signum)
+
+
+def raise_if_stopped() -> None:
+    """Raise :class:`Stopped` if a signal came during a fit that has ended since."""
+    if Received.first is not None:
+        raise Stopped(Received.first)
+
+
+def handling() -> bool:
+    """Whether this process's signals are handled here."""
+    return any(signal.getsignal(signum) is _handle for signum in SIGNALS)
+
+
+@contextmanager
+def handled_signals() -> Iterator[None]:
+    """Handle the signals of this process by :class:`Stopped`, which is raised at once or after a fit's step."""
+    if threading.current_thread() is not threading.main_thread() or handling():
+        yield
+        return
+    old = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    Received.first, Received.waits = None, False
+    for signum in SIGNALS:
+        signal.signal(signum, _handle)
+    try:
+        yield
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        Received.first, Received.waits = None, False
+
+
+def in_slurm() -> bool:
+    """Whether this process belongs to a SLURM job."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def requeue() -> bool:
+    """Requeue this process's SLURM job; tell the user, and return whether it worked."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    if not re.fullmatch(r"[0-9_]+", job):
+        warn(f"warning: SLURM_JOB_ID is {job!r}: expected a number; the job is not requeued")
+        return False
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        warn(f"warning: job {job} is not requeued: scontrol: {error}")
+        return False
+    if done.returncode:
+        warn(f"warning: job {job} is not requeued: scontrol requeue: {' '.join(done.stderr.split())[:200]}")
+        return False
+    log(f"job {job} is requeued, and goes on from its last checkpoint")
+    return True
+
+
+def explain(stop: Stopped) -> int:
+    """Tell the user why the process ends, requeue a SLURM job where that is not done, and return the exit status."""
+    code = int(stop.code or 0)
+    if stop.signum == REQUEUE and not stop.in_fit and in_slurm() and rank() == 0:
+        code = 0 if requeue() else code
+    if code:
+        name = "Ctrl-C" if stop.signum == signal.SIGINT else SIGNALS[stop.signum]
+        warn(f"stopped by {name}: run the same command to resume")
+    return code
