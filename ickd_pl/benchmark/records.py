@@ -97,7 +97,9 @@ class CellKey:
 class CellResult:
     """result.json: a cell's results and all they depend on. Unknown values are None; accuracies are in %.
 
-    A field added here is read, written and becomes a column of report.csv.
+    A field added here is read, written and becomes a column of report.csv. A further figure needs no field: it goes
+    into ``measured`` by its name (``benchmark/result.py``) and is the column measured_NAME of report.csv; a table
+    shows its mean by ``entry.measured(NAME)`` (``report/tables.py``).
     """
 
     form: int = 1
@@ -129,6 +131,7 @@ class CellResult:
     weights: str | None = None  # file of a teacher that was not trained by this benchmark
     accepted_code: bool = False
     chosen_on_validation: dict[str, Any] | None = None
+    measured: dict[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A fetched teacher has no epochs, time or speed.
@@ -207,8 +210,9 @@ def damaged(path: Path, why: str | Exception) -> UserError:
 
 def _write(path: Path, record: StartedRun | CellResult) -> None:
     content = asdict(record)
-    if content.get("weights", "") is None:
-        del content["weights"]  # only results of external teachers have this key
+    for name in ("weights", "measured"):  # only some results have these keys
+        if name in content and not content[name]:
+            del content[name]
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

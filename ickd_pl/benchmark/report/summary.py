@@ -55,6 +55,11 @@ class Entry:
         mean = mean_of(c.images_per_second for c in self.done)
         return mean.mean if mean else None
 
+    def measured(self, name: str) -> float | None:
+        """Mean of a figure that only some results may have, see :class:`CellResult`."""
+        mean = mean_of(c.measured.get(name) for c in self.done)
+        return mean.mean if mean else None
+
 
 @dataclass(frozen=True)
 class Summary:

@@ -13,7 +13,7 @@ from ickd_pl.benchmark.report.tables import RUNS
 from ickd_pl.plain import csv_text
 
 # Not columns: what the other columns show, settings, and a path.
-_LEFT_OUT = {"cell", "status", "reason", "config", "recipe", "versions", "weights"}
+_LEFT_OUT = {"cell", "status", "reason", "config", "recipe", "versions", "weights", "measured"}
 _FIELDS = [field.name for field in fields(CellResult) if field.name not in _LEFT_OUT]
 _VERSIONS = ("python", "torch", "pytorch_lightning", "ickd_pl")
 
@@ -26,6 +26,7 @@ def report_csv(summary: Summary) -> str:
 
 def _row(summary: Summary, run: Run) -> dict[str, Any]:
     result, figure = run.result, _published(summary, run)
+    further = {name for r in summary.results.runs if r.result is not None for name in r.result.measured}
     versions = {name.replace("-", "_"): version for name, version in (result.versions if result else {}).items()}
     return {
         "cell": run.folder.relative_to(summary.results.folder / "cells").as_posix(),
@@ -42,6 +43,7 @@ def _row(summary: Summary, run: Run) -> dict[str, Any]:
         **{name: getattr(result, name, None) for name in _FIELDS},
         **{column.name: _rounded(column.take(run), 6) for column in RUNS if column.name},
         **{f"minus_{reference}": _minus(summary, run, reference) for reference in REFERENCES},
+        **{f"measured_{name}": result.measured.get(name) if result else None for name in sorted(further)},
         **{name: versions.get(name) for name in _VERSIONS},
         "published": getattr(figure, "top1", None),
         "published_source": getattr(figure, "source", None),

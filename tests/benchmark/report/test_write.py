@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ickd_pl.benchmark.records import CellResult
+from ickd_pl.benchmark.report import tables
 from ickd_pl.benchmark.report.charts import ticks
 from ickd_pl.benchmark.report.to_latex import tex
 from ickd_pl.benchmark.report.write import summary_table, write_report
@@ -331,8 +332,25 @@ def test_every_field_of_a_result_is_a_column(tmp_path: Path) -> None:
         "recipe",
         "versions",
         "weights",
+        "measured",
     }
     assert shown <= kd.keys() and kd["parameters"] == "78042" and kd["pytorch_lightning"] == "2.6.6"
+
+
+def test_a_figure_that_only_some_results_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs no field of its own: a column of report.csv, and one of a table by a line there."""
+    plan(tmp_path, methods=["kd", "at"], seeds=[0, 1])
+    cell(tmp_path, PAIR, "kd", 0, RIGHT, measured={"gigaflops": 1.5})
+    cell(tmp_path, PAIR, "kd", 1, RIGHT, measured={"gigaflops": 2.5})
+    cell(tmp_path, PAIR, "at", 0, RIGHT)
+    monkeypatch.setattr(tables, "COST", [tables.Column("GFLOP", lambda e: e.measured("gigaflops"), tables.two)])
+    written = report(tmp_path)
+    rows = {(r["method"], r["seed"]): r["measured_gigaflops"] for r in csv.DictReader(written["csv"].splitlines())}
+    assert (rows["kd", "0"], rows["kd", "1"], rows["at", "0"]) == ("1.5", "2.5", "")
+    lines = [line.split("|") for line in written["md"].splitlines()]
+    start = next(k for k, line in enumerate(lines) if line[-2:-1] == [" GFLOP "])
+    kd = next(line for line in lines[start:] if line[1:2] and line[1].strip() == "KD")
+    assert kd[-2].strip() == "2.00"
 
 
 def test_tex_escapes() -> None:
