@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.helpers import QUIET, REPOSITORY, Run, load
+from tests.runs.helpers import QUIET, REPOSITORY, Forked, Run, load
 
 
 def commands() -> list[str]:
@@ -19,21 +18,19 @@ def commands() -> list[str]:
     return block.strip().splitlines()
 
 
-def test_the_five_commands_for_newcomers() -> None:
+def test_the_five_commands_for_newcomers(forked: Forked) -> None:
     pytest.importorskip("onnxruntime")
-    lines = commands()
-    assert len(lines) == 5
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    *lines, last = commands()
+    assert len(lines) == 4
     for line in lines:
         short = line.replace("max_epochs 12", "max_epochs 2").replace("ckpt_epoch_12", "ckpt_epoch_2")
-        args = shlex.split(short.replace("[8,9,11]", "[1]").replace("cli.py", str(REPOSITORY / "cli.py")))
-        trains = "--data" in args
-        done = subprocess.run(
-            [sys.executable, *args[1:], *(QUIET if trains else [])],
-            env=environment, capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
-    assert done.stdout.strip() == "(7, 10)"
+        program, *args = shlex.split(short.replace("[8,9,11]", "[1]").removeprefix("python "))
+        done = forked.run(*args, *(QUIET if "--data" in args else []))
+        assert program == "cli.py" and done.status == 0, f"{line}\n{done.err}"
+    python = subprocess.run(
+        [sys.executable, *shlex.split(last)[1:]], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert python.stdout.strip() == "(7, 10)", python.stderr
 
 
 def test_the_pack_in_python(teacher: Run) -> None:

@@ -18,7 +18,7 @@ import yaml
 from ickd_pl.benchmark.plan import Benchmark, shard_of
 from ickd_pl.benchmark.schema import shipped
 from tests.benchmark.helpers import quick, refused, results, run
-from tests.runs.helpers import REPOSITORY, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
+from tests.runs.helpers import REPOSITORY, Forked, assert_same_run, cli, load, rows_of, snapshot, subprocess_cli
 
 
 def again(done: Path) -> Path:
@@ -101,17 +101,12 @@ def test_killed_at_any_point_the_results_are_the_same(done: Path) -> None:
         assert_same_run(Path("out/cells") / name, done / "cells" / name)
 
 
-def test_two_shards_at_once(done: Path) -> None:
+def test_two_shards_at_once(done: Path, forked: Forked) -> None:
     quick()
-    command = [sys.executable, str(REPOSITORY / "cli.py"), "bench", "run", "--config", "short.yaml", "--output", "out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen([*command, "--shard", f"{i}/2"], env=environment, stderr=subprocess.PIPE, text=True)
-        for i in (1, 2)
-    ]
-    for process in both:
-        error = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, error
+    command = ["bench", "run", "--config", "short.yaml", "--output", "out", "--shard"]
+    for process in [forked.start(*command, f"{i}/2") for i in (1, 2)]:
+        outcome = process.wait()
+        assert outcome.status == 0, outcome.err
     assert results(Path("out")) == results(done)
 
 

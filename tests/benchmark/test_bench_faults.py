@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +20,7 @@ from ickd_pl.runs import EpochRecord
 from ickd_pl.runs.pack_folder import PackRecord
 from ickd_pl.strategies import SP
 from tests.benchmark.helpers import quick, refused, results, run
-from tests.runs.helpers import REPOSITORY, assert_same_run, cli, rows_of, snapshot
+from tests.runs.helpers import Forked, assert_same_run, cli, rows_of, snapshot
 
 KD = Path("out/cells/resnet20_resnet8/kd/seed_0")
 TEACHER = Path("out/cells/teachers/resnet20/seed_0")
@@ -168,24 +166,17 @@ def test_a_damaged_pack_checkpoint_is_reported_and_the_previous_one_is_used(stop
     assert_same_run(KD, Path("whole") / KD.relative_to("out"))
 
 
-def test_sigterm_has_its_exit_status_and_one_line() -> None:
+def test_sigterm_has_its_exit_status_and_one_line(forked: Forked) -> None:
     small(trainer={"max_epochs": 200})
-    command = [sys.executable, str(REPOSITORY / "cli.py"), "bench", "run", "--config", "short.yaml", "--output", "out"]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = forked.start("bench", "run", "--config", "short.yaml", "--output", "out")
     deadline = time.monotonic() + 180
     while not Path("out/packs/resnet20_resnet8/seed_0/pack.ckpt").exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert time.monotonic() < deadline, process.text()
         time.sleep(0.05)
-    process.terminate()
-    error = process.communicate(timeout=120)[1]
-    assert process.returncode == 143
-    assert error.strip().splitlines()[-1] == "stopped by SIGTERM: run the same command to resume"
+    os.kill(process.pid, signal.SIGTERM)
+    outcome = process.wait()
+    assert outcome.status == 143
+    assert outcome.err.strip().splitlines()[-1] == "stopped by SIGTERM: run the same command to resume"
 
 
 # -- losses that are not finite --------------------------------------------------------------------------------------
