@@ -108,10 +108,15 @@ def older_version(given: Path | None, folder: Path) -> Path | None:
 
 
 def version() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    return f"commit {done.stdout.strip()}" if done.returncode == 0 else "no commit"
+    """The last commit of what is measured, so that writing the pages changes nothing."""
+    found = []
+    for words in (("log", "-1", "--format=%h"), ("status", "--porcelain")):
+        command = ["git", *words, "--", "ickd_pl", "configs", "benchmarks"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return "no commit"
+        found.append(done.stdout.strip())
+    return f"commit {found[0]}{' with changes' if found[1] else ''}"
 
 
 def machine(options: argparse.Namespace, groups: Sequence[Group], folder: Path) -> dict[str, Any]:
