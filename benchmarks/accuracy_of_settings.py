@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +34,7 @@ from common import model_settings, shipped
 from ickd_pl.benchmark.cells import Job, quietly, train_alone, train_pack
 from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
-from ladder_parts.ours import check_settings
+from ladder_parts.ours import usable
 from ladder_parts.report import write_between_markers
 from ladder_parts.rungs import FAST
 from ladder_parts.turns import NotHere
@@ -111,13 +111,10 @@ class Runs:
 
     def train(self, name: str, teacher: str) -> dict[str, Any]:
         """Accuracies of a setting by seed, in percent, and the seconds that its students took together."""
-        check_settings(list(SETTINGS[name]))
+        settings = usable([*OFF, *SETTINGS[name]])
         words = [f"--config=configs/pairs/{self.options.pair}.yaml"]
         words += [f"--config=configs/methods/{self.options.method}.yaml", f"--model.teacher_weights={teacher}"]
-        jobs = [
-            self._job(name, seed, self.options.epochs, *words, *_without_unknown(OFF), *SETTINGS[name])
-            for seed in self.options.seeds
-        ]
+        jobs = [self._job(name, seed, self.options.epochs, *words, *settings) for seed in self.options.seeds]
         began = time.perf_counter()
         outcomes = train_pack(jobs, self.output / "runs" / f"{jobs[0].folder.parent.name}.ckpt")
         for job, outcome in zip(jobs, outcomes, strict=True):
@@ -145,16 +142,6 @@ class Cell(SimpleNamespace):
 
     def __str__(self) -> str:
         return self.method
-
-
-def _without_unknown(settings: Sequence[str]) -> Iterator[str]:
-    """The settings that this version has; the others are off."""
-    for setting in settings:
-        try:
-            check_settings([setting])
-        except NotHere:
-            continue
-        yield setting
 
 
 def _accuracy(folder: Path) -> float:

@@ -20,9 +20,9 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +67,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     for name in ("rounds", "steps", "seconds", "threads", "batch", "images", "test_images", "budget"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name}: expected a number above 0, got {getattr(options, name)}")
+    if options.test_images > 10_000:
+        parser.error(f"--test_images: expected at most 10,000, got {options.test_images:,}")
     if options.quick:
         options.pairs, options.methods = options.pairs[:1], ["kd"] if "kd" in options.methods else options.methods[:1]
     if options.docs is not None and not options.docs.is_file():
@@ -95,19 +97,26 @@ def older_version(given: Path | None, folder: Path) -> Path | None:
     if given is not None:
         return given.resolve()
     if not (folder / "ickd_pl").is_dir():
-        done = subprocess.run(["git", "archive", BEFORE], cwd=REPOSITORY, capture_output=True, check=False)
+        done = subprocess.run(
+            ["git", "archive", "--format=zip", BEFORE], cwd=REPOSITORY, capture_output=True, check=False
+        )
         if done.returncode:
             return None
-        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-            archive.extractall(folder, filter="data")
+        with zipfile.ZipFile(io.BytesIO(done.stdout)) as archive:
+            archive.extractall(folder)
     return folder.resolve()
 
 
 def version() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    return f"commit {done.stdout.strip()}" if done.returncode == 0 else "no commit"
+    """The last commit of what is measured, so that writing the pages changes nothing."""
+    found = []
+    for words in (("log", "-1", "--format=%h"), ("status", "--porcelain")):
+        command = ["git", *words, "--", "ickd_pl", "configs", "benchmarks"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return "no commit"
+        found.append(done.stdout.strip())
+    return f"commit {found[0]}{' with changes' if found[1] else ''}"
 
 
 def machine(options: argparse.Namespace, groups: Sequence[Group], folder: Path) -> dict[str, Any]:
@@ -194,8 +203,9 @@ def main(words: Sequence[str] | None = None) -> int:
     (options.output / "ladder.md").write_text(text, encoding="utf-8")
     pictures = [options.output / "ladder.png"]
     if options.docs is not None:
-        report.write_between_markers(options.docs, "ladder", text)
         pictures.append(options.docs.with_suffix(".png"))
+        picture = f"![bars of the time of a step]({pictures[-1].name})"
+        report.write_between_markers(options.docs, "ladder", f"{picture}\n\n{text}")
     try:
         for picture in pictures:
             report.draw(found, picture)

@@ -24,6 +24,7 @@ SHAPES = ((64, 32), (128, 16), (256, 8))
 def run(spec: dict[str, Any]) -> None:
     """Answer with the machine's name, its peak, the operations of a step of each method; write the teachers."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = False
     TURNS.answer(
         {
             "name": _name(),

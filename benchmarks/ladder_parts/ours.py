@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,25 +23,33 @@ def arguments(spec: dict[str, Any], method: str, folder: str) -> list[str]:
         f"--data.init_args.batch_size={spec['batch']}",
         f"--model.teacher_weights={'null' if method == 'vanilla' else spec['weights']}",
         f"--trainer.default_root_dir={folder}",
-        *spec["settings"],
+        *usable(spec["settings"]),
     ]
 
 
-def check_settings(settings: list[str]) -> None:
-    """Raise :class:`NotHere` for a hyper-parameter or file that this version does not have."""
+def usable(settings: Iterable[str]) -> list[str]:
+    """The settings that this version has. It also lacks what another one can switch off.
+
+    Raises:
+        NotHere: a hyper-parameter or file that this version does not have.
+    """
     from ickd_pl import DistillationModule
     from ickd_pl.errors import UserError
 
-    known = inspect.signature(DistillationModule.__init__).parameters
+    known, found = inspect.signature(DistillationModule.__init__).parameters, []
     for setting in settings:
         flag, _, value = setting.partition("=")
-        if flag.startswith("--model.") and flag.removeprefix("--model.").split(".")[0].rstrip("+") not in known:
+        if flag.startswith("--model.") and flag.removeprefix("--model.") not in known:
+            if value == "false":
+                continue
             raise NotHere(f"no {flag.removeprefix('--')}")
         if flag == "--config":
             try:
                 _find_config(value)
             except UserError as error:
                 raise NotHere(f"no {value}") from error
+        found.append(setting)
+    return found
 
 
 def _find_config(path: str) -> str:
@@ -62,7 +70,6 @@ def fit(spec: dict[str, Any]) -> None:
         more.append("--trainer.limit_train_batches=1")
     if spec["ranks"] > 1:
         more += [f"--trainer.devices={spec['ranks']}", "--trainer.strategy=ddp"]
-    check_settings(spec["settings"])
     status = main(["fit", *arguments(spec, spec["methods"][0], "runs"), *more])
     raise SystemExit(f"the run ended by itself, status {status}")
 
@@ -70,20 +77,16 @@ def fit(spec: dict[str, Any]) -> None:
 def pack(spec: dict[str, Any]) -> None:
     """The methods as a pack, as ``bench run`` trains one."""
     from ickd_pl.benchmark import cells
-    from ickd_pl.training.pack import Pack
     from ladder_parts.barrier import StepBarrier
 
-    check_settings(spec["settings"])
-    members = inspect.signature(Pack.__init__).parameters
-    if unknown := sorted(set(spec["pack"]) - set(members)):
-        raise NotHere(f"Pack has no {unknown[0]}")
-    if spec["pack"]:
-        cells.Pack = partial(Pack, **spec["pack"])  # type: ignore[misc, assignment]
+    known = inspect.signature(cells.train_pack).parameters
+    if unknown := sorted(set(spec["pack"]) - set(known)):
+        raise NotHere(f"packs have no {unknown[0]}")
     jobs = [
         cells.Job(_cell(method), ["fit", *arguments(spec, method, "runs")], Path("runs") / method)
         for method in spec["methods"]
     ]
-    outcomes = cells.train_pack(jobs, Path("pack.ckpt"), [StepBarrier()])
+    outcomes = cells.train_pack(jobs, Path("pack.ckpt"), [StepBarrier()], **spec["pack"])
     raise SystemExit(f"the pack ended by itself: {[(outcome.status, outcome.reason) for outcome in outcomes]}")
 
 

@@ -27,7 +27,7 @@ class Contestant:
         label: of its row in the tables.
         kind: ``plain``, ``fit`` or ``pack``.
         settings: arguments of ``fit``.
-        pack: keyword arguments of ``Pack``.
+        pack: keyword arguments of ``train_pack``.
         environment: variables of its process.
         before: it is the version BEFORE.
         separate: a process for each method, of which the times are added.

@@ -25,7 +25,7 @@ from ickd_pl.strategies.kd import kd_loss
 from ladder_parts import report, rungs
 from ladder_parts.contrast import NEGATIVES, Contrast, NegativesByClass
 from ladder_parts.literal import METHODS, Softened
-from ladder_parts.ours import check_settings
+from ladder_parts.ours import usable
 from ladder_parts.turns import NotHere
 
 TINY = ["--rounds=1", "--steps=1", "--seconds=0.01", "--batch=2", "--images=100", "--threads=1"]
@@ -184,8 +184,9 @@ def test_settings_of_another_version_are_found() -> None:
         (["--config=configs/no_such.yaml"], "no configs/no_such.yaml"),
     ):
         with pytest.raises(NotHere, match=expected):
-            check_settings(settings)
-    check_settings(["--model.lr=1", "--trainer.precision=bf16-mixed", "--config=configs/base.yaml"])
+            usable(settings)
+    known = ["--model.lr=1", "--trainer.precision=bf16-mixed", "--config=configs/base.yaml"]
+    assert usable([*known, "--model.no_such=false"]) == known
 
 
 def test_options(capsys: pytest.CaptureFixture[str]) -> None:
