@@ -25,6 +25,8 @@ def run(record: Record) -> None:
     for flip in (True, False):
         differing = partial(_differing, record, record.batch_size, flip=flip)
         record.check("training batches, GPU against CPU", differing, {"flip": flip}, same, needs_cuda=True)
+    differing = partial(_differing, record, record.batch_size, host=True)
+    record.check("training batches of images in host memory", differing, {}, same, needs_cuda=True)
     differing = partial(_differing, record, 500, train=False)
     record.check("evaluation batches, GPU against CPU", differing, {}, same, needs_cuda=True)
     record.check("against torchvision, image by image", partial(_against_torchvision, record), {}, {"differing": 0})
@@ -33,12 +35,16 @@ def run(record: Record) -> None:
     record.check("a batch", partial(timed, record, partial(next, batches), steps=300))
     record.check("an epoch's draws and a batch", partial(timed, record, partial(loader.batch, 3, 0), 3, warmup=0))
     record.check("host waits", partial(waits_per_call, partial(next, batches), 20), {}, {"waits": 0}, needs_cuda=True)
+    read = partial(next, endless(loader_of(record, host=True)))
+    record.check("a batch of images in host memory", partial(timed, record, read, steps=300))
+    waits = partial(waits_per_call, read, 20)
+    record.check("host waits, images in host memory", waits, {}, {"waits": 0}, needs_cuda=True)
 
 
-def _differing(record: Record, batch_size: int, train: bool = True, flip: bool = True) -> Values:
+def _differing(record: Record, batch_size: int, train: bool = True, flip: bool = True, host: bool = False) -> Values:
     """Batches of two epochs of which any tensor differs, and the largest difference of a pixel."""
     here = loader_of(record, batch_size, train, device="cpu", flip=flip)
-    there = loader_of(record, batch_size, train, flip=flip)
+    there = loader_of(record, batch_size, train, flip=flip, host=host)
     count, differing, largest = 0, 0, 0.0
     for epoch in (0, 1):
         here.set_epoch(epoch)

@@ -68,13 +68,22 @@ def use_float32(mode: str) -> None:
 
 
 def loader_of(
-    record: Record, batch_size: int = 0, train: bool = True, device: torch.device | str = "", **options: Any
+    record: Record,
+    batch_size: int = 0,
+    train: bool = True,
+    device: torch.device | str = "",
+    host: bool = False,
+    **options: Any,
 ) -> TensorLoader:
-    """The project's loader over random images; they lie on the record's device unless another is named."""
+    """The project's loader over random images; they lie on the record's device unless another is named.
+
+    With ``host`` they lie in host memory and the batches on the record's device.
+    """
     pixels, labels = random_images(record.num_images)
     mean, std = CIFAR100.known_constants
     batch_size = batch_size or record.batch_size
-    images = pixels.to(device or record.device)
+    images = pixels if host else pixels.to(device or record.device)
+    options = {**options, "device": record.device if host else None}
     return TensorLoader(images, labels, batch_size=batch_size, mean=mean, std=std, train=train, **options)
 
 

@@ -111,9 +111,12 @@ class TensorLoader:
         self.labels = labels.to(self._device, torch.int64)
         self._padding = padding
         self._padded: Padded | None = None
-        if train and isinstance(images, Tensor) and table_needed(images.shape, padding, flip):
-            self._padded = pad_images(images.to(self._device), padding, flip)
-        self._images: Any = images if own == self._device or isinstance(images, LazyImages) else in_host_memory(images)
+        # Any: what is read and what lies on the device are taken in the same way.
+        self._images: Any = images
+        if isinstance(images, Tensor) and own != self._device:
+            self._images = in_host_memory(images)
+        elif isinstance(images, Tensor) and train and table_needed(images.shape, padding, flip):
+            self._padded = pad_images(images, padding, flip)
         self._constants = constants(mean, std, self._device)
         self._order = torch.arange(len(images), device=self._device)
         self._epoch = 0

@@ -17,6 +17,7 @@ import yaml
 
 from ickd_pl import Digits
 from ickd_pl.benchmark import fingerprint
+from ickd_pl.benchmark.plan import without_paths
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import CRD, ICKD, KD, LossStrategy
 from tests.benchmark.helpers import quick, refused, results, run
@@ -29,6 +30,7 @@ HASHES = """
 import json, sys
 from pathlib import Path
 from ickd_pl.benchmark import fingerprint
+from ickd_pl.benchmark.plan import without_paths
 from ickd_pl.strategies import CRD, ICKD, KD
 
 def hashes():
@@ -161,6 +163,11 @@ def test_another_method_stops_the_cells_that_use_it(done: Path, monkeypatch: pyt
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_where_images_are_kept_is_no_part_of_a_recipe() -> None:
+    own = {"class_path": "ImageFolder", "init_args": {"root": "images", "cache": "disk", "image_size": 64}}
+    assert without_paths(own) == {"class_path": "ImageFolder", "init_args": {"image_size": 64}}
 
 
 def test_the_hash_of_data_follows_their_constants() -> None:

@@ -154,7 +154,7 @@ def test_deleted_images_are_refused() -> None:
     data = ["--data=ImageFolder", "--data.init_args.root=images", "--data.init_args.batch_size=4"]
     shared = [word for word in fit("out", *ONE) if not word.startswith("--data")]
     assert (outcome := cli(*shared, *data)).status == 0, outcome.err
-    assert "already finished" in cli(*shared, *data).out
+    assert "already finished" in cli(*shared, *data, "--data.init_args.cache=none").out, "it changes no result"
     Path("images/train/cat/2.png").unlink()
     refused(cli(*shared, *data), "images and labels: ")
 
