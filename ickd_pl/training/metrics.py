@@ -49,9 +49,9 @@ class TrainSums:
         """
         # As few operations as possible: each takes as long as one of a small network's layers.
         real = batch.index >= 0
-        counts = torch.stack([(logits.argmax(1) == batch.label) & real, real]).sum(1)
+        hits, count = ((logits.argmax(1) == batch.label) & real).count_nonzero(), real.count_nonzero()
         values = torch.stack([value.float() for value in (total, *terms.values())])
-        row = torch.cat([values * counts[1], counts])
+        row = torch.cat([values * count, torch.stack([hits, count])])
         self._sums = self._sums + row if self._names else row
         self._names = ["loss/total", *(f"loss/{name}" for name in terms)]
         return self.finite.terms(self._names, values, step)
@@ -164,6 +164,7 @@ class Accuracies(Metric):
 
     def percentages(self) -> dict[str, float]:
         """Accuracies in % since the last call; resets the metrics."""
-        values = dict(zip(self.top, self.compute().tolist(), strict=True))
+        # torchmetrics makes a number of a tensor with one element.
+        values = dict(zip(self.top, self.compute().reshape(-1).tolist(), strict=True))
         self.reset()
         return {name: 100 * value for name, value in values.items()}
