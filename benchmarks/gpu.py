@@ -48,7 +48,7 @@ PARTS: dict[str, Part] = {
     "machine": Part("gpu_checks.machine", 25, "speed of products, copies, launches and convolutions"),
     "loader": Part("gpu_checks.loader", 25, "batches as on the CPU bit for bit, as torchvision's, time, host waits"),
     "correctness": Part("gpu_checks.correctness", 30, "losses and gradients against float64 on the CPU, AMP"),
-    "steps20": Part("gpu_checks.steps", 70, "a step of five methods in several precisions, memory, host waits"),
+    "steps20": Part("gpu_checks.steps", 90, "a step of five methods in several precisions, memory, host waits"),
     "steps32": Part("gpu_checks.steps", 70, "the same on the larger pair", LARGE),
     "profile": Part("gpu_checks.profile", 30, "kernels of a step, and how much of it the GPU is busy"),
     "graphs": Part("gpu_checks.graphs", 40, "the whole step as one CUDA graph"),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from common import build, model_settings, random_images, untrained_teacher
+from common import build, model_settings, random_images, shipped, untrained_teacher
 from gpu_checks.record import Record, Values
 from gpu_checks.timing import against, timed, waits_per_call
 from ickd_pl import CIFAR100, Batch
@@ -175,7 +175,13 @@ def run(record: Record) -> None:
     for batch_size in (500,) if record.tiny else (500, 2000):
         part = partial(_evaluation, record, batch_size)
         record.check("evaluation", part, {"pair": record.pair, "batch_size": batch_size})
-    record.check("host waits of an evaluation step", partial(_evaluation_waits, record), needs_cuda=True)
+    part = partial(_evaluation_waits, record)
+    record.check("host waits of an evaluation step", part, None, {"waits": 0}, needs_cuda=True)
+    others = set(shipped("methods")) - set(METHODS) if record.pair.startswith("resnet20") else ()
+    for method in sorted(others):
+        part = partial(_step_waits, record, method, batches)
+        expected = None if method == "kdsvd" else {"waits": 0}
+        record.check("host waits of a step", part, {"pair": record.pair, "method": method}, expected, needs_cuda=True)
 
 
 def _check_method(record: Record, method: str, batches: Iterator[Batch]) -> None:

@@ -27,7 +27,6 @@ def run(args: Sequence[str]) -> int:
     Raises:
         UserError: wrong arguments, a file that is not a student, or a file that cannot be written.
     """
-    from ickd_pl.runs.run_folder import folder_of
     from ickd_pl.weights.export import check_target, write_student
     from ickd_pl.weights.formats import FORMATS, Result
     from ickd_pl.weights.read import split_entry
@@ -39,6 +38,8 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FILE", help="default: student.* in the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = parser.parse_args(args)
+    from ickd_pl.runs.run_folder import folder_of  # with Lightning, whose import takes seconds
+
     source, entry = split_entry(options.ckpt_path)
     path = Path(options.output) if options.output else folder_of(source) / f"student{FORMATS[options.format].suffix}"
     if path.resolve() == source.resolve():

@@ -40,7 +40,7 @@ class Finite:
         self._gradient_first: Tensor | None = None
 
     @torch.no_grad()
-    def terms(self, names: Sequence[str], values: Tensor, step: int) -> Tensor:
+    def terms(self, names: Sequence[str], values: Tensor, step: int) -> Tensor | None:
         """Record which terms are finite.
 
         Args:
@@ -49,15 +49,15 @@ class Finite:
             step: number of optimizer steps before this one.
 
         Returns:
-            A factor for the loss: 1, or NaN if a term is not finite. It makes every gradient NaN, also where the term
-            alone would not, and on all ranks once DDP has averaged the gradients.
+            A factor for the loss: NaN if a term is not finite, else 1, or None where that is known. NaN makes every
+            gradient NaN, also where the term alone would not, and on all ranks once DDP has averaged the gradients.
         """
         if self._names != list(names):
             self._names = list(names)
             self._alive = torch.ones(len(names), dtype=torch.bool, device=values.device)
             self._first = torch.full((len(names),), -1, dtype=torch.int64, device=values.device)
         if is_finite_on_cpu(values):
-            return values.new_ones(())
+            return None
         finite = values.isfinite()
         self._first = torch.where(self._alive > finite, step, self._first)
         self._alive = self._alive & finite

@@ -55,6 +55,10 @@ class FirstBatch:
         """Check again: a new fit or evaluation begins."""
         self._seen.clear()
 
+    def has_seen(self, stage: str) -> bool:
+        """Whether the stage's first batch has been checked."""
+        return stage in self._seen
+
     def check(self, batch: Batch, stage: str, networks: Networks = (), num_samples: int | None = None) -> Batch:
         """Raise for values that no run can use, in the first batch of a stage; wait for the device only then.
 
@@ -122,6 +126,8 @@ def training_batch(module: Module, raw: Any) -> Batch:
     """
     needing = [type(s).__name__ for s in module.strategies if s.needs_index]
     batch = as_batch(raw, dtype_of(module.student), needing)
+    if module.first_batch.has_seen("training"):
+        return batch
     networks = [(module.student, module.student_name)]
     networks += [] if module.teacher is None else [(module.teacher, str(module.teacher_name))]
     return module.first_batch.check(batch, "training", networks, module.hparams["num_samples"] if needing else None)

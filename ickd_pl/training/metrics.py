@@ -34,7 +34,7 @@ class TrainSums:
         self._names: list[str] = []
 
     @torch.no_grad()
-    def add(self, total: Tensor, terms: dict[str, Tensor], logits: Tensor, batch: Batch, step: int) -> Tensor:
+    def add(self, total: Tensor, terms: dict[str, Tensor], logits: Tensor, batch: Batch, step: int) -> Tensor | None:
         """Add a batch; padding (index -1) does not count.
 
         Args:
@@ -45,12 +45,13 @@ class TrainSums:
             step: number of optimizer steps before this one.
 
         Returns:
-            A factor for the loss: 1, or NaN if a term is not finite (see :meth:`Finite.terms`).
+            A factor for the loss: None for 1, or NaN if a term is not finite (see :meth:`Finite.terms`).
         """
+        # As few operations as possible: each takes as long as one of a small network's layers.
         real = batch.index >= 0
-        count, hits = real.sum(), ((logits.argmax(1) == batch.label) & real).sum()
-        values = torch.stack([value.detach().float() for value in (total, *terms.values())])
-        row = torch.cat([values * count, torch.stack([hits, count]).float()])
+        hits, count = ((logits.argmax(1) == batch.label) & real).count_nonzero(), real.count_nonzero()
+        values = torch.stack([value.float() for value in (total, *terms.values())])
+        row = torch.cat([values * count, torch.stack([hits, count])])
         self._sums = self._sums + row if self._names else row
         self._names = ["loss/total", *(f"loss/{name}" for name in terms)]
         return self.finite.terms(self._names, values, step)
@@ -88,6 +89,11 @@ class TrainSums:
             sums = torch.tensor(state["sums"], dtype=torch.float32, device=device)
             self._sums = self._sums + sums if self._names else sums
             self._names = list(state["names"])
+
+
+def weighted(weight: float, term: Tensor) -> Tensor:
+    """``weight * term``, without a multiplication by 1, which takes time in both directions."""
+    return term if weight == 1 else weight * term
 
 
 def gathered(value: Any, trainer: pl.Trainer) -> list[Any]:
@@ -158,6 +164,7 @@ class Accuracies(Metric):
 
     def percentages(self) -> dict[str, float]:
         """Accuracies in % since the last call; resets the metrics."""
-        values = dict(zip(self.top, self.compute().tolist(), strict=True))
+        # torchmetrics makes a number of a tensor with one element.
+        values = dict(zip(self.top, self.compute().reshape(-1).tolist(), strict=True))
         self.reset()
         return {name: 100 * value for name, value in values.items()}

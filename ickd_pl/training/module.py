@@ -22,7 +22,7 @@ from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_s
 from ickd_pl.training.finite import has_scaler
 from ickd_pl.training.first_batch import FirstBatch, check_evaluation, training_batch
 from ickd_pl.training.logged import log_settings
-from ickd_pl.training.metrics import Accuracies, TrainSums, epoch_state, resume_epoch
+from ickd_pl.training.metrics import Accuracies, TrainSums, epoch_state, resume_epoch, weighted
 from ickd_pl.training.one_image import check_one_image
 from ickd_pl.training.student import StudentModule
 from ickd_pl.training.teacher import TeacherWeights, check_accuracy
@@ -163,16 +163,14 @@ class DistillationModule(StudentModule):
         """
         student: Features = self.student.features(batch.image, preact=self.needs_preact)
         first_stage = self.stages.first
-        total = torch.zeros((), device=batch.image.device)
         terms: dict[str, Tensor] = {"ce": cross_entropy(student.logits, batch.label)}
-        if not first_stage:
-            total = self.ce_weight * terms["ce"]
+        total = torch.zeros((), device=batch.image.device) if first_stage else weighted(self.ce_weight, terms["ce"])
         for key, strategy in zip(self.keys, self.strategies, strict=True):
             adapter = self.adapter_of(strategy)
             teacher = self.teacher_features(batch.image, self.needs_preact) if teacher is None else teacher
             if not first_stage:
                 terms[key] = strategy.loss(student, teacher, batch, adapter)
-                total = total + strategy.weight_at(self.stages.epoch) * terms[key]
+                total = total + weighted(strategy.weight_at(self.stages.epoch), terms[key])
             elif strategy.pretrain_epochs:
                 terms[key] = strategy.pretrain_loss(student, teacher, batch, adapter)
                 total = total + terms[key]
@@ -205,7 +203,8 @@ class DistillationModule(StudentModule):
     def counted_loss(self, batch: Batch, teacher: Features | None = None) -> Tensor:
         """The total loss of a batch, NaN if any term is not finite; adds the terms to the epoch's means."""
         total, terms, logits = self.losses(batch, teacher)
-        return total * self.sums.add(total, terms, logits, batch, self.global_step)
+        factor = self.sums.add(total, terms, logits, batch, self.global_step)
+        return total if factor is None else total * factor
 
     def train_values(self) -> dict[str, float]:
         """Losses, training accuracy and settings in force of the epoch that is ending."""

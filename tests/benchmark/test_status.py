@@ -13,7 +13,7 @@ from ickd_pl.benchmark.status import status
 def test_a_running_pack_runs_the_members_that_it_has_started() -> None:
     """FSP has a first stage of its own, so it is trained alone, before or after."""
     Path("benchmark.yaml").write_text(
-        "{name: x, pairs: [resnet20_resnet8], methods: [kd, fsp], seeds: [0], pack: true}"
+        "{name: x, data: {class_path: Digits}, pairs: [resnet20_resnet8], methods: [kd, fsp], seeds: [0], pack: true}"
     )
     pack, times = Path("packs/resnet20_resnet8/seed_0"), {"fsp": 100, "kd": 300}
     pack.mkdir(parents=True)
