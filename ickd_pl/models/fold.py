@@ -24,11 +24,11 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ROUNDING = 2000
 
 
-class _Readers(TorchDispatchMode):
+class _Readers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that read the output of each convolution or linear layer."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # keeps the tensors, so that no number is used twice
         self.counts: dict[int, int] = {}
 
@@ -39,7 +39,7 @@ class _Readers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def fold_batch_norms(net: FeatureNet | HookedNet, image_size: int, preact: bool) -> FeatureNet | HookedNet | None:
+def fold_batch_norms(net: FeatureNet | HookedNet, image_size: int) -> FeatureNet | HookedNet | None:
     """A copy of a network in eval mode, in which batch norms are part of the layer before them.
 
     A batch norm is folded where the output of a convolution or linear layer is its only input, and nothing else reads
@@ -49,29 +49,30 @@ def fold_batch_norms(net: FeatureNet | HookedNet, image_size: int, preact: bool)
     Args:
         net: in eval mode and with its weights, float32 or float64.
         image_size: height and width of the images in pixels.
-        preact: the features before the ReLU are read too.
 
     Returns:
-        The copy; None if nothing can be folded, or the copy's features of random images are not those of ``net``.
+        The copy; ``net`` itself if nothing can be folded or it cannot be copied; None if the copy's features of random
+        images are not those of ``net``.
     """
     first = next(net.parameters())
     if first.dtype not in (torch.float32, torch.float64):
-        return None  # in half precision the folded weights would be rounded to other weights
+        return net  # in half precision the folded weights would be rounded to other weights
     draws = generator("fold", device=first.device)
     image = torch.randn(4, 3, image_size, image_size, generator=draws, device=first.device, dtype=first.dtype)
     try:
         folded = copy.deepcopy(net)
     except (RuntimeError, TypeError):
-        return None
+        return net
     with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
-        pairs = _pairs(folded, image, preact)
+        pairs = _pairs(folded, image)
         for layer, norm in pairs:
             _fold(layer, norm)
-        same = bool(pairs) and _close(net.features(image, preact=preact), folded.features(image, preact=preact))
-    return folded if same else None
+        if not pairs:
+            return net
+        return folded if _close(_features(net, image), _features(folded, image)) else None
 
 
-def _pairs(net: FeatureNet | HookedNet, image: Tensor, preact: bool) -> list[tuple[Any, Any]]:
+def _pairs(net: FeatureNet | HookedNet, image: Tensor) -> list[tuple[Any, Any]]:
     """Each layer with the batch norm that can be folded into it."""
     readers, inputs = _Readers(), {}
     runs: dict[nn.Module, int] = {}
@@ -90,7 +91,7 @@ def _pairs(net: FeatureNet | HookedNet, image: Tensor, preact: bool) -> list[tup
     handles += [m.register_forward_pre_hook(before) for m in net.modules() if type(m) in _NORMS]
     try:
         with readers:
-            features = net.features(image, preact=preact)
+            features = _features(net, image)
     finally:
         for handle in handles:
             handle.remove()
@@ -111,14 +112,18 @@ def _can_fold(layer: nn.Module, norm: Any, output: Any) -> bool:
 
 def _fold(layer: Any, norm: Any) -> None:
     """Change a layer so that it gives what its batch norm gave, and the batch norm so that it passes this on."""
-    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-    parts = (layer.weight, layer.bias, norm.running_mean, norm.running_var)
-    options = (norm.weight, norm.bias)
-    mean_and_scale = [None if part is None else part.double() for part in (*parts, *options)]
-    weight, bias = fuse(*mean_and_scale[:4], norm.eps, *mean_and_scale[4:])  # type: ignore[arg-type, operator]
+    fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+    given = (layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    w, b, mean, variance, scale, shift = (None if part is None else part.double() for part in given)
+    weight, bias = fuse(w, b, mean, variance, norm.eps, scale, shift)
     layer.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
     layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
     norm.__class__ = nn.Identity  # a new module would not have its hooks
+
+
+def _features(net: FeatureNet | HookedNet, image: Tensor) -> Features:
+    # All that the network can give, so that what is folded does not depend on who asks.
+    return net.features(image, preact=not isinstance(net, HookedNet) or net.layers.preact is not None)
 
 
 def _tensors(features: Features) -> Iterator[Tensor]:

@@ -137,7 +137,7 @@ class ContrastMemory(nn.Module):
         if self.training:
             self.constants.copy_(constants)
         scores = [x.div_(constant) for x, constant in zip(scores, constants, strict=True)]
-        loss = crd_loss(*scores, size)
+        loss = crd_loss(scores[0], scores[1], size)
         grads = [self._gradient(x, memory, contrast) for x, (_, memory) in zip(scores, sides, strict=True)]
         return loss, grads[0], grads[1]
 
@@ -248,12 +248,12 @@ def _rank() -> int:
     return dist.get_rank() if _ranks() > 1 else 0
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _add_ranks(sums: Tensor) -> None:
     dist.all_reduce(sums)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _from_all_ranks(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
     """The indices and rows of all ranks, in the order of the ranks; shorter ranks are padded (index -1)."""
     longest = torch.tensor(len(index), device=index.device)

@@ -104,7 +104,7 @@ class Draws:
     """
 
     def __init__(self, seed: Tensor, counter: Tensor, rank: int) -> None:
-        self._base = seed + ((counter << 12) + rank << 20) * _GOLDEN
+        self._seed, self._place = seed, (counter << 12) + rank << 20
 
     def row(self, size: int) -> Tensor:
         """Uniform over the int32 numbers, shape (size,)."""
@@ -114,7 +114,10 @@ class Draws:
         """Uniform over the int32 numbers, shape (rows, columns); those of a row are all different."""
         words = self._words(0, rows + 1)
         column = torch.arange(columns, dtype=torch.int32, device=words.device) + words[0].int()
-        for shift, factor in ((16, 0x7FEB352D), (15, -0x7B935975)):  # each step maps different numbers to different ones
+        for shift, factor in (
+            (16, 0x7FEB352D),
+            (15, -0x7B935975),
+        ):  # each step maps different numbers to different ones
             column = _shifted(column, shift, 32) * factor
         factors, offsets = (words[1:].int() | 1)[:, None], (words[1:] >> 32).int()[:, None]
         keys = torch.addcmul(offsets, factors, _shifted(column, 16, 32))
@@ -122,7 +125,8 @@ class Draws:
 
     def _words(self, start: int, count: int) -> Tensor:
         """Uniform over the int64 numbers, shape (count,)."""
-        x = self._base + torch.arange(start + 1, start + count + 1, device=self._base.device) * _GOLDEN
+        place = self._place + torch.arange(start + 1, start + count + 1, device=self._place.device)
+        x = self._seed + place * _GOLDEN
         x = _shifted(x, 30, 64) * -0x40A7B892E31B1A47
         return _shifted(_shifted(x, 27, 64) * -0x6B2FB644ECCEEE15, 31, 64)
 
