@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -41,6 +42,9 @@ class Module(Protocol):
     @property
     def device(self) -> Any: ...
 
+    @property
+    def trainer(self) -> Any: ...
+
 
 class Computing:
     """What computes a module's features and losses: the networks as they are, or in a run what its settings ask for.
@@ -63,11 +67,14 @@ class Computing:
         if module.hparams["fold_teacher"] and module.teacher is not None and self._teacher is None:
             self._teacher = fold_batch_norms(module.teacher, module.hparams["image_size"])
             if self._teacher is None:
-                rank_zero_warn(
-                    f"fold_teacher has no effect: with its batch norms folded, {module.teacher_name} gives other features"
-                )
+                rank_zero_warn(f"fold_teacher has no effect: folded, {module.teacher_name} gives other features")
                 self._teacher = module.teacher
         self._compiled = module.hparams["compile"] and can_compile(module.device.type)
+        if str(module.trainer.precision).startswith("bf16") and is_bf16_slow(module.device.type):
+            _warn_once(
+                f"trainer.precision {module.trainer.precision}: this {module.device.type} device has no instructions "
+                "for bfloat16, so that it is slower than 32-true here"
+            )
 
     def end(self) -> None:
         """Compute as outside of a run."""
@@ -148,9 +155,24 @@ def can_compile(device_type: str) -> bool:
         torch.compile(torch.sin)(torch.zeros(8, device=device_type))
     except Exception as error:  # whatever is missing
         why = " ".join(str(error).split())[:200]
-        rank_zero_warn(f"model.compile has no effect: torch.compile does not work here ({type(error).__name__}: {why})")
+        _warn_once(f"model.compile has no effect: torch.compile does not work here ({type(error).__name__}: {why})")
         return False
     return True
+
+
+def is_bf16_slow(device_type: str) -> bool:
+    """Whether a device computes bfloat16 only by other instructions, as far as is known."""
+    if device_type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        return device_type == "cpu" and "bf16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # another system
+        return False
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    rank_zero_warn(text)
 
 
 class Float32(pl.Callback):
