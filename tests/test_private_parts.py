@@ -417,6 +417,39 @@ def _() -> None:
     assert trainer.progress_bar_metrics == {"loss": 1.0}
 
 
+@private('torch message "view size is not compatible"')
+def _() -> None:
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last).view(2, -1)
+
+
+@private("torch TorchDispatchMode")
+def _() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: list[Any] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.found.append((str(func), args))
+            return func(*args, **(kwargs or {}))
+
+    value = torch.ones(1, 3, 4, 4)
+    with Seen() as seen, torch.no_grad():
+        nn.BatchNorm2d(3).eval()(value)
+    ((name, args),) = seen.found  # one operation, which gets the tensor itself
+    assert "batch_norm" in name and args[0] is value
+
+
+@private("torch tree_leaves")
+def _() -> None:
+    from torch.utils._pytree import tree_leaves
+
+    assert tree_leaves(([1, (2,)], {"a": 3})) == [1, 2, 3]
+
+
 @private("torch Tensor._version")
 def _() -> None:
     value = torch.zeros(1)

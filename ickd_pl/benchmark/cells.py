@@ -21,7 +21,7 @@ from ickd_pl.runs import EpochRecord, RunFolder
 from ickd_pl.runs.configs import check_trainer, find_configs
 from ickd_pl.runs.decide import Asked, inputs_of
 from ickd_pl.runs.fit import IckdCLI
-from ickd_pl.runs.pack_folder import PackRecord, decide_pack
+from ickd_pl.runs.pack_folder import PackRecord, decide_pack, newest_pack
 from ickd_pl.runs.parser import RaisingParser
 from ickd_pl.runs.user_errors import user_error
 from ickd_pl.training.evaluation import predicted_classes
@@ -126,7 +126,10 @@ def train_pack(
     }
     if accepted:
         names = [str(job.cell.method) for job, _ in accepted]
-        first = accepted[0][1]
+        first, kept = accepted[0][1], newest_pack(path)
+        if kept is not None and kept.names == names:
+            for (_, cli), note in zip(accepted, kept.content["ickd_pl_pack"]["members"], strict=True):
+                cli.continue_older(note["hyper_parameters"])
         clip = {key: first.settings["trainer"].get(key) for key in ("gradient_clip_val", "gradient_clip_algorithm")}
         pack = Pack([cli.model for _, cli in accepted], names, **clip)
         if not trained_teacher:

@@ -13,6 +13,7 @@ from ickd_pl.benchmark.records import FORM, CellKey, CellResult
 from ickd_pl.errors import UserError
 from ickd_pl.runs.data_options import data_name
 from ickd_pl.runs.run_folder import RunFolder
+from ickd_pl.training.speed import can_compile
 from ickd_pl.weights import load_student
 
 
@@ -73,6 +74,9 @@ def _measured(
         **where(trainer),
         **_from_metrics(RunFolder(path), int(data.num_train)),
     }
+    asked = outcome.cli is not None and outcome.cli.settings["model"]["compile"]
+    if asked and not can_compile(trainer.strategy.root_device.type):
+        found["device"] += ", not compiled"
     if found["split"] == "val":
         # A custom data module evaluates epochs on a validation split, but results are for the test images.
         found |= dict.fromkeys(("acc1_best", "best_epoch", "acc5_last"))

@@ -18,6 +18,7 @@ from ickd_pl.data import TensorDataModule
 from ickd_pl.errors import UserError
 from ickd_pl.training.fingerprint import data_hash, network_hash
 from ickd_pl.training.finite import not_finite_in
+from ickd_pl.training.speed import UNSET, can_compile
 from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 
 # Settings that do not change what a run computes.
@@ -55,7 +56,12 @@ READ_ONLY = {
 
 
 WORLD_SIZE = "number of processes"
-_INPUTS = {"world_size": WORLD_SIZE, "data": "images and labels", "teacher": "teacher's weights"}
+_INPUTS = {
+    "world_size": WORLD_SIZE,
+    "data": "images and labels",
+    "teacher": "teacher's weights",
+    "compiled": "compiled steps",
+}
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,8 @@ class Asked:
 
     Attributes:
         config: the whole configuration as plain data; None if unknown, as in checkpoints of version 0.1.
-        inputs: ``world_size``, the hashes ``data`` and ``teacher``, and import paths of callbacks that only read
-            (``reads_only``), as far as known.
+        inputs: ``world_size``, the hashes ``data`` and ``teacher``, whether steps are ``compiled``, and import paths of
+            callbacks that only read (``reads_only``), as far as known.
     """
 
     config: dict[str, Any] | None
@@ -147,7 +153,9 @@ def differences(old: Asked, new: Asked, ignored: Iterable[str] = ()) -> list[str
     two: Any
     if old.config is not None and new.config is not None:
         reading = {str(path) for run in (old, new) for path in run.inputs.get("reads_only") or []}
-        one, two = (flat(_without_readers(run.config, reading)) for run in (old, new))
+        # A configuration that is older than these settings was computed without them.
+        older = {f"model.{name}": value for name, value in UNSET.items()}
+        one, two = ({**older, **flat(_without_readers(run.config, reading))} for run in (old, new))
         if "world_size" in old.inputs:
             one, two = ({k: v for k, v in each.items() if k not in _DEVICES} for each in (one, two))
         found = differing(one, two)
@@ -167,6 +175,8 @@ def inputs_of(trainer: pl.Trainer, data: Any, module: Any) -> dict[str, Any]:
         "world_size": trainer.world_size,
         "data": data_hash(data) if known else None,
         "teacher": None if module.teacher is None else network_hash(module.teacher),
+        # What is asked for has no effect where there is no compiler.
+        "compiled": module.hparams["compile"] and can_compile(trainer.strategy.root_device.type),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs.configs import TRAINER_DEFAULTS, check_trainer
 from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.data_options import data_name
-from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of
+from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of, newest
 from ickd_pl.runs.finite import FiniteGuard
 from ickd_pl.runs.lock import holder, locked
 from ickd_pl.runs.parser import OneLineParser
@@ -32,6 +32,7 @@ from ickd_pl.runs.stored_settings import evaluation_settings
 from ickd_pl.runs.trainer import CommandLineTrainer
 from ickd_pl.runs.written_settings import written_settings
 from ickd_pl.training.module import DistillationModule
+from ickd_pl.training.speed import UNSET
 from ickd_pl.training.teacher import check_chosen
 from ickd_pl.weights.checkpoint import read_checkpoint
 
@@ -51,6 +52,7 @@ class IckdCLI(LightningCLI):
     parser_class: type[OneLineParser] = OneLineParser
 
     def __init__(self, args: list[str]) -> None:
+        self._left_out: list[str] = []
         super().__init__(
             DistillationModule,
             pl.LightningDataModule,
@@ -113,9 +115,21 @@ class IckdCLI(LightningCLI):
             check_trainer(self.settings["trainer"])
             check_chosen(self.settings["model"])
             self.model.prepare_teacher()  # fail before the trainer logs anything
+            given = self.config[self.subcommand].get("ckpt_path")
+            checkpoints = [Path(given)] if given else [self.folder.last, self.folder.previous]
+            if found := newest([path for path in checkpoints if path.is_file()])[0]:
+                self.continue_older(found.settings)
         if self.subcommand == "fit" and not self.settings["trainer"]["fast_dev_run"]:
             return self.make_trainer([EpochRecord(self.folder, self.settings)], **kwargs)
         return self.make_trainer(**kwargs)
+
+    def continue_older(self, stored: Collection[str]) -> None:
+        """Go on as a run was computed that has only the ``stored`` settings, where it is older than others."""
+        model: Any = self.config[self.subcommand]["model"]
+        older = {name: value for name, value in UNSET.items() if name not in stored}
+        self._left_out = [f"model.{name}" for name, value in older.items() if model[name] != value]
+        for name, value in older.items():
+            model[name] = self.model.hparams[name] = value
 
     def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **kwargs: Any) -> pl.Trainer:
         """Build the Trainer from the settings.
@@ -161,7 +175,8 @@ class IckdCLI(LightningCLI):
                 log(f"already finished: {decided['checkpoint']} (move {folder.path} away to run it again)")
                 return
             if decided["state"] == "continue" and ckpt_path is None:
-                log(f"continuing {decided['checkpoint']}")
+                left_out = f" (it is older than {', '.join(self._left_out)}: without)" if self._left_out else ""
+                log(f"continuing {decided['checkpoint']}{left_out}")
             if decided["used"]:
                 log(f"continuing {ckpt_path} with other values of {', '.join(decided['used'])}")
                 trainer.callbacks.insert(0, GivenRecipe())

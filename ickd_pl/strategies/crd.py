@@ -16,10 +16,9 @@ from ickd_pl.checks import NonNegativeFloat, PositiveFloat, PositiveInt, from_to
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError
 from ickd_pl.models.features import Features, FeatureShapes
-from ickd_pl.seeding import generator
 from ickd_pl.strategies.base import LossStrategy, full_precision
 from ickd_pl.strategies.components.compatibility import expect
-from ickd_pl.strategies.components.negatives import ClassTable
+from ickd_pl.strategies.components.negatives import ClassTable, Draws
 from ickd_pl.strategies.components.regressors import LinearEmbedding
 from ickd_pl.strategies.components.shapes import check_shapes
 
@@ -88,9 +87,6 @@ class ContrastMemory(nn.Module):
         self.register_buffer("constants", torch.full((2,), -1.0))
         self.register_buffer("seed", torch.randint(2**62, ()))
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
-        # Copies of `seed` and `calls` on the host: reading the buffers would wait for the device in every step.
-        self._host: tuple[int, int] | None = None
-        self.register_load_state_dict_post_hook(_forget_host)  # type: ignore[no-untyped-call]
 
     def forward(
         self, student: Tensor, teacher: Tensor, index: Tensor, label: Tensor, contrast: Tensor | None = None
@@ -112,8 +108,7 @@ class ContrastMemory(nn.Module):
         """Positives and negatives for the current call, shape (B, 1 + K)."""
         if not self.table.ready:
             raise RuntimeError("CRD does not know the labels of the training images: they come from the data module")
-        seed, calls = self._counters()
-        draws = generator(seed, "crd", calls, _rank(), device=label.device)
+        draws = Draws(self.seed, self.calls, _rank())
         negatives = self.table.others(label, self.negatives, draws)
         positives = index.clamp_min(0) if self.mode == "exact" else self.table.same(label, draws)
         return torch.cat([positives[:, None], negatives], dim=1)
@@ -121,67 +116,68 @@ class ContrastMemory(nn.Module):
     @full_precision
     def _contrast(self, student: Tensor, teacher: Tensor, index: Tensor, contrast: Tensor) -> Tensor:
         student, teacher = normalize(student), normalize(teacher)  # (B, dim)
-        if not self.training:
-            return self._loss(student, teacher, index, contrast)
-        # The gradient is taken at once: the memory changes below, and a copy of it for later costs more than the loss.
-        with torch.enable_grad():
-            s, t = student.detach().requires_grad_(), teacher.detach().requires_grad_()
-            loss = self._loss(s, t, index, contrast)
-        grad_s, grad_t = torch.autograd.grad(loss, (s, t))
-        self._remember(index, s.detach(), t.detach())
-        self._count()
-        # The value of `loss`, with its gradient.
-        return loss.detach() + ((student - s.detach()) * grad_s).sum() + ((teacher - t.detach()) * grad_t).sum()
-
-    def _loss(self, student: Tensor, teacher: Tensor, index: Tensor, contrast: Tensor) -> Tensor:
-        """Loss of unit embeddings, both (B, dim), against the memory as it stands."""
-        scores = [
-            self._scores(student, self.teacher_memory, contrast),
-            self._scores(teacher, self.student_memory, contrast),
-        ]
-        constants, size = self.constants, len(self.student_memory)
-        if self._counters()[1] == 0:
-            constants = self._means(scores, index) * size
+        with torch.no_grad():
+            # The gradient is taken at once: the memory changes below, and a copy of it for later costs more.
+            loss, grad_s, grad_t = self._loss_and_gradients(student, teacher, index, contrast)
             if self.training:
-                self.constants.copy_(constants)
-        return crd_loss(scores[0] / constants[0], scores[1] / constants[1], size)
+                self._remember(index, student, teacher)
+                self.calls.add_(1)
+        # The value of `loss`, with its gradient.
+        s, t = student - student.detach(), teacher - teacher.detach()
+        return loss + (s * grad_s).sum() + (t * grad_t).sum()
+
+    def _loss_and_gradients(
+        self, student: Tensor, teacher: Tensor, index: Tensor, contrast: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of unit embeddings, both (B, dim), against the memory as it stands, and its gradients."""
+        sides = ((student, self.teacher_memory), (teacher, self.student_memory))
+        scores = [self._scores(embedding, memory, contrast) for embedding, memory in sides]
+        size = len(self.student_memory)
+        constants = torch.where(self.calls == 0, self._means(scores, index) * size, self.constants)
+        if self.training:
+            self.constants.copy_(constants)
+        scores = [x.div_(constant) for x, constant in zip(scores, constants, strict=True)]
+        loss = crd_loss(scores[0], scores[1], size)
+        grads = [self._gradient(x, memory, contrast) for x, (_, memory) in zip(scores, sides, strict=True)]
+        return loss, grads[0], grads[1]
 
     def _scores(self, embedding: Tensor, memory: Tensor, contrast: Tensor) -> Tensor:
         """``exp(similarity / temperature)`` with the memory's rows ``contrast``: (B, dim) to (B, 1 + K)."""
         # One product with the whole memory, (B, N), is much faster than gathering (B, 1 + K, dim) rows.
-        return ((embedding @ memory.T).gather(1, contrast) / self.temperature).exp()
+        return (embedding @ memory.T).gather(1, contrast).div_(self.temperature).exp_()
 
-    @torch.no_grad()
+    def _gradient(self, scores: Tensor, memory: Tensor, contrast: Tensor) -> Tensor:
+        """Gradient of one side of :func:`crd_loss` with respect to the embedding, (B, dim); overwrites the scores.
+
+        With x a score and c as there, ``x / (x + c) / (B * temperature)`` is the derivative with respect to the
+        similarity with a negative, and that less ``1 / (B * temperature)`` the one with respect to the positive.
+        """
+        noise = (scores.shape[1] - 1) / len(memory) + EPS
+        slope = scores.div_(scores + noise)
+        slope[:, 0] -= 1
+        slope /= len(slope) * self.temperature
+        return slope.new_zeros(len(slope), len(memory)).scatter_add_(1, contrast, slope) @ memory
+
     def _means(self, scores: list[Tensor], index: Tensor) -> Tensor:
         """Mean scores of both sides over the images of all ranks, shape (2,)."""
-        real = (index >= 0).to(scores[0])[:, None]  # (B, 1)
-        sums = torch.stack([*((x * real).sum() for x in scores), real.sum() * scores[0].shape[1]])
+        real = (index >= 0).to(scores[0])  # (B,)
+        sums = torch.stack([*(x.sum(1) @ real for x in scores), real.sum() * scores[0].shape[1]])
         if _ranks() > 1:
-            dist.all_reduce(sums)
+            _add_ranks(sums)
         return sums[:2] / sums[2]
 
-    @torch.no_grad()
     def _remember(self, index: Tensor, student: Tensor, teacher: Tensor) -> None:
-        index, student, teacher = _from_all_ranks(index, student, teacher)
+        if _ranks() > 1:
+            index, student, teacher = _from_all_ranks(index, student, teacher)
         real = index >= 0
         # Without waiting for the device: a padding sample writes what some real image writes, to the same row.
-        stand_in = index.argmax()
+        stand_in = index.argmax().view(1)
         rows = torch.where(real, index, index[stand_in].clamp_min(0))
         for memory, new in ((self.student_memory, student), (self.teacher_memory, teacher)):
             old = memory[rows]
             taken = torch.where(real[:, None], new, new[stand_in]).to(memory)
             moved = normalize(self.momentum * old + (1 - self.momentum) * taken)
             memory[rows] = torch.where(real.any(), moved, old)
-
-    def _counters(self) -> tuple[int, int]:
-        if self._host is None:
-            self._host = int(self.seed), int(self.calls)
-        return self._host
-
-    def _count(self) -> None:
-        seed, calls = self._counters()
-        self._host = seed, calls + 1
-        self.calls += 1
 
 
 @dataclass(eq=False)
@@ -244,10 +240,6 @@ class CRD(LossStrategy):
             )
 
 
-def _forget_host(memory: ContrastMemory, _: Any) -> None:
-    memory._host = None
-
-
 def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -256,10 +248,14 @@ def _rank() -> int:
     return dist.get_rank() if _ranks() > 1 else 0
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _add_ranks(sums: Tensor) -> None:
+    dist.all_reduce(sums)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _from_all_ranks(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
     """The indices and rows of all ranks, in the order of the ranks; shorter ranks are padded (index -1)."""
-    if _ranks() == 1:
-        return index, *rows
     longest = torch.tensor(len(index), device=index.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)
     missing = int(longest) - len(index)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ickd_pl.checks import above_zero, between, whole_number, zero_or_more
+from ickd_pl.checks import above_zero, between, name_of, short, whole_number, zero_or_more
 from ickd_pl.data.batch import DataInfo
 from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
@@ -21,6 +21,7 @@ from ickd_pl.seeding import seeded
 from ickd_pl.strategies import LossStrategy
 from ickd_pl.strategies.base import check_lists
 from ickd_pl.strategies.components.compatibility import check_forms
+from ickd_pl.training.speed import UNSET
 from ickd_pl.training.teacher import check_floor_value
 
 
@@ -41,6 +42,9 @@ def check_arguments(owner: object, arguments: Mapping[str, Any]) -> None:
     whole_number(
         owner, 1, **{name: value for name, value in given.items() if name != "num_samples" or value is not None}
     )
+    for name in UNSET:
+        if type(arguments[name]) is not bool:
+            raise UserError(f"{name_of(owner)}.{name}: expected true or false, got {short(arguments[name])}")
     check_lists(owner, arguments["strategies"], arguments["milestones"])
     check_floor_value(arguments["teacher_floor"])
 

@@ -14,6 +14,7 @@ from ickd_pl.checks import name_of, plain_arguments, short, writable
 from ickd_pl.errors import UserError
 from ickd_pl.models import FeatureNet
 from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.speed import UNSET
 from ickd_pl.training.teacher_parts import put_back, take_out
 from ickd_pl.version import __version__
 from ickd_pl.weights.checkpoint import checkpoint_of
@@ -91,6 +92,7 @@ def load_module(cls: type[Module], path: str | Path, map_location: Any, strict: 
     # A newer version may have stored more settings.
     settings = {name: v for name, v in checkpoint_of(path, content, kwargs).settings.items() if name in known}
     rest = {k: v for k, v in settings.items() if k not in ("student", "teacher", "strategies")}
+    settings = {**{name: value for name, value in UNSET.items() if name in known}, **settings}
     plain_arguments(cls, rest, str(path), "pass it to load_from_checkpoint as an argument")
     if "student" not in settings and "student" not in kwargs:
         raise UserError(f"{path} does not name its student: pass student=NET, and student_layers=LAYERS for your own")

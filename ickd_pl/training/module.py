@@ -24,7 +24,8 @@ from ickd_pl.training.first_batch import FirstBatch, check_evaluation, training_
 from ickd_pl.training.logged import log_settings
 from ickd_pl.training.metrics import Accuracies, TrainSums, epoch_state, resume_epoch, weighted
 from ickd_pl.training.one_image import check_one_image
-from ickd_pl.training.student import StudentModule
+from ickd_pl.training.speed import Computing, Float32, as_recorded, explained
+from ickd_pl.training.taught import TaughtModule
 from ickd_pl.training.teacher import TeacherWeights, check_accuracy
 from ickd_pl.training.two_stage import Stages
 from ickd_pl.training.weights_record import keepers
@@ -33,7 +34,7 @@ from ickd_pl.training.weights_record import keepers
 LOG_EVERY_N_STEPS = 50
 
 
-class DistillationModule(StudentModule):
+class DistillationModule(TaughtModule):
     """Train a student by ``ce_weight * cross entropy + sum of strategy.weight * strategy.loss``.
 
     Without strategies the teacher is neither built nor loaded: this is the Vanilla row, and how teachers are trained.
@@ -66,6 +67,12 @@ class DistillationModule(StudentModule):
         milestones: the learning rate is divided by 10 after these epochs (main epochs, counted from 1).
         student_layers: layers whose outputs are the features, for a custom student.
         teacher_layers: likewise for the teacher.
+        channels_last: lay weights and maps out with the channels last in memory: faster, other last bits.
+        fold_teacher: compute with a copy of the frozen teacher whose batch norms are part of its convolutions: faster,
+            other last bits (see :func:`ickd_pl.models.fold.fold_batch_norms`).
+        compile: compile both networks' forward passes and the methods' losses with ``torch.compile``; without a
+            compiler this warns and has no effect.
+        tf32: CUDA computes float32 convolutions and matrix products in TF32; False: in float32.
 
     Raises:
         UserError: an unknown name, a method without a teacher, or numbers of classes that differ.
@@ -90,6 +97,10 @@ class DistillationModule(StudentModule):
         student_layers: LayerMap | None = None,
         teacher_layers: LayerMap | None = None,
         teacher_floor: float | None = None,
+        channels_last: bool = False,
+        fold_teacher: bool = True,
+        compile: bool = False,
+        tf32: bool = False,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -109,6 +120,7 @@ class DistillationModule(StudentModule):
         self.stages = Stages(self.strategies, self.student_name)
         self.metrics = Accuracies(num_classes)
         self.first_batch = FirstBatch(num_classes, image_size)
+        self.computing = Computing()
         self.sums = TrainSums()
         self.stored_epoch: Any = None  # of a checkpoint within an epoch
         self.in_force: dict[str, float] = {}  # learning rate of the epoch, and settings that a callback has changed
@@ -125,29 +137,11 @@ class DistillationModule(StudentModule):
     def in_first_stage(self) -> bool:
         return self.stages.first
 
-    @property
-    def needs_preact(self) -> bool:
-        """Whether a method needs :attr:`Features.preact` of both networks."""
-        return any(s.needs_preact for s in self.strategies)
-
     def adapter_of(self, strategy: LossStrategy) -> nn.Module | None:
         """The trainable part that a strategy's ``build`` returned, or None."""
         key = next(key for key, own in zip(self.keys, self.strategies, strict=True) if own is strategy)
         # ModuleDict has no get() in every supported torch.
         return self.adapters[key] if key in self.adapters else None  # noqa: SIM401
-
-    def prepare_teacher(self) -> None:
-        """Load the teacher's weights, once. ``fit`` calls it; call it yourself to fail early.
-
-        Raises:
-            UserError: no weights file is set, or it is missing, damaged or of another network.
-        """
-        if self.teacher is not None:
-            self.teacher_weights.read_into(self.teacher)
-
-    def share_teacher(self, other: DistillationModule) -> None:
-        """Use the other module's teacher (the same network) instead of this module's own."""
-        self.teacher, self.teacher_weights = other.teacher, other.teacher_weights
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -161,7 +155,7 @@ class DistillationModule(StudentModule):
         Returns:
             The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits.
         """
-        student: Features = self.student.features(batch.image, preact=self.needs_preact)
+        student = self.computing.student_features(self, batch.image, self.needs_preact)
         first_stage = self.stages.first
         terms: dict[str, Tensor] = {"ce": cross_entropy(student.logits, batch.label)}
         total = torch.zeros((), device=batch.image.device) if first_stage else weighted(self.ce_weight, terms["ce"])
@@ -169,19 +163,12 @@ class DistillationModule(StudentModule):
             adapter = self.adapter_of(strategy)
             teacher = self.teacher_features(batch.image, self.needs_preact) if teacher is None else teacher
             if not first_stage:
-                terms[key] = strategy.loss(student, teacher, batch, adapter)
+                terms[key] = self.computing.loss(strategy, student, teacher, batch, adapter)
                 total = total + weighted(strategy.weight_at(self.stages.epoch), terms[key])
             elif strategy.pretrain_epochs:
                 terms[key] = strategy.pretrain_loss(student, teacher, batch, adapter)
                 total = total + terms[key]
         return total, terms, student.logits
-
-    @torch.no_grad()
-    def teacher_features(self, image: Tensor, preact: bool) -> Features:
-        """The frozen teacher's features of the images, without gradient; needs at least one method."""
-        self.prepare_teacher()
-        assert self.teacher is not None
-        return self.teacher.features(image, preact=preact)
 
     def as_batch(self, raw: Any) -> Batch:
         """Convert what the data loader yields to a :class:`Batch`.
@@ -202,7 +189,10 @@ class DistillationModule(StudentModule):
 
     def counted_loss(self, batch: Batch, teacher: Features | None = None) -> Tensor:
         """The total loss of a batch, NaN if any term is not finite; adds the terms to the epoch's means."""
-        total, terms, logits = self.losses(batch, teacher)
+        try:
+            total, terms, logits = self.losses(batch, teacher)
+        except RuntimeError as error:
+            raise explained(error, self.hparams["channels_last"]) from error
         factor = self.sums.add(total, terms, logits, batch, self.global_step)
         return total if factor is None else total * factor
 
@@ -225,7 +215,7 @@ class DistillationModule(StudentModule):
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> Sequence[pl.Callback]:
-        return [*self.strategies, *keepers(self.trainer, self)]
+        return [*self.strategies, Float32(self.hparams["tf32"]), *keepers(self.trainer, self)]
 
     def configure_optimizers(self) -> Any:
         return optimizer_of([self])
@@ -253,6 +243,7 @@ class DistillationModule(StudentModule):
         teacher = [] if self.teacher is None else [("teacher", str(self.teacher_name))]
         check_data(self.trainer.datamodule, self.num_classes, [("student", self.student_name), *teacher])  # type: ignore[attr-defined]
         self.first_batch.forget()
+        self.computing.prepare(self)
         if stage == "fit":
             self.prepare_teacher()
             log_settings(self)
@@ -264,6 +255,7 @@ class DistillationModule(StudentModule):
         if self.teacher is not None and (minimum := self.hparams["teacher_floor"]) is not None:
             check_accuracy(self.teacher, str(self.teacher_name), minimum, self.trainer)
         self.stages.start(self)
+        self.computing.start(self)
         # In the middle of an epoch the sums go on; the next epoch clears them.
         self.sums, self.stored_epoch = resume_epoch(self.stored_epoch, self.trainer), None
 
@@ -273,12 +265,7 @@ class DistillationModule(StudentModule):
 
     def on_train_end(self) -> None:
         self.stages.leave()
-
-    def train(self, mode: bool = True) -> DistillationModule:
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
+        self.computing.end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         remove_teacher(self, checkpoint, getattr(self.trainer, "datamodule", None))
@@ -293,5 +280,6 @@ class DistillationModule(StudentModule):
         fits = is_fitting(self)
         complete_checkpoint(self, checkpoint, evaluating=not fits)
         if fits:
+            as_recorded(self, checkpoint.get("hyper_parameters", {}))
             self.stages.resume(checkpoint["epoch"])
             self.stored_epoch = checkpoint.get("ickd_pl", {}).get("epoch")

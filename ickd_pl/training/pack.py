@@ -19,6 +19,7 @@ from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
 from ickd_pl.training.first_batch import dtype_of
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.pack_members import ForMember, check_members
+from ickd_pl.training.speed import Float32
 from ickd_pl.training.teacher_parts import put_back, take_out
 from ickd_pl.training.weights_record import keepers
 
@@ -209,11 +210,12 @@ class Pack(pl.LightningModule):
             member.on_train_end()
 
     def configure_callbacks(self) -> Sequence[pl.Callback]:
-        return [
+        members: list[pl.Callback] = [
             ForMember(strategy, member, position)
             for position, member in enumerate(self)
             for strategy in [*member.strategies, *keepers(self.trainer, member, f"members.{position}.")]
         ]
+        return [Float32(next(iter(self)).hparams["tf32"]), *members]
 
     def configure_optimizers(self) -> Any:
         return optimizer_of(list(self))

@@ -12,6 +12,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.strategies import LossStrategy
 from ickd_pl.training.build import share
 from ickd_pl.training.module import DistillationModule
+from ickd_pl.training.speed import UNSET
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 # Hooks around the backward pass and the optimizer step, which a pack runs once for all members.
@@ -44,10 +45,11 @@ def check_members(members: Sequence[DistillationModule], names: Sequence[str]) -
     for name, member in zip(names, members, strict=True):
         if reason := why_alone(member.strategies) or _uses_dropout(member.student):
             raise UserError(f"{name} cannot be packed, because {reason}: run it alone")
-        for what in ("num_classes", "image_size"):
+        for what in ("num_classes", "image_size", *UNSET):
             first, own = members[0].hparams[what], member.hparams[what]
             if first != own:
-                raise UserError(f"the members of a pack share their data: {what} is {first}, but {own} for {name}")
+                shared = "compute alike" if what in UNSET else "share their data"
+                raise UserError(f"the members of a pack {shared}: {what} is {first}, but {own} for {name}")
     _check_apart(members, names)
     taught = [member for member in members if member.teacher is not None]
     first = taught[0] if taught else None

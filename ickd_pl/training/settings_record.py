@@ -39,6 +39,7 @@ from ickd_pl.training.in_force import (
     used,
     write_down,
 )
+from ickd_pl.training.speed import UNSET
 
 # Callbacks that change nothing: they are not named as the cause of a change.
 _READERS = (
@@ -77,6 +78,9 @@ class SettingsRecord(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._options = options_recorded(trainer, self._module)
+        # A checkpoint that is older than a setting sets it.
+        hparams = self._module.hparams
+        self._said.update({f"model.{name}": hparams[name] for name in UNSET if name in hparams})
         # Before the data loaders are made. Lightning restores the optimizer's options.
         if self._state:
             known = self._recorded()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError
-from ickd_pl.seeding import generator, seeded
-from ickd_pl.strategies.components.negatives import ClassTable
+from ickd_pl.seeding import seeded
+from ickd_pl.strategies.components.negatives import ClassTable, Draws
 from ickd_pl.strategies.crd import CRD, ContrastMemory, crd_loss
 from tests.strategies.golden_methods import make_features
 from tests.strategies.reference import VALUES, Array, arrays, full_features, s, shapes, t, unit
@@ -80,7 +80,9 @@ def test_draws_are_uniform_and_with_replacement_only_where_needed() -> None:
     table = ClassTable(12, 2)
     table.fill(torch.tensor([0] * 4 + [1] * 8).flip(0))
     label = torch.tensor([0, 1]).repeat_interleave(2000)
-    drawn = table.others(label, 6, generator(0))  # 8 others for class 0, only 4 for class 1
+    drawn = table.others(
+        label, 6, Draws(torch.tensor(5), torch.tensor(0), 0)
+    )  # 8 others for class 0, only 4 for class 1
     rare, often = drawn[label == 1], drawn[label == 0]
     assert set(rare.flatten().tolist()) == {8, 9, 10, 11}
     assert (often.sort(dim=1).values.diff(dim=1) > 0).all()

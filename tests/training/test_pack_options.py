@@ -45,6 +45,10 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "image_size": (lambda: {"image_size": 64}, "share their data: image_size is 32"),
     "teacher": (lambda: {"teacher": "resnet20"}, "share one teacher"),
     "teacher_weights": (lambda: {"teacher": "resnet14", "teacher_weights": "other.pth"}, "share one teacher"),
+    **{
+        name: (lambda name=name, value=value: {name: value}, f"compute alike: {name} is {not value}")
+        for name, value in (("channels_last", True), ("fold_teacher", False), ("compile", True), ("tf32", True))
+    },
     # Each member has its own hooked network, even with the same layers.
     "teacher_layers": (lambda: tapped("teacher"), "share one teacher"),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from ickd_pl.errors import UserError
@@ -30,7 +31,9 @@ def check_shapes(owner: str, *named: Named) -> None:
         named: for example ``("student", x, "B C H W"), ("teacher", y, "B C' H' W'")``.
     """
     tensors = all(isinstance(x, Tensor) for _, x, _ in named)
-    if not tensors or not _agree(tuple([x.shape for _, x, _ in named]), tuple([form for _, _, form in named])):
+    # A graph has no use for the cache.
+    agree = _agree.__wrapped__ if torch.compiler.is_compiling() else _agree
+    if not tensors or not agree(tuple([x.shape for _, x, _ in named]), tuple([form for _, _, form in named])):
         expected = " and ".join(f"{name} ({form.replace(' ', ', ').replace('*', '...')})" for name, _, form in named)
         came = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for _, x, _ in named)
         raise UserError(f"{owner}: expected {expected}, got {came}")

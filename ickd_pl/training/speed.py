@@ -1,0 +1,212 @@
+"""How a run computes what its other settings say: memory layout, folded teacher, compiled step, TF32."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from ickd_pl.data.batch import Batch
+from ickd_pl.errors import UserError
+from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.features import Features
+from ickd_pl.models.fold import fold_batch_norms
+from ickd_pl.models.hooked import HookedNet
+from ickd_pl.strategies import LossStrategy
+
+UNSET: dict[str, bool] = {"channels_last": False, "fold_teacher": False, "compile": False, "tf32": False}
+"""Settings with which a run went on computing whose record is older than they are."""
+
+
+class Module(Protocol):
+    """What is read of a :class:`ickd_pl.DistillationModule`."""
+
+    student: FeatureNet | HookedNet
+    teacher: FeatureNet | HookedNet | None
+    student_name: str
+    teacher_name: str | None
+
+    @property
+    def hparams(self) -> Any: ...
+
+    @property
+    def adapters(self) -> Any: ...
+
+    @property
+    def device(self) -> Any: ...
+
+    @property
+    def trainer(self) -> Any: ...
+
+
+class Computing:
+    """What computes a module's features and losses: the networks as they are, or in a run what its settings ask for.
+
+    The members of a pack share the one of their teacher.
+    """
+
+    def __init__(self) -> None:
+        self._teacher: FeatureNet | HookedNet | None = None  # with folded batch norms
+        self._compiled = False
+
+    def prepare(self, module: Module) -> None:
+        """Lay the weights out as ``channels_last`` asks; before the optimizer and DDP see them."""
+        self.end()
+        if module.hparams["channels_last"]:
+            _lay_out(module, torch.channels_last)
+
+    def start(self, module: Module) -> None:
+        """Fold the teacher and try the compiler, where the settings ask for it; the teacher has its weights."""
+        if module.hparams["fold_teacher"] and module.teacher is not None and self._teacher is None:
+            self._teacher = fold_batch_norms(module.teacher, module.hparams["image_size"])
+            if self._teacher is None:
+                rank_zero_warn(f"fold_teacher has no effect: folded, {module.teacher_name} gives other features")
+                self._teacher = module.teacher
+        self._compiled = module.hparams["compile"] and can_compile(module.device.type)
+        if str(module.trainer.precision).startswith("bf16") and is_bf16_slow(module.device.type):
+            _warn_once(
+                f"trainer.precision {module.trainer.precision}: this {module.device.type} device has no instructions "
+                "for bfloat16, so that it is slower than 32-true here"
+            )
+
+    def end(self) -> None:
+        """Compute as outside of a run."""
+        self._teacher, self._compiled = None, False
+
+    def student_features(self, module: Module, image: Tensor, preact: bool) -> Features:
+        return self._features(f"student {module.student_name}", module.student, image, preact)
+
+    def teacher_features(self, module: Module, image: Tensor, preact: bool) -> Features:
+        net = self._teacher or module.teacher
+        assert net is not None
+        return self._features(f"teacher {module.teacher_name}", net, image, preact)
+
+    def loss(
+        self, strategy: LossStrategy, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None
+    ) -> Tensor:
+        """A method's loss, of the main stage."""
+        function = compiled(_loss, type(strategy).__qualname__) if self._compiled else _loss
+        value: Tensor = function(strategy, student, teacher, batch, adapter)
+        return value
+
+    def _features(self, what: str, net: FeatureNet | HookedNet, image: Tensor, preact: bool) -> Features:
+        function = compiled(_features, what) if self._compiled else _features
+        found: Features = function(net, image, preact)
+        return found
+
+
+def _lay_out(module: Module, memory_format: torch.memory_format) -> None:
+    for net in (module.student, module.teacher, module.adapters):
+        if net is not None:
+            net.to(memory_format=memory_format)
+
+
+def as_recorded(module: Module, stored: dict[str, Any]) -> None:
+    """Let a module go on as a checkpoint that is older than some of these settings was computed.
+
+    Args:
+        module: before its optimizer is made.
+        stored: hyper-parameters of the checkpoint.
+    """
+    older = {name: value for name, value in UNSET.items() if name not in stored}
+    if "channels_last" in older and module.hparams["channels_last"]:
+        _lay_out(module, torch.contiguous_format)
+    module.hparams.update(older)
+
+
+def _features(net: FeatureNet | HookedNet, image: Tensor, preact: bool) -> Features:
+    return net.features(image, preact=preact)
+
+
+def _loss(
+    strategy: LossStrategy, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None
+) -> Tensor:
+    return strategy.loss(student, teacher, batch, adapter)
+
+
+@functools.cache
+def compiled(function: FunctionType, what: str) -> Callable[..., Any]:
+    """A compiled copy of a function for one purpose.
+
+    Networks are arguments, so that the students of a pack share one graph. Each purpose has a code object of its own,
+    because torch compiles one only a few times. Each size of a batch has its own graph: what a batch gives must not
+    depend on the sizes that came before it, as after resuming.
+    """
+    code = function.__code__.replace(co_name=f"{function.__name__} {what}")
+    own = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    result: Callable[..., Any] = torch.compile(own, dynamic=False)
+    return result
+
+
+@functools.cache
+def can_compile(device_type: str) -> bool:
+    """Whether ``torch.compile`` works on a kind of device, which needs a C++ compiler, and Triton on a GPU; tried once.
+
+    Warns if it does not.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device_type))
+    except Exception as error:  # whatever is missing
+        why = " ".join(str(error).split())[:200]
+        _warn_once(f"model.compile has no effect: torch.compile does not work here ({type(error).__name__}: {why})")
+        return False
+    return True
+
+
+def is_bf16_slow(device_type: str) -> bool:
+    """Whether a device computes bfloat16 only by other instructions, as far as is known."""
+    if device_type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        return device_type == "cpu" and "bf16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # another system
+        return False
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    rank_zero_warn(text)
+
+
+class Float32(pl.Callback):
+    """Sets whether float32 is TF32 in CUDA's convolutions and matrix products, for the time of a run.
+
+    Args:
+        tf32: True: in both; False: in neither. Torch's own default differs between the two.
+    """
+
+    def __init__(self, tf32: bool) -> None:
+        self.tf32 = tf32
+        self._before: tuple[bool, bool] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # The names that every supported torch has; mixing them with newer ones raises.
+        if self._before is None:
+            self._before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._before is not None:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._before
+            self._before = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "")
+
+
+def explained(error: RuntimeError, channels_last: bool) -> Exception:
+    """The error to raise for one in a step: what to do about code that does not take maps in ``channels_last``."""
+    # private: torch message "view size is not compatible"
+    if channels_last and "view size is not compatible" in str(error):
+        return UserError(
+            "a network or method calls view() on a map whose channels are last in memory: use reshape() or flatten() "
+            "there, or set model.channels_last to false"
+        )
+    return error

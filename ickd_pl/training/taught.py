@@ -1,0 +1,66 @@
+"""The teacher's part of the training module: its weights, its features, and that it stays as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.features import Features
+from ickd_pl.models.hooked import HookedNet
+from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.speed import Computing
+from ickd_pl.training.student import StudentModule
+from ickd_pl.training.teacher import TeacherWeights
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class TaughtModule(StudentModule):
+    """The part of :class:`~ickd_pl.DistillationModule` that is about its frozen teacher.
+
+    Attributes:
+        teacher: in eval mode and without gradients; None without methods.
+        teacher_weights: their file, and whether they are loaded.
+        strategies: the methods.
+        computing: what computes features and losses.
+    """
+
+    teacher: FeatureNet | HookedNet | None
+    teacher_name: str | None
+    teacher_weights: TeacherWeights
+    strategies: list[LossStrategy]
+    computing: Computing
+
+    @property
+    def needs_preact(self) -> bool:
+        """Whether a method needs :attr:`Features.preact` of both networks."""
+        return any(s.needs_preact for s in self.strategies)
+
+    def prepare_teacher(self) -> None:
+        """Load the teacher's weights, once. ``fit`` calls it; call it yourself to fail early.
+
+        Raises:
+            UserError: no weights file is set, or it is missing, damaged or of another network.
+        """
+        if self.teacher is not None:
+            self.teacher_weights.read_into(self.teacher)
+
+    def share_teacher(self, other: TaughtModule) -> None:
+        """Use the other module's teacher (the same network) instead of this module's own."""
+        self.teacher, self.teacher_weights, self.computing = other.teacher, other.teacher_weights, other.computing
+
+    @torch.no_grad()
+    def teacher_features(self, image: Tensor, preact: bool) -> Features:
+        """The frozen teacher's features of the images, without gradient; needs at least one method."""
+        self.prepare_teacher()
+        return self.computing.teacher_features(self, image, preact)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
