@@ -151,17 +151,20 @@ class DistillationModule(StudentModule):
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def losses(self, batch: Batch, teacher: Features | None = None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def losses(
+        self, batch: Batch, teacher: Features | None = None, student: Features | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Compute the losses of a batch.
 
         Args:
             batch: images, labels and indices.
             teacher: the teacher's features of the batch if already computed; None computes them.
+            student: likewise the student's.
 
         Returns:
             The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits.
         """
-        student: Features = self.student.features(batch.image, preact=self.needs_preact)
+        student = student or self.student.features(batch.image, preact=self.needs_preact)
         first_stage = self.stages.first
         total = torch.zeros((), device=batch.image.device)
         terms: dict[str, Tensor] = {"ce": cross_entropy(student.logits, batch.label)}
@@ -202,9 +205,9 @@ class DistillationModule(StudentModule):
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
 
-    def counted_loss(self, batch: Batch, teacher: Features | None = None) -> Tensor:
+    def counted_loss(self, batch: Batch, *features: Features | None) -> Tensor:
         """The total loss of a batch, NaN if any term is not finite; adds the terms to the epoch's means."""
-        total, terms, logits = self.losses(batch, teacher)
+        total, terms, logits = self.losses(batch, *features)
         return total * self.sums.add(total, terms, logits, batch, self.global_step)
 
     def train_values(self) -> dict[str, float]:

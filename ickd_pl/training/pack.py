@@ -15,10 +15,11 @@ from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
 from ickd_pl.training.build import optimizer_of
-from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
+from ickd_pl.training.checkpoint import complete_checkpoint
 from ickd_pl.training.first_batch import dtype_of
+from ickd_pl.training.fused import FusedStudents, Fusion, Part
 from ickd_pl.training.module import DistillationModule
-from ickd_pl.training.pack_members import ForMember, check_members
+from ickd_pl.training.pack_members import ForMember, check_members, note_of
 from ickd_pl.training.teacher_parts import put_back, take_out
 from ickd_pl.training.weights_record import keepers
 
@@ -38,6 +39,8 @@ class Pack(pl.LightningModule):
         gradient_clip_val: clip each member's gradient, as ``Trainer(gradient_clip_val=...)`` does for a solo run; the
             Trainer's option would clip all members together, and Lightning refuses it.
         gradient_clip_algorithm: ``norm`` (the default) or ``value``, as in the Trainer.
+        fused: compute the students of one architecture as a single network (see :mod:`ickd_pl.training.fused`), with
+            one backward pass. Results differ from solo runs in the last bits, as those of another batch size would.
 
     Raises:
         UserError: no members, different teachers or numbers of classes, or a member that cannot be packed (see
@@ -51,6 +54,7 @@ class Pack(pl.LightningModule):
         names: Sequence[str] | None = None,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -60,6 +64,7 @@ class Pack(pl.LightningModule):
         check_members(list(self), self.names)
         for member in self._taught()[1:]:
             member.share_teacher(self._taught()[0])
+        self._fusion = Fusion([member.student for member in self], self.names) if fused else None
         self.stopped: dict[str, str] = {}
         self.values: list[dict[str, float]] = [{} for _ in members]
 
@@ -82,34 +87,53 @@ class Pack(pl.LightningModule):
         optimizer.zero_grad()
         share = getattr(self.trainer.train_dataloader, "share", None)
         factor = 1.0 if share is None or self.trainer.world_size == 1 else share(batch_idx)
-        teacher = self._teacher_features(as_batch(batch, dtype_of(self.members[0])))
+        checked = as_batch(batch, dtype_of(self.members[0]))
+        teacher = self._teacher_features(checked)
         synchronised = False
-        for position, member in self._in_step():
-            loss = self._loss(position, member, batch, teacher)
+        for positions, students in self._parts():
+            features = self._student_features(positions, students, checked.image)
+            losses = [self._loss(i, batch, teacher, own) for i, own in zip(positions, features, strict=True)]
+            del features
             if not synchronised:
                 # DDP expects this call once per step; each member contributes a part of the gradients.
-                self.trainer.strategy.pre_backward(loss)  # private: lightning strategy.pre_backward
+                self.trainer.strategy.pre_backward(losses[0])  # private: lightning strategy.pre_backward
                 synchronised = True
             # Lightning runs training_step under autocast but a solo run's backward pass outside it: under autocast the
             # gradients of losses computed in full precision would be in half precision.
             with torch.autocast(self.device.type, enabled=False):
-                (loss if self.trainer.world_size == 1 else loss * factor).backward()  # type: ignore[no-untyped-call]
-            del loss
+                torch.autograd.backward(losses if self.trainer.world_size == 1 else [loss * factor for loss in losses])
+            del losses
         self._check_gradients()
         self._clip()
         optimizer.step()
         if self.trainer.is_last_batch:
             self.lr_schedulers().step()  # type: ignore[union-attr]
 
-    def _in_step(self) -> Iterator[tuple[int, DistillationModule]]:
+    def _parts(self) -> list[Part]:
         """Members to compute. Under DDP also the stopped ones: the other ranks wait for their gradients."""
-        yield from enumerate(self) if isinstance(self.trainer.strategy, DDPStrategy) else self.active()
+        ddp = isinstance(self.trainer.strategy, DDPStrategy)
+        positions = [i for i, name in enumerate(self.names) if ddp or name not in self.stopped]
+        return [Part([i], None) for i in positions] if self._fusion is None else self._fusion.parts(positions)
 
-    def _loss(self, position: int, member: DistillationModule, raw: Any, teacher: Features | None) -> Tensor:
+    def _student_features(
+        self, positions: Sequence[int], students: FusedStudents | None, image: Tensor
+    ) -> Sequence[Features | None]:
+        """The students' features, None for one that is computed with its losses."""
+        if students is None:
+            return [None] * len(positions)
+        members = list(self)
+        return students.features(image, preact=any(members[i].needs_preact for i in positions))
+
+    def _loss(self, position: int, raw: Any, teacher: Features | None, student: Features | None) -> Tensor:
+        member: Any = self.members[position]
         batch = member.as_batch(raw)
+        teacher = teacher if member.teacher is not None else None
+        loss: Tensor
         if self.names[position] in self.stopped:
-            return member.losses(batch, teacher)[0]
-        return member.counted_loss(batch, teacher if member.teacher is not None else None)
+            loss = member.losses(batch, teacher, student)[0]
+        else:
+            loss = member.counted_loss(batch, teacher, student)
+        return loss
 
     def _check_gradients(self) -> None:
         """Stop members whose gradients are not finite, before the update; on all ranks, whose gradients are equal."""
@@ -197,12 +221,21 @@ class Pack(pl.LightningModule):
     def on_train_start(self) -> None:
         for member in self:
             member.on_train_start()
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Find the students that are computed together, where the pack is fused."""
+        if self._fusion is not None:
+            context = self.trainer.precision_plugin.forward_context()
+            preact = [member.needs_preact for member in self]
+            self._fusion.arrange(self.members[0].hparams["image_size"], preact, context)  # type: ignore[union-attr, index]
 
     def on_train_epoch_start(self) -> None:
         for values in self.values:
             values.clear()
         for member in self:
             member.on_train_epoch_start()
+        self.arrange()  # a callback may have changed modes
 
     def on_train_end(self) -> None:
         for member in self:
@@ -227,7 +260,7 @@ class Pack(pl.LightningModule):
             "names": self.names,
             "stopped": dict(self.stopped),
             "values": [dict(values) for values in self.values],
-            "members": [_note_of(member, data) for member in self],
+            "members": [note_of(member, data) for member in self],
             **({"teacher_parts": parts} if parts else {}),
         }
 
@@ -262,11 +295,3 @@ class Pack(pl.LightningModule):
             state.update({prefix + key: value for key, value in own["state_dict"].items()})
         taught = self._taught()
         put_back(checkpoint, stored.get("teacher_parts"), taught[0].teacher if taught else None)
-
-
-def _note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
-    """What a solo checkpoint of the member contains besides weights and progress."""
-    own: dict[str, Any] = {"state_dict": {}}
-    remove_teacher(member, own, data)
-    own["ickd_pl"]["epoch"] = member.epoch_state()
-    return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}

@@ -1,4 +1,4 @@
-"""Which modules can be members of a pack, and their methods as callbacks of the pack."""
+"""Which modules can be members of a pack, their methods as callbacks of the pack, and their part of its checkpoint."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import LossStrategy
 from ickd_pl.training.build import share
+from ickd_pl.training.checkpoint import remove_teacher
 from ickd_pl.training.module import DistillationModule
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -94,3 +95,11 @@ def _forward(hook: str) -> Callable[..., None]:
 
 for _hook in [name for name in vars(pl.Callback) if name.startswith("on_") or name in ("setup", "teardown")]:
     setattr(ForMember, _hook, _forward(_hook))
+
+
+def note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
+    """What a solo checkpoint of the member contains besides weights and progress."""
+    own: dict[str, Any] = {"state_dict": {}}
+    remove_teacher(member, own, data)
+    own["ickd_pl"]["epoch"] = member.epoch_state()
+    return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}
