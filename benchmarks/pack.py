@@ -69,7 +69,7 @@ def packed_step(modules: list[DistillationModule], setting: Setting, fused: bool
     )  # fmt: skip
     for module in (pack, *modules):
         module.trainer = trainer
-    pack.optimizers = lambda: optimizer  # type: ignore[method-assign, assignment, return-value]
+    pack.optimizers = lambda: optimizer  # type: ignore[method-assign, assignment]
     pack.arrange()
     counter = itertools.count(1)
 

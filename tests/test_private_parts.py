@@ -407,6 +407,22 @@ def _() -> None:
     assert value._version > before
 
 
+@private("torch _foreach_copy_")
+def _() -> None:
+    targets = [torch.zeros(2), torch.zeros((), dtype=torch.int64)]
+    torch._foreach_copy_(targets, [torch.ones(2), torch.tensor(3)])
+    assert targets[0].tolist() == [1, 1] and int(targets[1]) == 3
+
+
+@private("torch Module._forward_hooks")
+def _() -> None:
+    net, seen = nn.Linear(1, 1), []
+    for register in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        getattr(net, f"register_{register}")(lambda *args: seen.append(args))
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    assert [len(vars(net)[kind]) for kind in kinds] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_private_part_is_as_expected(name: str) -> None:
     try:

@@ -46,10 +46,9 @@ class FusedStudents:
     """
 
     def __init__(self, students: Sequence[Student]) -> None:
-        self._net = _FeaturesOf(students[0])
-        nets = [_FeaturesOf(student) for student in students]
-        self._parameters = _by_name([net.named_parameters() for net in nets])
-        self._buffers = _by_name([net.named_buffers() for net in nets])
+        self._nets = [_FeaturesOf(student) for student in students]
+        self._parameters = _by_name([net.named_parameters() for net in self._nets])
+        self._buffers = _by_name([net.named_buffers() for net in self._nets])
 
     def features(self, image: Tensor, preact: bool) -> list[Features]:
         """The features of each student, as its own forward pass in its mode gives them.
@@ -64,7 +63,8 @@ class FusedStudents:
         own = [buffer for name in buffers for buffer in self._buffers[name]]
         if own:
             with torch.no_grad():
-                torch._foreach_copy_(own, [new for stacked in buffers.values() for new in stacked.unbind()])  # private: torch _foreach_copy_
+                updated = [new for stacked in buffers.values() for new in stacked.unbind()]
+                torch._foreach_copy_(own, updated)  # private: torch _foreach_copy_
         return found
 
     def _run(self, buffers: dict[str, Tensor], image: Tensor, preact: bool) -> list[Features]:
@@ -72,14 +72,13 @@ class FusedStudents:
         parameters = {name: _stacked(own) for name, own in self._parameters.items()}
 
         def run(parameters: dict[str, Tensor], buffers: dict[str, Tensor], image: Tensor) -> dict[str, Any]:
-            found: dict[str, Any] = functional_call(self._net, {**parameters, **buffers}, (image, preact))
+            found: dict[str, Any] = functional_call(self._nets[0], {**parameters, **buffers}, (image, preact))
             return found
 
         # The students' dimension is next to the channels, where grouped convolutions have it: no copy.
         found = torch.vmap(run, in_dims=(0, 0, None), out_dims=1)(parameters, buffers, image)
         each = {name: _unbound(value) for name, value in found.items()}
-        count = len(next(iter(self._parameters.values())))
-        return [Features(**{name: values[i] for name, values in each.items()}) for i in range(count)]
+        return [Features(**{name: values[i] for name, values in each.items()}) for i in range(len(self._nets))]
 
     @torch.no_grad()
     def fault(self, image: Tensor, preact: bool) -> str | None:
@@ -94,10 +93,10 @@ class FusedStudents:
                 together = self._run(buffers, image, preact)
             except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
                 return " ".join(str(error).split())[:150]
-            for position, found in enumerate(together):
+            for position, (net, found) in enumerate(zip(self._nets, together, strict=True)):
                 own = {name: tensors[position] for name, tensors in self._parameters.items()}
                 own |= {name: tensors[position].clone() for name, tensors in self._buffers.items()}
-                alone = functional_call(self._net, own, (image, preact))["logits"]
+                alone = functional_call(net, own, (image, preact))["logits"]
                 if not float((found.logits - alone).norm()) <= 0.05 * float(alone.norm()):
                     return "its output is another one than that of each student alone"
         return None
@@ -205,11 +204,12 @@ class Fusion:
         ]
 
 
+# private: torch Module._forward_hooks
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _has_hooks(student: Student) -> bool:
     """Whether somebody has attached hooks: they would see the first student alone, with all as one tensor."""
     own = student.taps() if isinstance(student, HookedNet) else set()
-    for module in student.modules():
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)  # private: torch Module._forward_hooks
-        if any(hook not in own for each in hooks for hook in each.values()):
-            return True
-    return False
+    hooks = [hook for module in student.modules() for kind in _HOOKS for hook in vars(module)[kind].values()]
+    return any(hook not in own for hook in hooks)

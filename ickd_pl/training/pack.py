@@ -228,7 +228,7 @@ class Pack(pl.LightningModule):
         if self._fusion is not None:
             context = self.trainer.precision_plugin.forward_context()
             preact = [member.needs_preact for member in self]
-            self._fusion.arrange(self.members[0].hparams["image_size"], preact, context)  # type: ignore[union-attr, index]
+            self._fusion.arrange(next(iter(self)).hparams["image_size"], preact, context)
 
     def on_train_epoch_start(self) -> None:
         for values in self.values:

@@ -43,8 +43,10 @@ def solo(root: Path, name: str, module: DistillationModule, **settings: Any) -> 
     trainer(EpochRecord(RunFolder(root / name), {}), **settings).fit(module, data())
 
 
-def packed(root: Path, modules: dict[str, DistillationModule], **settings: Any) -> Pack:
-    pack = Pack(list(modules.values()), list(modules))
+def packed(
+    root: Path, modules: dict[str, DistillationModule], options: dict[str, Any] | None = None, **settings: Any
+) -> Pack:
+    pack = Pack(list(modules.values()), list(modules), **options or {})
     folders = [RunFolder(root / name) for name in modules]
     trainer(PackRecord(root / "pack.ckpt", folders, [{} for _ in folders]), **settings).fit(pack, data())
     return pack
