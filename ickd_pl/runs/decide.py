@@ -24,6 +24,7 @@ from ickd_pl.weights.checkpoint import RunCheckpoint, read_checkpoint
 _COSMETIC = {
     "config",
     "model.teacher_floor",
+    "model.cuda_graphs",
     "ckpt_path",
     "weights_only",
     "override_world_size",

@@ -111,7 +111,7 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     """(M, ...); in contrast to ``torch.stack``, weights in channels_last stay in it."""
     if tensors[0].dim() == 0:
         return torch.stack(list(tensors))
-    return torch.cat(list(tensors)).unflatten(0, (len(tensors), len(tensors[0])))
+    return torch.cat(list(tensors)).view(len(tensors), *tensors[0].shape)
 
 
 def _unbound(value: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from ickd_pl.models.hooked import LayerMap
 from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import unique_names
 from ickd_pl.training.build import check_arguments, check_data, make_adapters, make_teacher, optimizer_of
+from ickd_pl.training.captured import CapturedSteps
 from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
 from ickd_pl.training.finite import has_scaler
 from ickd_pl.training.first_batch import FirstBatch, check_evaluation, training_batch
@@ -29,11 +30,8 @@ from ickd_pl.training.teacher import TeacherWeights, check_accuracy
 from ickd_pl.training.two_stage import Stages
 from ickd_pl.training.weights_record import keepers
 
-# Every so many steps the progress bar gets the loss; by prog_bar=True, Lightning would read it after every step.
-LOG_EVERY_N_STEPS = 50
 
-
-class DistillationModule(StudentModule):
+class DistillationModule(CapturedSteps, StudentModule):
     """Train a student by ``ce_weight * cross entropy + sum of strategy.weight * strategy.loss``.
 
     Without strategies the teacher is neither built nor loaded: this is the Vanilla row, and how teachers are trained.
@@ -66,6 +64,7 @@ class DistillationModule(StudentModule):
         milestones: the learning rate is divided by 10 after these epochs (main epochs, counted from 1).
         student_layers: layers whose outputs are the features, for a custom student.
         teacher_layers: likewise for the teacher.
+        cuda_graphs: on one GPU, run whole steps as CUDA graphs (see :mod:`ickd_pl.training.captured`).
 
     Raises:
         UserError: an unknown name, a method without a teacher, or numbers of classes that differ.
@@ -90,6 +89,7 @@ class DistillationModule(StudentModule):
         student_layers: LayerMap | None = None,
         teacher_layers: LayerMap | None = None,
         teacher_floor: float | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -98,7 +98,7 @@ class DistillationModule(StudentModule):
         self.strategies = [from_spec(s) if isinstance(s, dict) else s for s in strategies or []]
         self.keys = unique_names(self.strategies)
         self.save_hyperparameters(plain_settings(arguments, self.strategies), logger=False)
-        self.ce_weight, self.num_classes = ce_weight, num_classes
+        self.ce_weight, self.num_classes, self.cuda_graphs = ce_weight, num_classes, cuda_graphs
         self.student_name = network_name(student)
         self.teacher_name = None if teacher is None else network_name(teacher)
         self.student = make_network(student, num_classes, student_layers, seed, "student")
@@ -194,13 +194,12 @@ class DistillationModule(StudentModule):
         Raises:
             UserError: it is not a batch, or lacks the indices that a method needs.
         """
-        return training_batch(self, raw)
+        return training_batch(self, self.static(raw))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total = self.counted_loss(self.as_batch(batch))
-        if batch_idx % LOG_EVERY_N_STEPS == 0:
-            self.log("loss", total.detach(), logger=False)
-            self.trainer.progress_bar_metrics["loss"] = float(total.detach())  # private: lightning progress_bar_metrics
+        if self.captured is None:
+            self.show_loss(total, batch_idx)
         # Weight a rank's mean by its share of the global batch, so that DDP's average is the global mean.
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
@@ -208,7 +207,7 @@ class DistillationModule(StudentModule):
     def counted_loss(self, batch: Batch, *features: Features | None) -> Tensor:
         """The total loss of a batch, NaN if any term is not finite; adds the terms to the epoch's means."""
         total, terms, logits = self.losses(batch, *features)
-        return total * self.sums.add(total, terms, logits, batch, self.global_step)
+        return total * self.sums.add(total, terms, logits, batch, self.step_number)
 
     def train_values(self) -> dict[str, float]:
         """Losses, training accuracy and settings in force of the epoch that is ending."""
@@ -219,7 +218,7 @@ class DistillationModule(StudentModule):
         self.sums.check_finite(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if not has_scaler(self.trainer) and self.sums.finite.gradients(self.trainable(), self.global_step):
+        if not has_scaler(self.trainer) and self.sums.finite.gradients(self.trainable(), self.step_number):
             self.check_finite()
 
     def on_train_epoch_end(self) -> None:

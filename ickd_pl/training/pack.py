@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,16 +16,16 @@ from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
 from ickd_pl.training.build import optimizer_of
-from ickd_pl.training.checkpoint import complete_checkpoint
+from ickd_pl.training.captured import CapturedSteps
 from ickd_pl.training.first_batch import dtype_of
-from ickd_pl.training.fused import FusedStudents, Fusion, Part
+from ickd_pl.training.fused import Fusion, Part
 from ickd_pl.training.module import DistillationModule
-from ickd_pl.training.pack_members import ForMember, check_members, note_of
+from ickd_pl.training.pack_members import ForMember, check_members, note_of, restore
 from ickd_pl.training.teacher_parts import put_back, take_out
 from ickd_pl.training.weights_record import keepers
 
 
-class Pack(pl.LightningModule):
+class Pack(CapturedSteps):
     """Train several :class:`~ickd_pl.DistillationModule` together, each exactly as in a run of its own (solo run).
 
     The members see the same batches and share the teacher's forward pass. Each member has its own backward pass, which
@@ -62,6 +63,8 @@ class Pack(pl.LightningModule):
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm or "norm"
         self.members = nn.ModuleList(members)
         check_members(list(self), self.names)
+        self.strategies = [strategy for member in self for strategy in member.strategies]
+        self.cuda_graphs = bool(members[0].hparams["cuda_graphs"])
         for member in self._taught()[1:]:
             member.share_teacher(self._taught()[0])
         self._fusion = Fusion([member.student for member in self], self.names) if fused else None
@@ -84,15 +87,20 @@ class Pack(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
+        self.manual_step(batch, optimizer, partial(self._gradients, batch_idx, optimizer))
+        if self.trainer.is_last_batch:
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+
+    def _gradients(self, batch_idx: int, optimizer: Any, batch: Any) -> None:
         optimizer.zero_grad()
         share = getattr(self.trainer.train_dataloader, "share", None)
         factor = 1.0 if share is None or self.trainer.world_size == 1 else share(batch_idx)
         checked = as_batch(batch, dtype_of(self.members[0]))
         teacher = self._teacher_features(checked)
         synchronised = False
-        for positions, students in self._parts():
-            features = self._student_features(positions, students, checked.image)
-            losses = [self._loss(i, batch, teacher, own) for i, own in zip(positions, features, strict=True)]
+        for part in self._parts():
+            features = self._student_features(part, checked.image)
+            losses = [self._loss(i, batch, teacher, own) for i, own in zip(part.positions, features, strict=True)]
             del features
             if not synchronised:
                 # DDP expects this call once per step; each member contributes a part of the gradients.
@@ -105,9 +113,6 @@ class Pack(pl.LightningModule):
             del losses
         self._check_gradients()
         self._clip()
-        optimizer.step()
-        if self.trainer.is_last_batch:
-            self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def _parts(self) -> list[Part]:
         """Members to compute. Under DDP also the stopped ones: the other ranks wait for their gradients."""
@@ -115,29 +120,23 @@ class Pack(pl.LightningModule):
         positions = [i for i, name in enumerate(self.names) if ddp or name not in self.stopped]
         return [Part([i], None) for i in positions] if self._fusion is None else self._fusion.parts(positions)
 
-    def _student_features(
-        self, positions: Sequence[int], students: FusedStudents | None, image: Tensor
-    ) -> Sequence[Features | None]:
+    def _student_features(self, part: Part, image: Tensor) -> Sequence[Features | None]:
         """The students' features, None for one that is computed with its losses."""
-        if students is None:
-            return [None] * len(positions)
+        if part.students is None:
+            return [None]
         members = list(self)
-        return students.features(image, preact=any(members[i].needs_preact for i in positions))
+        return part.students.features(image, preact=any(members[i].needs_preact for i in part.positions))
 
     def _loss(self, position: int, raw: Any, teacher: Features | None, student: Features | None) -> Tensor:
         member: Any = self.members[position]
-        batch = member.as_batch(raw)
-        teacher = teacher if member.teacher is not None else None
-        loss: Tensor
-        if self.names[position] in self.stopped:
-            loss = member.losses(batch, teacher, student)[0]
-        else:
-            loss = member.counted_loss(batch, teacher, student)
+        given = member.as_batch(raw), teacher if member.teacher is not None else None, student
+        stopped = self.names[position] in self.stopped
+        loss: Tensor = member.losses(*given)[0] if stopped else member.counted_loss(*given)
         return loss
 
     def _check_gradients(self) -> None:
         """Stop members whose gradients are not finite, before the update; on all ranks, whose gradients are equal."""
-        step = self.global_step
+        step = self.step_number
         bad = [position for position, m in self.active() if m.sums.finite.gradients(m.trainable(), step)]
         for position in bad:
             self._check_member(position)
@@ -218,6 +217,18 @@ class Pack(pl.LightningModule):
             member.trainer = self.trainer
             member.setup(stage)
 
+    def baked(self) -> Hashable:
+        return tuple(self.stopped), tuple(member.baked() for _, member in self.active())
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        for member in self:
+            member.captured = self.captured
+
+    def on_fit_end(self) -> None:
+        for module in (self, *self):
+            module.captured = None
+
     def on_train_start(self) -> None:
         for member in self:
             member.on_train_start()
@@ -284,14 +295,6 @@ class Pack(pl.LightningModule):
             )
         self.stopped = dict(stored["stopped"])
         self.values = [dict(values) for values in stored.get("values", self.values)]
-        # Older packs stored their first member twice, with the teacher.
-        state = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_first.")}
-        checkpoint["state_dict"] = state
-        for position, (member, note) in enumerate(zip(self, stored["members"], strict=True)):
-            own: dict[str, Any] = {"state_dict": {}, **note}
-            complete_checkpoint(member, own, evaluating=False)
-            member.stored_epoch = own["ickd_pl"].get("epoch")
-            prefix = f"members.{position}."
-            state.update({prefix + key: value for key, value in own["state_dict"].items()})
+        restore(list(self), stored["members"], checkpoint)
         taught = self._taught()
         put_back(checkpoint, stored.get("teacher_parts"), taught[0].teacher if taught else None)

@@ -11,7 +11,7 @@ from torch import nn
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import LossStrategy
 from ickd_pl.training.build import share
-from ickd_pl.training.checkpoint import remove_teacher
+from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
 from ickd_pl.training.module import DistillationModule
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -45,6 +45,10 @@ def check_members(members: Sequence[DistillationModule], names: Sequence[str]) -
     for name, member in zip(names, members, strict=True):
         if reason := why_alone(member.strategies) or _uses_dropout(member.student):
             raise UserError(f"{name} cannot be packed, because {reason}: run it alone")
+        if member.hparams["cuda_graphs"] != members[0].hparams["cuda_graphs"]:
+            raise UserError(
+                f"the members of a pack run in one step: set the same cuda_graphs for {name} as for the others"
+            )
         for what in ("num_classes", "image_size"):
             first, own = members[0].hparams[what], member.hparams[what]
             if first != own:
@@ -71,6 +75,8 @@ def _check_apart(members: Sequence[DistillationModule], names: Sequence[str]) ->
 
 class ForMember(pl.Callback):
     """Runs a member's method as a callback of the pack: its hooks receive the member instead of the pack."""
+
+    outside_steps = True  # see _NOT_IN_A_PACK
 
     def __init__(self, strategy: pl.Callback, member: DistillationModule, position: int) -> None:
         self._strategy, self._member, self._position = strategy, member, position
@@ -103,3 +109,15 @@ def note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
     remove_teacher(member, own, data)
     own["ickd_pl"]["epoch"] = member.epoch_state()
     return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}
+
+
+def restore(members: Sequence[DistillationModule], notes: Sequence[Any], checkpoint: dict[str, Any]) -> None:
+    """Restore the members from a pack's checkpoint, whose weights are completed in place."""
+    # Older packs stored their first member twice, with the teacher.
+    state = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_first.")}
+    checkpoint["state_dict"] = state
+    for position, (member, note) in enumerate(zip(members, notes, strict=True)):
+        own: dict[str, Any] = {"state_dict": {}, **note}
+        complete_checkpoint(member, own, evaluating=False)
+        member.stored_epoch = own["ickd_pl"].get("epoch")
+        state.update({f"members.{position}.{key}": value for key, value in own["state_dict"].items()})
