@@ -407,6 +407,35 @@ def _() -> None:
     assert value._version > before
 
 
+@private("lightning Closure._result")
+def _() -> None:
+    from pytorch_lightning.loops.optimization.automatic import Closure, ClosureResult
+
+    closure = Closure(step_fn=lambda: ClosureResult(torch.ones(())))
+    closure._result = ClosureResult(None)
+    assert closure.consume_result().loss is None
+    closure()
+    assert float(closure._result.loss) == 1
+
+
+@private("lightning LightningOptimizer._on_before_step")
+@private("lightning LightningOptimizer._on_after_step")
+def _() -> None:
+    class Manual(BoringModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            before = self.global_step
+            optimizer._on_before_step()
+            optimizer._on_after_step()
+            assert self.global_step == before + 1
+
+    quiet_trainer(limit_train_batches=2, limit_val_batches=0).fit(Manual())
+
+
 @private("torch _foreach_copy_")
 def _() -> None:
     targets = [torch.zeros(2), torch.zeros((), dtype=torch.int64)]

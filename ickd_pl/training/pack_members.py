@@ -46,9 +46,7 @@ def check_members(members: Sequence[DistillationModule], names: Sequence[str]) -
         if reason := why_alone(member.strategies) or _uses_dropout(member.student):
             raise UserError(f"{name} cannot be packed, because {reason}: run it alone")
         if member.hparams["cuda_graphs"] != members[0].hparams["cuda_graphs"]:
-            raise UserError(
-                f"the members of a pack run in one step: set the same cuda_graphs for {name} as for the others"
-            )
+            raise UserError(f"the members of a pack run in one step: give {name} the cuda_graphs of the others")
         for what in ("num_classes", "image_size"):
             first, own = members[0].hparams[what], member.hparams[what]
             if first != own:

@@ -16,8 +16,8 @@ from ickd_pl.training.pack import Pack
 from tests.runs.helpers import assert_equal, load, rows_of
 
 
-def data() -> Digits:
-    return Digits(train_size=72, batch_size=32)  # a smaller last batch
+def data(batch_size: int = 32) -> Digits:
+    return Digits(train_size=72, batch_size=batch_size)  # a smaller last batch
 
 
 def make_teacher() -> nn.Module:
