@@ -25,13 +25,22 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.noted: list[tuple[Any, Any, Any, Any]] = []
+        self._before: list[tuple[Tensor, Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing")
+        if func._schema.is_mutable:
+            self._before += [(tensor, tensor.clone()) for tensor in tensors((args, kwargs))]
         out = func(*args, **kwargs or {})
         self.noted.append((func, args, kwargs or {}, out))
         return out
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """What CUDA records, it does not run."""
+        for tensor, before in reversed(self._before):
+            tensor.copy_(before)
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -56,8 +65,13 @@ class TapeGraphs:
 
     def record(self, step: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         self.done.append("record")
-        with Tape() as tape:
-            result = step()
+        tape = Tape()
+        try:
+            with tape:
+                result = step()
+        except RuntimeError:
+            tape.undo()
+            raise
 
         def replay() -> None:
             self.done.append("replay")
