@@ -52,6 +52,8 @@ PARTS: dict[str, Part] = {
     "steps32": Part("gpu_checks.steps", 70, "the same on the larger pair", LARGE),
     "profile": Part("gpu_checks.profile", 30, "kernels of a step, and how much of it the GPU is busy"),
     "graphs": Part("gpu_checks.graphs", 40, "the whole step as one CUDA graph"),
+    "captured20": Part("gpu_checks.captured", 90, "captured steps and fused packs against eager, separate ones"),
+    "captured32": Part("gpu_checks.captured", 90, "the same on the larger pair", LARGE),
     "pack32": Part("gpu_checks.packs", 50, "packed rows against solo runs, host waits, memory", LARGE),
     "pack20": Part("gpu_checks.packs", 35, "the same on the smaller pair"),
     "fit": Part("gpu_checks.fits", 60, "Trainer.fit in several precisions against a plain loop, host waits"),

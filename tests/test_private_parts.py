@@ -458,6 +458,51 @@ def _() -> None:
     assert value._version > before
 
 
+@private("lightning Closure._result")
+def _() -> None:
+    from pytorch_lightning.loops.optimization.automatic import Closure, ClosureResult
+
+    closure = Closure(step_fn=lambda: ClosureResult(torch.ones(())))
+    closure._result = ClosureResult(None)
+    assert closure.consume_result().loss is None
+    closure()
+    assert float(closure._result.loss) == 1
+
+
+@private("lightning LightningOptimizer._on_before_step")
+@private("lightning LightningOptimizer._on_after_step")
+def _() -> None:
+    class Manual(BoringModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            before = self.global_step
+            optimizer._on_before_step()
+            optimizer._on_after_step()
+            assert self.global_step == before + 1
+
+    quiet_trainer(limit_train_batches=2, limit_val_batches=0).fit(Manual())
+
+
+@private("torch _foreach_copy_")
+def _() -> None:
+    targets = [torch.zeros(2), torch.zeros((), dtype=torch.int64)]
+    torch._foreach_copy_(targets, [torch.ones(2), torch.tensor(3)])
+    assert targets[0].tolist() == [1, 1] and int(targets[1]) == 3
+
+
+@private("torch Module._forward_hooks")
+def _() -> None:
+    net, seen = nn.Linear(1, 1), []
+    for register in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        getattr(net, f"register_{register}")(lambda *args: seen.append(args))
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    assert [len(vars(net)[kind]) for kind in kinds] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_private_part_is_as_expected(name: str) -> None:
     try:

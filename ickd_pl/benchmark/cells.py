@@ -109,7 +109,11 @@ def train_alone(job: Job) -> Outcome:
 
 
 def train_pack(
-    jobs: Sequence[Job], path: Path, callbacks: Sequence[pl.Callback] = (), trained_teacher: bool = True
+    jobs: Sequence[Job],
+    path: Path,
+    callbacks: Sequence[pl.Callback] = (),
+    trained_teacher: bool = True,
+    fused: bool = False,
 ) -> list[Outcome]:
     """Train several cells as one pack or resume it.
 
@@ -118,6 +122,7 @@ def train_pack(
         path: the pack's checkpoint.
         callbacks: additional trainer callbacks.
         trained_teacher: read the teacher's weights; timing does not need them.
+        fused: compute the students as one network.
     """
     built = [build(job) for job in jobs]
     accepted = [(job, cli) for job, cli in zip(jobs, built, strict=True) if isinstance(cli, CellCLI)]
@@ -131,7 +136,7 @@ def train_pack(
             for (_, cli), note in zip(accepted, kept.content["ickd_pl_pack"]["members"], strict=True):
                 cli.continue_older(note["hyper_parameters"])
         clip = {key: first.settings["trainer"].get(key) for key in ("gradient_clip_val", "gradient_clip_algorithm")}
-        pack = Pack([cli.model for _, cli in accepted], names, **clip)
+        pack = Pack([cli.model for _, cli in accepted], names, **clip, fused=fused)
         if not trained_teacher:
             for member in pack:
                 member.teacher_weights.skip()

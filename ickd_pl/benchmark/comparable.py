@@ -48,6 +48,7 @@ def _same_settings(benchmark: dict[str, Any]) -> dict[str, Any]:
     """
     kept = {key: value for key, value in benchmark.items() if key not in ("pairs", "methods", "seeds")}
     teachers = {k: v for k, v in kept.get("teachers", {}).items() if k not in ("get", "weights", "floor")}
+    kept.setdefault("fused", False)  # files of older versions do not have it
     return {**kept, "data": without_paths(kept.get("data", {})), "teachers": teachers}
 
 

@@ -161,7 +161,7 @@ def _time(benchmark: Benchmark, group: Group) -> Timing | str:
             args = benchmark.args(cell, None, folder, _short(benchmark, group, cell))
             jobs.append(Job(cell, args, folder, [watch]))
         try:
-            refused = _run(jobs, Path(scratch) / "pack.ckpt", watch)
+            refused = _run(jobs, Path(scratch) / "pack.ckpt", watch, benchmark.settings.fused)
         except UserError as error:
             raise UserError(f"{group}: {error}") from error
         if refused:
@@ -190,7 +190,7 @@ def _share(benchmark: Benchmark, group: Group) -> float:
     return min(1.0, STEPS / _size(benchmark, group)[1])
 
 
-def _run(jobs: list[Job], path: Path, watch: _Stopwatch) -> str:
+def _run(jobs: list[Job], path: Path, watch: _Stopwatch, fused: bool) -> str:
     """Train the jobs with untrained teachers (same speed); returns why they were refused, or an empty string."""
     if len(jobs) == 1:
         built = build(jobs[0])
@@ -200,7 +200,7 @@ def _run(jobs: list[Job], path: Path, watch: _Stopwatch) -> str:
         built.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         built.trainer.fit(built.model, datamodule=built.datamodule)
         return ""
-    outcomes = train_pack(jobs, path, [watch], trained_teacher=False)
+    outcomes = train_pack(jobs, path, [watch], trained_teacher=False, fused=fused)
     return "" if any(o.status == "done" for o in outcomes) else f"refused: {outcomes[0].reason}"
 
 

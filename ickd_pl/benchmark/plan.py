@@ -138,7 +138,7 @@ class Benchmark:
         groups: list[Group] = []
         packs: dict[tuple[str | None, int], list[Cell]] = {}
         for cell in self.cells:
-            if cell.kind == "student" and self.settings.pack and self._packable(str(cell.method)):
+            if self._packable(cell):
                 key = (cell.pair, cell.seed)
                 if key not in packs:
                     packs[key] = []
@@ -149,13 +149,14 @@ class Benchmark:
         whole = {members[0]: tuple(members) for members in packs.values()}
         return [replace(group, cells=whole.get(group.cells[0], group.cells)) for group in groups]
 
-    def _packable(self, method: str) -> bool:
-        """Whether a method can be trained in a pack and has no arguments to choose."""
+    def _packable(self, cell: Cell) -> bool:
+        """Whether a cell is trained in a pack: its method can be, and has no arguments to choose."""
         from ickd_pl.strategies import from_spec
         from ickd_pl.training.pack_members import why_alone
 
-        alone = why_alone([from_spec(spec) for spec in self.strategies(method)])
-        return alone is None and method not in self.settings.choices
+        if cell.kind != "student" or not self.settings.pack or cell.method in self.settings.choices:
+            return False
+        return why_alone([from_spec(spec) for spec in self.strategies(str(cell.method))]) is None
 
     def chosen(self, method: str, arguments: dict[str, Any], where: str = "choices") -> list[dict[str, Any]]:
         """A method's strategies with the arguments ``{"Class.argument": value}``.
@@ -210,6 +211,7 @@ class Benchmark:
             recipe["model"].pop(key, None)
         recipe["data"] = without_paths(recipe["data"])
         recipe["seed_everything"] = cell.seed
+        recipe |= {"fused": True} if self.settings.fused and self._packable(cell) else {}
         choices = self.settings.choices.get(str(cell.method))
         return {**recipe, **({"choices": choices, "val_size": self.settings.val_size} if choices else {})}
 

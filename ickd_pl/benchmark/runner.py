@@ -188,7 +188,7 @@ class Runner:
                 if cell in pending:
                     self.folder.mark_started(cell, self.folder.cell_folder(cell))
             jobs = [Job(cell, self.folder.args(cell), self.folder.cell_folder(cell)) for cell in cells]
-            outcomes = train_pack(jobs, path)
+            outcomes = train_pack(jobs, path, fused=self.benchmark.settings.fused)
             for cell, outcome in zip(cells, outcomes, strict=True):
                 if cell in pending:
                     self._finish(cell, outcome, None)

@@ -73,6 +73,7 @@ class Settings:
     trainer: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     pack: bool = True
+    fused: bool = False
     teachers: TeacherSettings = field(default_factory=TeacherSettings)
     choices: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     val_size: int = 0
@@ -98,6 +99,8 @@ class Settings:
             raise UserError(f"{where}, teachers: get is {settings.teachers.get!r}, expected one of {', '.join(GET)}")
         if "class_path" not in settings.data:
             raise UserError(f"{where}, data: expected class_path, such as CIFAR100, and init_args")
+        if settings.fused and not settings.pack:
+            raise UserError(f"{where}: fused computes the students of a pack as one, but pack is false: set it to true")
         _check_part(settings, where, settings.pack)
         _check_part(settings.teachers, f"{where}, teachers", settings.pack)
         _check_lists(settings, where)

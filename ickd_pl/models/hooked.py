@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,10 @@ class HookedNet(nn.Module):
         for module in modules.values():
             if vars(module).get("inplace") is True:
                 vars(module)["inplace"] = False
+
+    def taps(self) -> set[Callable[..., Any]]:
+        """The hooks that this wrapper has added."""
+        return {hook for tap in self._taps.values() for hook in (tap.input, tap.output)}
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.net(image)

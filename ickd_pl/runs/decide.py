@@ -27,6 +27,7 @@ _COSMETIC = {
     "data.init_args.cache",
     "data.init_args.eval_batch_size",
     "model.teacher_floor",
+    "model.cuda_graphs",
     "ckpt_path",
     "weights_only",
     "override_world_size",

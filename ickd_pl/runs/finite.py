@@ -21,6 +21,8 @@ class FiniteGuard(Agreed):
     module, its loss and its gradients are watched.
     """
 
+    outside_steps = True  # its hooks within a step do nothing for modules of this package, whose steps may be captured
+
     def __init__(self) -> None:
         self._finite = Finite()
         self._watches = True

@@ -46,6 +46,8 @@ class LossStrategy(pl.Callback, ABC):
         weight: factor of the loss in the sum.
         needs_preact: ask both networks for :attr:`Features.preact`.
         needs_index: batches must contain the index of each training image.
+        capturable: nothing in the loss is drawn or counted on the host, so that it can be part of a CUDA graph; numbers
+            in attributes may change.
         needs_labels: the data module must have ``train_labels``, the labels of all training images.
         pretrain_epochs: length of a first stage before the main epochs; 0 for a one-stage method.
         pretrain_lr: constant learning rate of the first stage; None leaves it to :meth:`first_stage_lr`.
@@ -54,6 +56,7 @@ class LossStrategy(pl.Callback, ABC):
     needs_preact: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    capturable: ClassVar[bool] = True
     weight: NonNegativeFloat
     pretrain_epochs: NonNegativeInt = 0
     pretrain_lr: PositiveFloat | None = None

@@ -202,6 +202,7 @@ class CRD(LossStrategy):
     """
 
     needs_index = True
+    capturable = False
     needs_labels = True
 
     weight: NonNegativeFloat = 0.8

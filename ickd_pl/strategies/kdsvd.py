@@ -145,6 +145,8 @@ class KDSVD(LossStrategy):
         count: the teacher's singular vectors per stage.
     """
 
+    capturable = False  # the decomposition on a GPU waits for the host
+
     weight: NonNegativeFloat = 1.0
     count: PositiveInt = 1
 

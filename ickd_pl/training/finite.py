@@ -40,13 +40,13 @@ class Finite:
         self._gradient_first: Tensor | None = None
 
     @torch.no_grad()
-    def terms(self, names: Sequence[str], values: Tensor, step: int) -> Tensor | None:
+    def terms(self, names: Sequence[str], values: Tensor, step: int | Tensor) -> Tensor | None:
         """Record which terms are finite.
 
         Args:
             names: of the terms.
             values: (len(names),) terms of this step.
-            step: number of optimizer steps before this one.
+            step: number of optimizer steps before this one; in captured steps on the device.
 
         Returns:
             A factor for the loss: NaN if a term is not finite, else 1, or None where that is known. NaN makes every
@@ -59,17 +59,18 @@ class Finite:
         if is_finite_on_cpu(values):
             return None
         finite = values.isfinite()
-        self._first = torch.where(self._alive > finite, step, self._first)
-        self._alive = self._alive & finite
+        # In place, as captured steps write where they were recorded.
+        self._first.copy_(torch.where(self._alive > finite, step, self._first))
+        self._alive &= finite
         return 1 + (values - values).sum()
 
     @torch.no_grad()
-    def gradients(self, parameters: Iterable[nn.Parameter], step: int) -> bool:
+    def gradients(self, parameters: Iterable[nn.Parameter], step: int | Tensor) -> bool:
         """Record whether the gradients are finite, and keep others from changing the weights.
 
         Args:
             parameters: with the gradients of this step, averaged over the ranks: so all ranks get the same answer.
-            step: number of optimizer steps before this one.
+            step: number of optimizer steps before this one; in captured steps on the device.
 
         Returns:
             Whether the gradients are known not to be finite. On a GPU this is not known yet, and False; bad gradients
@@ -78,15 +79,16 @@ class Finite:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             return False
-        if all(gradient.device.type == "cpu" for gradient in gradients):
+        if all(map(on_cpu, gradients)):
             if all(is_finite_on_cpu(gradient) for gradient in gradients):
                 return False
-            self._gradient_first = torch.tensor(step)
+            self._gradient_first = torch.as_tensor(step).clone()
             return True
         finite = get_total_norm(gradients).isfinite()
+        if self._gradient_first is None:
+            self._gradient_first = torch.full((), -1, dtype=torch.int64, device=finite.device)
         first = self._gradient_first
-        first = torch.full((), -1, dtype=torch.int64, device=finite.device) if first is None else first
-        self._gradient_first = torch.where((first < 0) & ~finite, step, first)
+        first.copy_(torch.where((first < 0) & ~finite, step, first))
         for gradient in gradients:
             gradient.masked_fill_(~finite, 0.0)
         return False
@@ -105,9 +107,14 @@ class Finite:
         return BadStep(step, [name for name in names if name != "loss/total"] or names)
 
 
+def on_cpu(values: Tensor) -> bool:
+    """Whether the values lie in the host's memory, where looking at them waits for nothing."""
+    return values.device.type == "cpu"
+
+
 def is_finite_on_cpu(values: Tensor) -> bool:
     """Whether the values lie in the host's memory and are finite; NumPy takes a tenth of torch's time for a few."""
-    if values.device.type != "cpu":
+    if not on_cpu(values):
         return False
     values = values if values.layout == torch.strided else values.coalesce().values()
     values = values.float() if values.dtype == torch.bfloat16 else values

@@ -26,15 +26,17 @@ class TrainSums:
 
     def __init__(self) -> None:
         self.finite = Finite()
-        self.clear()
-
-    def clear(self) -> None:
-        """Reset the sums for a new epoch."""
         self._sums = torch.zeros(0)
         self._names: list[str] = []
 
+    def clear(self) -> None:
+        """Reset the sums for a new epoch, in place: captured steps add to them where they were recorded."""
+        self._sums.zero_()
+
     @torch.no_grad()
-    def add(self, total: Tensor, terms: dict[str, Tensor], logits: Tensor, batch: Batch, step: int) -> Tensor | None:
+    def add(
+        self, total: Tensor, terms: dict[str, Tensor], logits: Tensor, batch: Batch, step: int | Tensor
+    ) -> Tensor | None:
         """Add a batch; padding (index -1) does not count.
 
         Args:
@@ -42,7 +44,7 @@ class TrainSums:
             terms: unweighted, by name.
             logits: (B, K), of the student.
             batch: with the true labels.
-            step: number of optimizer steps before this one.
+            step: number of optimizer steps before this one; in captured steps on the device.
 
         Returns:
             A factor for the loss: None for 1, or NaN if a term is not finite (see :meth:`Finite.terms`).
@@ -52,8 +54,10 @@ class TrainSums:
         hits, count = ((logits.argmax(1) == batch.label) & real).count_nonzero(), real.count_nonzero()
         values = torch.stack([value.float() for value in (total, *terms.values())])
         row = torch.cat([values * count, torch.stack([hits, count])])
-        self._sums = self._sums + row if self._names else row
-        self._names = ["loss/total", *(f"loss/{name}" for name in terms)]
+        names = ["loss/total", *(f"loss/{name}" for name in terms)]
+        if self._names != names:
+            self._names, self._sums = names, torch.zeros_like(row)
+        self._sums += row
         return self.finite.terms(self._names, values, step)
 
     def check_finite(self, trainer: pl.Trainer, what: str = "") -> None:
@@ -84,7 +88,7 @@ class TrainSums:
 
     def resume(self, states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Continue from the sum of what :meth:`state` returned."""
-        self.clear()
+        self._names = []
         for state in states:
             sums = torch.tensor(state["sums"], dtype=torch.float32, device=device)
             self._sums = self._sums + sums if self._names else sums

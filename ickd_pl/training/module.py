@@ -18,6 +18,7 @@ from ickd_pl.models.hooked import LayerMap
 from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import unique_names
 from ickd_pl.training.build import check_arguments, check_data, make_adapters, make_teacher, optimizer_of
+from ickd_pl.training.captured import CapturedSteps
 from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
 from ickd_pl.training.finite import has_scaler
 from ickd_pl.training.first_batch import FirstBatch, check_evaluation, training_batch
@@ -30,11 +31,8 @@ from ickd_pl.training.teacher import TeacherWeights, check_accuracy
 from ickd_pl.training.two_stage import Stages
 from ickd_pl.training.weights_record import keepers
 
-# Every so many steps the progress bar gets the loss; by prog_bar=True, Lightning would read it after every step.
-LOG_EVERY_N_STEPS = 50
 
-
-class DistillationModule(TaughtModule):
+class DistillationModule(CapturedSteps, TaughtModule):
     """Train a student by ``ce_weight * cross entropy + sum of strategy.weight * strategy.loss``.
 
     Without strategies the teacher is neither built nor loaded: this is the Vanilla row, and how teachers are trained.
@@ -73,6 +71,7 @@ class DistillationModule(TaughtModule):
         compile: compile both networks' forward passes and the methods' losses with ``torch.compile``; without a
             compiler this warns and has no effect.
         tf32: CUDA computes float32 convolutions and matrix products in TF32; False: in float32.
+        cuda_graphs: on one GPU, run whole steps as CUDA graphs (see :mod:`ickd_pl.training.captured`).
 
     Raises:
         UserError: an unknown name, a method without a teacher, or numbers of classes that differ.
@@ -101,6 +100,7 @@ class DistillationModule(TaughtModule):
         fold_teacher: bool = True,
         compile: bool = False,
         tf32: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -109,7 +109,7 @@ class DistillationModule(TaughtModule):
         self.strategies = [from_spec(s) if isinstance(s, dict) else s for s in strategies or []]
         self.keys = unique_names(self.strategies)
         self.save_hyperparameters(plain_settings(arguments, self.strategies), logger=False)
-        self.ce_weight, self.num_classes = ce_weight, num_classes
+        self.ce_weight, self.num_classes, self.cuda_graphs = ce_weight, num_classes, cuda_graphs
         self.student_name = network_name(student)
         self.teacher_name = None if teacher is None else network_name(teacher)
         self.student = make_network(student, num_classes, student_layers, seed, "student")
@@ -145,17 +145,20 @@ class DistillationModule(TaughtModule):
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def losses(self, batch: Batch, teacher: Features | None = None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def losses(
+        self, batch: Batch, teacher: Features | None = None, student: Features | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Compute the losses of a batch.
 
         Args:
             batch: images, labels and indices.
             teacher: the teacher's features of the batch if already computed; None computes them.
+            student: likewise the student's.
 
         Returns:
             The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits.
         """
-        student = self.computing.student_features(self, batch.image, self.needs_preact)
+        student = student or self.computing.student_features(self, batch.image, self.needs_preact)
         first_stage = self.stages.first
         terms: dict[str, Tensor] = {"ce": cross_entropy(student.logits, batch.label)}
         total = torch.zeros((), device=batch.image.device) if first_stage else weighted(self.ce_weight, terms["ce"])
@@ -176,24 +179,23 @@ class DistillationModule(TaughtModule):
         Raises:
             UserError: it is not a batch, or lacks the indices that a method needs.
         """
-        return training_batch(self, raw)
+        return training_batch(self, self.static(raw))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total = self.counted_loss(self.as_batch(batch))
-        if batch_idx % LOG_EVERY_N_STEPS == 0:
-            self.log("loss", total.detach(), logger=False)
-            self.trainer.progress_bar_metrics["loss"] = float(total.detach())  # private: lightning progress_bar_metrics
+        if self.captured is None:
+            self.show_loss(total, batch_idx)
         # Weight a rank's mean by its share of the global batch, so that DDP's average is the global mean.
         share = getattr(self.trainer.train_dataloader, "share", None)
         return total if share is None or self.trainer.world_size == 1 else total * share(batch_idx)
 
-    def counted_loss(self, batch: Batch, teacher: Features | None = None) -> Tensor:
+    def counted_loss(self, batch: Batch, *features: Features | None) -> Tensor:
         """The total loss of a batch, NaN if any term is not finite; adds the terms to the epoch's means."""
         try:
-            total, terms, logits = self.losses(batch, teacher)
+            total, terms, logits = self.losses(batch, *features)
         except RuntimeError as error:
             raise explained(error, self.hparams["channels_last"]) from error
-        factor = self.sums.add(total, terms, logits, batch, self.global_step)
+        factor = self.sums.add(total, terms, logits, batch, self.step_number)
         return total if factor is None else total * factor
 
     def train_values(self) -> dict[str, float]:
@@ -205,7 +207,7 @@ class DistillationModule(TaughtModule):
         self.sums.check_finite(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if not has_scaler(self.trainer) and self.sums.finite.gradients(self.trainable(), self.global_step):
+        if not has_scaler(self.trainer) and self.sums.finite.gradients(self.trainable(), self.step_number):
             self.check_finite()
 
     def on_train_epoch_end(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,30 +16,31 @@ from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
 from ickd_pl.training.build import optimizer_of
-from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
+from ickd_pl.training.captured import CapturedSteps
 from ickd_pl.training.first_batch import dtype_of
+from ickd_pl.training.fused import Fusion, Part
 from ickd_pl.training.module import DistillationModule
-from ickd_pl.training.pack_members import ForMember, check_members
+from ickd_pl.training.pack_members import ForMember, check_members, note_of, restore
 from ickd_pl.training.speed import Float32
 from ickd_pl.training.teacher_parts import put_back, take_out
 from ickd_pl.training.weights_record import keepers
 
 
-class Pack(pl.LightningModule):
+class Pack(CapturedSteps):
     """Train several :class:`~ickd_pl.DistillationModule` together, each exactly as in a run of its own (solo run).
 
     The members see the same batches and share the teacher's forward pass. Each member has its own backward pass, which
     frees its graph before the next member's is built. One SGD updates all members, with a parameter group each. On a
-    CPU in float32 every member is bitwise equal to its solo run.
-
-    A member whose loss becomes infinite or NaN is reported and stopped; the others continue.
+    CPU in float32 every member is bitwise equal to its solo run. One whose loss becomes infinite or NaN is reported and
+    stopped; the others continue.
 
     Args:
         members: modules for the same data. Those with a teacher must have the same one; the first member's is used.
         names: the members' names in messages; default: their methods.
-        gradient_clip_val: clip each member's gradient, as ``Trainer(gradient_clip_val=...)`` does for a solo run; the
-            Trainer's option would clip all members together, and Lightning refuses it.
+        gradient_clip_val: clip each member's gradient; the Trainer's option would clip all members together.
         gradient_clip_algorithm: ``norm`` (the default) or ``value``, as in the Trainer.
+        fused: compute the students of one architecture as a single network (see :mod:`ickd_pl.training.fused`), with
+            one backward pass. Results differ from solo runs in the last bits, as those of another batch size would.
 
     Raises:
         UserError: no members, different teachers or numbers of classes, or a member that cannot be packed (see
@@ -52,6 +54,7 @@ class Pack(pl.LightningModule):
         names: Sequence[str] | None = None,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -59,10 +62,13 @@ class Pack(pl.LightningModule):
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm or "norm"
         self.members = nn.ModuleList(members)
         check_members(list(self), self.names)
+        self.strategies = [strategy for member in self for strategy in member.strategies]
+        self.cuda_graphs = bool(members[0].hparams["cuda_graphs"])
         for member in self._taught()[1:]:
             member.share_teacher(self._taught()[0])
+        self._fusion = Fusion([member.student for member in self], self.names) if fused else None
         self.stopped: dict[str, str] = {}
-        self.values: list[dict[str, float]] = [{} for _ in members]
+        self.values: list[dict[str, float]] = [{} for _ in self]
 
     def __iter__(self) -> Iterator[DistillationModule]:
         return iter(self.members)  # type: ignore[arg-type]
@@ -80,41 +86,56 @@ class Pack(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
+        self.manual_step(batch, optimizer, partial(self._gradients, batch_idx, optimizer))
+        if self.trainer.is_last_batch:
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+
+    def _gradients(self, batch_idx: int, optimizer: Any, batch: Any) -> None:
         optimizer.zero_grad()
         share = getattr(self.trainer.train_dataloader, "share", None)
         factor = 1.0 if share is None or self.trainer.world_size == 1 else share(batch_idx)
-        teacher = self._teacher_features(as_batch(batch, dtype_of(self.members[0])))
+        checked = as_batch(batch, dtype_of(self.members[0]))
+        teacher = self._teacher_features(checked)
         synchronised = False
-        for position, member in self._in_step():
-            loss = self._loss(position, member, batch, teacher)
+        for part in self._parts():
+            features = self._student_features(part, checked.image)
+            losses = [self._loss(i, batch, teacher, own) for i, own in zip(part.positions, features, strict=True)]
+            del features
             if not synchronised:
                 # DDP expects this call once per step; each member contributes a part of the gradients.
-                self.trainer.strategy.pre_backward(loss)  # private: lightning strategy.pre_backward
+                self.trainer.strategy.pre_backward(losses[0])  # private: lightning strategy.pre_backward
                 synchronised = True
             # Lightning runs training_step under autocast but a solo run's backward pass outside it: under autocast the
             # gradients of losses computed in full precision would be in half precision.
             with torch.autocast(self.device.type, enabled=False):
-                (loss if self.trainer.world_size == 1 else loss * factor).backward()  # type: ignore[no-untyped-call]
-            del loss
+                torch.autograd.backward(losses if self.trainer.world_size == 1 else [loss * factor for loss in losses])
+            del losses
         self._check_gradients()
         self._clip()
-        optimizer.step()
-        if self.trainer.is_last_batch:
-            self.lr_schedulers().step()  # type: ignore[union-attr]
 
-    def _in_step(self) -> Iterator[tuple[int, DistillationModule]]:
+    def _parts(self) -> list[Part]:
         """Members to compute. Under DDP also the stopped ones: the other ranks wait for their gradients."""
-        yield from enumerate(self) if isinstance(self.trainer.strategy, DDPStrategy) else self.active()
+        ddp = isinstance(self.trainer.strategy, DDPStrategy)
+        positions = [i for i, name in enumerate(self.names) if ddp or name not in self.stopped]
+        return [Part([i], None) for i in positions] if self._fusion is None else self._fusion.parts(positions)
 
-    def _loss(self, position: int, member: DistillationModule, raw: Any, teacher: Features | None) -> Tensor:
-        batch = member.as_batch(raw)
-        if self.names[position] in self.stopped:
-            return member.losses(batch, teacher)[0]
-        return member.counted_loss(batch, teacher if member.teacher is not None else None)
+    def _student_features(self, part: Part, image: Tensor) -> Sequence[Features | None]:
+        """The students' features, None for one that is computed with its losses."""
+        if part.students is None:
+            return [None]
+        members = list(self)
+        return part.students.features(image, preact=any(members[i].needs_preact for i in part.positions))
+
+    def _loss(self, position: int, raw: Any, teacher: Features | None, student: Features | None) -> Tensor:
+        member: Any = self.members[position]
+        given = member.as_batch(raw), teacher if member.teacher is not None else None, student
+        stopped = self.names[position] in self.stopped
+        loss: Tensor = member.losses(*given)[0] if stopped else member.counted_loss(*given)
+        return loss
 
     def _check_gradients(self) -> None:
         """Stop members whose gradients are not finite, before the update; on all ranks, whose gradients are equal."""
-        step = self.global_step
+        step = self.step_number
         bad = [position for position, m in self.active() if m.sums.finite.gradients(m.trainable(), step)]
         for position in bad:
             self._check_member(position)
@@ -195,15 +216,36 @@ class Pack(pl.LightningModule):
             member.trainer = self.trainer
             member.setup(stage)
 
+    def baked(self) -> Hashable:
+        return tuple(self.stopped), tuple(member.baked() for _, member in self.active())
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        for member in self:
+            member.captured = self.captured
+
+    def on_fit_end(self) -> None:
+        for module in (self, *self):
+            module.captured = None
+
     def on_train_start(self) -> None:
         for member in self:
             member.on_train_start()
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Find the students that are computed together, where the pack is fused."""
+        if self._fusion is not None:
+            context = self.trainer.precision_plugin.forward_context()
+            preact = [member.needs_preact for member in self]
+            self._fusion.arrange(next(iter(self)).hparams["image_size"], preact, context)
 
     def on_train_epoch_start(self) -> None:
         for values in self.values:
             values.clear()
         for member in self:
             member.on_train_epoch_start()
+        self.arrange()  # a callback may have changed modes
 
     def on_train_end(self) -> None:
         for member in self:
@@ -229,7 +271,7 @@ class Pack(pl.LightningModule):
             "names": self.names,
             "stopped": dict(self.stopped),
             "values": [dict(values) for values in self.values],
-            "members": [_note_of(member, data) for member in self],
+            "members": [note_of(member, data) for member in self],
             **({"teacher_parts": parts} if parts else {}),
         }
 
@@ -253,22 +295,6 @@ class Pack(pl.LightningModule):
             )
         self.stopped = dict(stored["stopped"])
         self.values = [dict(values) for values in stored.get("values", self.values)]
-        # Older packs stored their first member twice, with the teacher.
-        state = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_first.")}
-        checkpoint["state_dict"] = state
-        for position, (member, note) in enumerate(zip(self, stored["members"], strict=True)):
-            own: dict[str, Any] = {"state_dict": {}, **note}
-            complete_checkpoint(member, own, evaluating=False)
-            member.stored_epoch = own["ickd_pl"].get("epoch")
-            prefix = f"members.{position}."
-            state.update({prefix + key: value for key, value in own["state_dict"].items()})
+        restore(list(self), stored["members"], checkpoint)
         taught = self._taught()
         put_back(checkpoint, stored.get("teacher_parts"), taught[0].teacher if taught else None)
-
-
-def _note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
-    """What a solo checkpoint of the member contains besides weights and progress."""
-    own: dict[str, Any] = {"state_dict": {}}
-    remove_teacher(member, own, data)
-    own["ickd_pl"]["epoch"] = member.epoch_state()
-    return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}

@@ -1,4 +1,4 @@
-"""Which modules can be members of a pack, and their methods as callbacks of the pack."""
+"""Which modules can be members of a pack, their methods as callbacks of the pack, and their part of its checkpoint."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import LossStrategy
 from ickd_pl.training.build import share
+from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
 from ickd_pl.training.module import DistillationModule
 from ickd_pl.training.speed import UNSET
 
@@ -73,6 +74,8 @@ def _check_apart(members: Sequence[DistillationModule], names: Sequence[str]) ->
 class ForMember(pl.Callback):
     """Runs a member's method as a callback of the pack: its hooks receive the member instead of the pack."""
 
+    outside_steps = True  # see _NOT_IN_A_PACK
+
     def __init__(self, strategy: pl.Callback, member: DistillationModule, position: int) -> None:
         self._strategy, self._member, self._position = strategy, member, position
 
@@ -96,3 +99,23 @@ def _forward(hook: str) -> Callable[..., None]:
 
 for _hook in [name for name in vars(pl.Callback) if name.startswith("on_") or name in ("setup", "teardown")]:
     setattr(ForMember, _hook, _forward(_hook))
+
+
+def note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
+    """What a solo checkpoint of the member contains besides weights and progress."""
+    own: dict[str, Any] = {"state_dict": {}}
+    remove_teacher(member, own, data)
+    own["ickd_pl"]["epoch"] = member.epoch_state()
+    return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}
+
+
+def restore(members: Sequence[DistillationModule], notes: Sequence[Any], checkpoint: dict[str, Any]) -> None:
+    """Restore the members from a pack's checkpoint, whose weights are completed in place."""
+    # Older packs stored their first member twice, with the teacher.
+    state = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("_first.")}
+    checkpoint["state_dict"] = state
+    for position, (member, note) in enumerate(zip(members, notes, strict=True)):
+        own: dict[str, Any] = {"state_dict": {}, **note}
+        complete_checkpoint(member, own, evaluating=False)
+        member.stored_epoch = own["ickd_pl"].get("epoch")
+        state.update({f"members.{position}.{key}": value for key, value in own["state_dict"].items()})

@@ -21,7 +21,7 @@ from ickd_pl.models.fold import fold_batch_norms
 from ickd_pl.models.hooked import HookedNet
 from ickd_pl.strategies import LossStrategy
 
-UNSET: dict[str, bool] = {"channels_last": False, "fold_teacher": False, "compile": False, "tf32": False}
+UNSET: dict[str, bool] = dict.fromkeys(("channels_last", "fold_teacher", "compile", "tf32", "cuda_graphs"), False)
 """Settings with which a run went on computing whose record is older than they are."""
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from ickd_pl import Digits
 from ickd_pl.benchmark import fingerprint
-from ickd_pl.benchmark.plan import without_paths
+from ickd_pl.benchmark.plan import Benchmark, without_paths
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import CRD, ICKD, KD, LossStrategy
 from tests.benchmark.helpers import quick, refused, results, run
@@ -30,7 +30,7 @@ HASHES = """
 import json, sys
 from pathlib import Path
 from ickd_pl.benchmark import fingerprint
-from ickd_pl.benchmark.plan import without_paths
+from ickd_pl.benchmark.plan import Benchmark, without_paths
 from ickd_pl.strategies import CRD, ICKD, KD
 
 def hashes():
@@ -336,3 +336,22 @@ def test_a_folder_of_a_newer_version_is_not_mixed_at_all(done: Path) -> None:
         "was started by a newer version of ickd_pl (file format 99, this version reads up to 2): install that version"
         in message
     )
+
+
+def test_fused_packs_are_part_of_the_identity(done: Path) -> None:
+    """Only of packed cells; a folder without it is not continued with it, nor one of a version that did not know it."""
+    plain, fused = (Benchmark.of(yaml.safe_load(Path(quick(fused=value)).read_text()), "x") for value in (False, True))
+    for one, other in zip(plain.cells, fused.cells, strict=True):
+        recipe = (other.kind == "student" and {"fused": True}) or {}
+        assert {**plain.recipe(one), **recipe} == fused.recipe(other)
+    shutil.copytree(done, "out")
+    kept = yaml.safe_load(Path("out/benchmark.yaml").read_text())
+    assert kept.pop("fused") is False
+    Path("out/benchmark.yaml").write_text(yaml.safe_dump(kept))
+    quick()
+    assert run().status == 0
+    quick(fused=True)
+    assert "contains another benchmark" in (message := refused("run", "--config", "short.yaml", "--output", "out"))
+    assert "fused: False -> True" in message
+    quick(fused=True, pack=False)
+    assert "pack is false: set it to true" in refused("plan", "--config", "short.yaml")

@@ -16,8 +16,8 @@ from ickd_pl.training.pack import Pack
 from tests.runs.helpers import assert_equal, load, rows_of
 
 
-def data() -> Digits:
-    return Digits(train_size=72, batch_size=32)  # a smaller last batch
+def data(batch_size: int = 32) -> Digits:
+    return Digits(train_size=72, batch_size=batch_size)  # a smaller last batch
 
 
 def make_teacher() -> nn.Module:
@@ -43,8 +43,10 @@ def solo(root: Path, name: str, module: DistillationModule, **settings: Any) -> 
     trainer(EpochRecord(RunFolder(root / name), {}), **settings).fit(module, data())
 
 
-def packed(root: Path, modules: dict[str, DistillationModule], **settings: Any) -> Pack:
-    pack = Pack(list(modules.values()), list(modules))
+def packed(
+    root: Path, modules: dict[str, DistillationModule], options: dict[str, Any] | None = None, **settings: Any
+) -> Pack:
+    pack = Pack(list(modules.values()), list(modules), **options or {})
     folders = [RunFolder(root / name) for name in modules]
     trainer(PackRecord(root / "pack.ckpt", folders, [{} for _ in folders]), **settings).fit(pack, data())
     return pack

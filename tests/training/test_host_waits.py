@@ -19,16 +19,10 @@ from tests.runs.host_waits import HostWaits
 METHODS = discover()
 # Its singular values are computed in steps that the host has to follow.
 WAITS = {"kdsvd"}
-NOT_YET = {"crd": "its indices are read by the host"}
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def methods() -> list[Any]:
-    marks = {name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in NOT_YET.items()}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in sorted(METHODS) if name not in WAITS]
-
-
-each_method = pytest.mark.parametrize("name", methods())
+each_method = pytest.mark.parametrize("name", sorted(METHODS.keys() - WAITS))
 
 
 def strategy(name: str) -> LossStrategy:
@@ -47,7 +41,7 @@ def member(*names: str) -> DistillationModule:
 def pack() -> Pack:
     """Vanilla and every method that can be packed, on one teacher."""
     fits = {name for name in METHODS if why_alone([strategy(name)]) is None}
-    members = [member(), *(member(name) for name in sorted(fits - WAITS - NOT_YET.keys()))]
+    members = [member(), *(member(name) for name in sorted(fits - WAITS))]
     for each in members[2:]:
         each.share_teacher(members[1])
     return Pack(members)

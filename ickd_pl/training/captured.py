@@ -1,0 +1,295 @@
+"""Captured steps: a whole training step on a GPU as one CUDA graph, without the time of launching its kernels.
+
+Teacher, student, losses, backward pass, guards, clipping and SGD are recorded once and then replayed on batches that
+are copied into the recorded ones. Lightning counts steps, epochs and schedules around it as ever. What a step reads
+from Python is part of the key under which it was recorded (:func:`baked`), or lies on the device (the step's number):
+where it changes, the next steps run eagerly, since memory such as SGD's momentum may be allocated in them, and then a
+new graph is recorded. No step is a rehearsal, so nothing has to be undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from ickd_pl.checks import plain
+from ickd_pl.strategies import LossStrategy
+from ickd_pl.training.finite import has_scaler
+
+# Steps that run eagerly before one is recorded: libraries choose their algorithms, and memory is allocated.
+WARMUP = 3
+# Shapes of batches that are recorded; others, if a loader yields many, run eagerly.
+SHAPES = 2
+# Every so many steps the progress bar gets the loss; by prog_bar=True, Lightning would read it after every step.
+LOG_EVERY_N_STEPS = 50
+# Hooks within the recorded step, which a replay would not call.
+IN_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+
+Step = Callable[[], Any]
+
+
+class Graphs(Protocol):
+    """How a device records steps."""
+
+    def eager(self, step: Step) -> Any:
+        """Run a step as it would be recorded, and return its result."""
+
+    def record(self, step: Step) -> tuple[Any, Callable[[], None]]:
+        """Record a step and run it once; its result, whose tensors each call of the returned function overwrites.
+
+        Raises:
+            RuntimeError: the step does what cannot be recorded, such as waiting for the device; it did not run.
+        """
+
+
+class CudaGraphs:
+    """CUDA graphs, recorded on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def eager(self, step: Step) -> Any:
+        # On the stream of the recording: autograd's nodes of the parameters must not belong to another one.
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = step()
+        current.wait_stream(self._stream)
+        return result
+
+    def record(self, step: Step) -> tuple[Any, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        # Copies of weights in half precision belong to the recording in which they were made.
+        torch.clear_autocast_cache()
+        try:
+            # Other threads, such as a loader's that pins memory, may use the device meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                result = step()
+        finally:
+            torch.clear_autocast_cache()
+        graph.replay()
+        return result, graph.replay
+
+
+GRAPHS: dict[str, Callable[[torch.device], Graphs]] = {"cuda": CudaGraphs}
+"""By type of device; on others steps run as ever."""
+
+
+class _Recorded(NamedTuple):
+    batch: tuple[Tensor, ...]
+    result: Any
+    replay: Callable[[], None]
+
+
+class StepRunner:
+    """Runs the steps of a fit, by replaying recorded ones where it can.
+
+    Args:
+        graphs: how they are recorded.
+        device: of the batches.
+
+    Attributes:
+        number: (), int64, optimizer steps before the current one, on the device.
+        batch: the batch to compute with instead of the loader's while a step is recorded, else None.
+    """
+
+    def __init__(self, graphs: Graphs, device: torch.device) -> None:
+        self._graphs = graphs
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self.batch: tuple[Tensor, ...] | None = None
+        self._key: Hashable = None
+        self._seen: dict[Hashable, int] = {}
+        self._recorded: dict[Hashable, _Recorded] = {}
+        self._off = False
+
+    def run(self, raw: Any, number: int, key: Hashable, step: Step) -> Any:
+        """Run a step.
+
+        Args:
+            raw: the batch as the loader yields it, on the device.
+            number: optimizer steps before this one.
+            key: everything else that the step reads from Python.
+            step: computes with :attr:`batch` where it is set, with ``raw`` otherwise.
+
+        Returns:
+            The step's result. Of a replayed step it is the tensors of the recorded one, with new values.
+        """
+        self.number.fill_(number)
+        if key != self._key:
+            self._key = key
+            self._seen.clear()
+            self._recorded.clear()
+        tensors = isinstance(raw, list | tuple) and all(isinstance(value, Tensor) for value in raw)
+        if self._off or not tensors:
+            return self._graphs.eager(step)
+        shapes = tuple((value.shape, value.stride(), value.dtype) for value in raw)
+        if (kept := self._recorded.get(shapes)) is not None:
+            for target, source in zip(kept.batch, raw, strict=True):
+                target.copy_(source)
+            kept.replay()
+            return kept.result
+        seen = self._seen[shapes] = self._seen.get(shapes, 0) + 1
+        if seen <= WARMUP or len(self._recorded) >= SHAPES:
+            return self._graphs.eager(step)
+        return self._record(shapes, raw, step)
+
+    def _record(self, shapes: Hashable, raw: Iterable[Tensor], step: Step) -> Any:
+        self.batch = tuple(torch.empty_like(value).copy_(value) for value in raw)
+        try:
+            result, replay = self._graphs.record(step)
+            self._recorded[shapes] = _Recorded(self.batch, result, replay)
+            return result
+        except RuntimeError as error:
+            self._off = True
+            why = " ".join(str(error).split())[:150]
+            rank_zero_warn(f"cuda_graphs: a step cannot be captured, so all run eagerly: {why}")
+        finally:
+            self.batch = None
+        return self._graphs.eager(step)
+
+
+def start(trainer: pl.Trainer, module: pl.LightningModule, strategies: Sequence[LossStrategy]) -> StepRunner | None:
+    """The runner for a fit with ``cuda_graphs``; None where its steps run as ever, with one line if that is a pity."""
+    device = trainer.strategy.root_device
+    if device.type not in GRAPHS:
+        return None
+    if (why := _why_eager(trainer, module, strategies)) is not None:
+        rank_zero_warn(f"cuda_graphs: steps are not captured, but run eagerly, because {why}")
+        return None
+    return StepRunner(GRAPHS[device.type](device), device)
+
+
+def _why_eager(trainer: pl.Trainer, module: pl.LightningModule, strategies: Sequence[LossStrategy]) -> str | None:
+    if trainer.world_size > 1:
+        return "there are several processes"
+    if has_scaler(trainer):
+        return "16-mixed waits for the device in every step: use bf16-mixed"
+    for strategy in strategies:
+        if not strategy.capturable:
+            return f"{type(strategy).__name__} cannot be captured"
+    for hook in IN_STEP[:-1]:
+        if getattr(type(module), hook) is not getattr(pl.LightningModule, hook):
+            return f"{type(module).__name__} has the hook {hook}"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        hooks = [hook for hook in IN_STEP if getattr(type(callback), hook) is not getattr(pl.Callback, hook)]
+        if hooks and not getattr(callback, "outside_steps", False):
+            return f"{type(callback).__name__} has the hook {hooks[0]}"
+    return None
+
+
+def baked(module: Any) -> Hashable:
+    """What a step of a :class:`~ickd_pl.DistillationModule` reads from Python, other than its batch and number."""
+    methods = tuple(
+        (strategy.weight_at(module.stages.epoch), repr([item for item in vars(strategy).items() if plain(item[1])]))
+        for strategy in module.strategies
+    )
+    return module.stages.first, module.ce_weight, methods
+
+
+def options(optimizer: Any) -> Hashable:
+    """What a step reads of an optimizer's parameter groups."""
+    groups = [{**group, "params": len(group["params"])} for group in optimizer.param_groups]
+    return repr(groups)
+
+
+def memory(module: torch.nn.Module) -> Hashable:
+    """Modes of a module's parts, and where its tensors are; looked at once an epoch, for callbacks that change them."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return (
+        tuple(part.training for part in module.modules()),
+        tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors),
+    )
+
+
+class CapturedSteps(pl.LightningModule):
+    """The part of a training module that runs its steps captured.
+
+    Attributes:
+        captured: runs the steps of the current fit; None: they run as ever.
+    """
+
+    captured: StepRunner | None = None
+    strategies: list[LossStrategy]
+    cuda_graphs: bool
+    _raw: Any = None
+    _memory: tuple[int, Hashable] = (-1, None)
+
+    @property
+    def step_number(self) -> int | Tensor:
+        """Number of optimizer steps before the current one: on the device in captured steps."""
+        return self.global_step if self.captured is None else self.captured.number
+
+    def static(self, raw: Any) -> Any:
+        """The batch to compute with: the loader's, or the one of the step that is being recorded."""
+        return raw if self.captured is None or self.captured.batch is None else self.captured.batch
+
+    def baked(self) -> Hashable:
+        """What a step reads from Python, other than its batch, its number and the optimizer's options."""
+        return baked(self)
+
+    def _key(self, optimizer: Any) -> Hashable:
+        if self._memory[0] != self.current_epoch:
+            self._memory = (self.current_epoch, memory(self))
+        return self.baked(), options(optimizer), self._memory[1]
+
+    def show_loss(self, loss: Tensor, batch_idx: int) -> None:
+        """Log the loss now and then."""
+        if batch_idx % LOG_EVERY_N_STEPS == 0:
+            self.log("loss", loss.detach(), logger=False)
+            self.trainer.progress_bar_metrics["loss"] = float(loss.detach())  # private: lightning progress_bar_metrics
+
+    def on_fit_start(self) -> None:
+        self._memory = (-1, None)
+        self.captured = start(self.trainer, self, self.strategies) if self.cuda_graphs else None
+
+    def on_fit_end(self) -> None:
+        self.captured = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._raw = batch
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Run the whole step, which with automatic optimisation is the closure of the optimizer's step."""
+        if self.captured is None or self.trainer.accumulate_grad_batches != 1:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+
+        def step() -> Any:
+            optimizer.step(closure=optimizer_closure)
+            found = optimizer_closure.consume_result()
+            return replace(found, closure_loss=None)  # which would keep the step's graph
+
+        result = self.captured.run(self._raw, self.global_step, self._key(optimizer), step)
+        optimizer_closure._result = result  # private: lightning Closure._result
+
+    def manual_step(self, raw: Any, optimizer: Any, compute: Callable[[Any], None]) -> None:
+        """Run a whole step with manual optimisation.
+
+        Args:
+            raw: the batch.
+            optimizer: Lightning's, which counts the steps.
+            compute: from a batch to the gradients.
+        """
+        if self.captured is None:
+            compute(raw)
+            optimizer.step()
+            return
+
+        def step() -> None:
+            compute(self.static(raw))
+            optimizer.optimizer.step()
+
+        optimizer._on_before_step()  # private: lightning LightningOptimizer._on_before_step
+        self.captured.run(raw, self.global_step, self._key(optimizer), step)
+        optimizer._on_after_step()  # private: lightning LightningOptimizer._on_after_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._raw = None
+        if self.captured is not None and isinstance(outputs, dict) and "loss" in outputs:
+            self.show_loss(outputs["loss"], batch_idx)
