@@ -156,7 +156,7 @@ def test_a_method_that_views_a_map() -> None:
 def test_exported_files_do_not_depend_on_the_layout(teacher: Run) -> None:
     last = {}
     for on in ("false", "true"):
-        assert cli("fit", *student_args(teacher), "--trainer.max_epochs=1", f"--trainer.default_root_dir={on}",
+        assert cli("fit", *TINY, *student_args(teacher), "--trainer.max_epochs=1", f"--trainer.default_root_dir={on}",
                    f"--model.channels_last={on}").status == 0  # fmt: skip
         (last[on],) = Path(on).rglob("last.ckpt")
         done = cli("export", "--ckpt_path", last[on], "--format", "safetensors", "--output", f"{on}.safetensors")
@@ -167,7 +167,7 @@ def test_exported_files_do_not_depend_on_the_layout(teacher: Run) -> None:
 def test_without_a_compiler_a_run_is_eager_and_says_so(
     no_compiler: None, teacher: Run, recwarn: pytest.WarningsRecorder
 ) -> None:
-    done = cli("fit", *student_args(teacher), "--trainer.max_epochs=1", "--model.compile=true")
+    done = cli("fit", *TINY, *student_args(teacher), "--trainer.max_epochs=1", "--model.compile=true")
     assert done.status == 0, done.err
     (last,) = Path().rglob("last.ckpt")
     assert load(last)["callbacks"]["EpochRecord"]["inputs"]["compiled"] is False
@@ -176,7 +176,7 @@ def test_without_a_compiler_a_run_is_eager_and_says_so(
 
 
 def test_a_run_with_a_compiler_is_not_continued_without(no_compiler: None, teacher: Run) -> None:
-    words = [*student_args(teacher), "--model.compile=true"]
+    words = [*TINY, *student_args(teacher), "--model.compile=true"]
     assert cli("fit", *words, "--trainer.max_epochs=1").status == 0
     (last,) = Path().rglob("last.ckpt")
     content = load(last)
@@ -190,7 +190,7 @@ def test_a_run_with_a_compiler_is_not_continued_without(no_compiler: None, teach
 
 def test_an_older_run_goes_on_without(teacher: Run) -> None:
     """A checkpoint without the settings was computed without them; the same command continues it so."""
-    words = student_args(teacher)
+    words = [*TINY, *student_args(teacher)]
     assert cli("fit", *words, "--trainer.max_epochs=2", "--model.fold_teacher=false").status == 0
     (last,) = Path().rglob("last.ckpt")
     root = last.parents[1]
@@ -229,7 +229,7 @@ def test_an_older_checkpoint_in_python() -> None:
 
 
 def test_the_shipped_file(teacher: Run) -> None:
-    words = [*student_args(teacher), "--config", "configs/fast.yaml", "--trainer.max_epochs=1"]
+    words = [*TINY, *student_args(teacher), "--config", "configs/fast.yaml", "--trainer.max_epochs=1"]
     done = cli("fit", *words)
     assert done.status == 0, done.err
     (last,) = Path().rglob("last.ckpt")
