@@ -66,13 +66,13 @@ class CudaGraphs:
     def record(self, step: Step) -> tuple[Any, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         # Copies of weights in half precision belong to the recording in which they were made.
-        torch.clear_autocast_cache()  # type: ignore[no-untyped-call]
+        torch.clear_autocast_cache()
         try:
             # Other threads, such as a loader's that pins memory, may use the device meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 result = step()
         finally:
-            torch.clear_autocast_cache()  # type: ignore[no-untyped-call]
+            torch.clear_autocast_cache()
         graph.replay()
         return result, graph.replay
 
