@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Protocol
@@ -69,6 +70,9 @@ class Computing:
             if self._teacher is None:
                 rank_zero_warn(f"fold_teacher has no effect: folded, {module.teacher_name} gives other features")
                 self._teacher = module.teacher
+            elif self._teacher is not module.teacher and module.device.type == "cpu":
+                # The copy's maps are handed out in the usual layout, so that nobody has to know.
+                self._teacher.to(memory_format=torch.channels_last)
         self._compiled = module.hparams["compile"] and can_compile(module.device.type)
         if str(module.trainer.precision).startswith("bf16") and is_bf16_slow(module.device.type):
             _warn_once(
@@ -86,7 +90,8 @@ class Computing:
     def teacher_features(self, module: Module, image: Tensor, preact: bool) -> Features:
         net = self._teacher or module.teacher
         assert net is not None
-        return self._features(f"teacher {module.teacher_name}", net, image, preact)
+        found = self._features(f"teacher {module.teacher_name}", net, image, preact)
+        return found if module.hparams["channels_last"] else _contiguous(found)
 
     def loss(
         self, strategy: LossStrategy, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None
@@ -100,6 +105,17 @@ class Computing:
         function = compiled(_features, what) if self._compiled else _features
         found: Features = function(net, image, preact)
         return found
+
+
+def _contiguous(features: Features) -> Features:
+    """Features in the usual layout; those that are in it are not copied."""
+    return replace(
+        features,
+        stem=features.stem.contiguous(),
+        stages=tuple(stage.contiguous() for stage in features.stages),
+        final=features.final.contiguous(),
+        preact=features.preact and tuple(stage.contiguous() for stage in features.preact),
+    )
 
 
 def _lay_out(module: Module, memory_format: torch.memory_format) -> None:

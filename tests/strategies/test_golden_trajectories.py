@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from ickd_pl.data.batch import Batch
 from ickd_pl.models import FeatureNet, get_model
 from ickd_pl.models.features import Features
+from ickd_pl.models.fold import fold_batch_norms
 from ickd_pl.strategies import KD
 from ickd_pl.strategies.crd import ContrastMemory
 from tests.fill_rule import fill
@@ -23,7 +24,10 @@ pytestmark = pytest.mark.golden
 
 
 class Run:
-    """One entry of the set, with the set's networks, data and optimizer."""
+    """One entry of the set, with the set's networks, data and optimizer.
+
+    In float32 the teacher computes as it does in a run: folded, in channels_last.
+    """
 
     def __init__(self, entry: dict[str, Any], dtype: torch.dtype) -> None:
         setup = golden_index()["trajectories"]["setup"]
@@ -36,6 +40,12 @@ class Run:
         with torch.no_grad():
             shapes = [net.eval().features(image) for net in (self.student, self.teacher)]
         self.student.train()
+        if dtype is torch.float32:
+            folded = fold_batch_norms(self.teacher, image.shape[-1])
+            assert folded is not None and folded is not self.teacher
+            self.computed = folded.to(memory_format=torch.channels_last)
+        else:
+            self.computed = self.teacher
         self.adapter = built(self.strategy, *shapes, entry.get("hyper", {}).get("n_data"))
         parameters = list(self.student.parameters())
         if self.adapter is not None:
@@ -67,7 +77,7 @@ class Run:
         batch = self.batch(number)
         s = self.student.features(batch.image)
         with torch.no_grad():
-            t = self.teacher.features(batch.image)
+            t = self.computed.features(batch.image)
         cls, div = cross_entropy(s.logits, batch.label), self.kd.loss(s, t, batch, None)
         kd = self.method_loss(s, t, batch, number) if self.entry["beta"] else torch.zeros(())
         total = self.entry["gamma"] * cls + self.kd.weight * div + self.entry["beta"] * kd
