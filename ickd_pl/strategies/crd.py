@@ -202,7 +202,6 @@ class CRD(LossStrategy):
     """
 
     needs_index = True
-    capturable = False
     needs_labels = True
 
     weight: NonNegativeFloat = 0.8

@@ -60,7 +60,7 @@ def test_a_solo_run(tapes: list[tape.TapeGraphs]) -> None:
     """Six steps an epoch, the last of another size; the rate falls in the third epoch; metrics, momentum, schedule."""
     taught = make_teacher()
     for root in ("plain", "captured"):
-        module = member(["ickd", "kd"], taught, cuda_graphs=root == "captured", milestones=[2])
+        module = member(["ickd", "crd"], taught, cuda_graphs=root == "captured", milestones=[2])
         fit = run(root, "x", module, epochs=4)
         assert fit.global_step == 24
     assert_same("captured", "plain", "x")
@@ -153,7 +153,7 @@ class Between(pl.Callback):
 
 @pytest.mark.parametrize(
     ("methods", "callbacks", "says"),
-    [(["crd"], [], "CRD cannot be captured"), (["kd"], [Between()], "Between has the hook on_after_backward")],
+    [(["kdsvd"], [], "KDSVD cannot be captured"), (["kd"], [Between()], "Between has the hook on_after_backward")],
 )
 def test_what_is_not_captured(tapes: Any, methods: list[str], callbacks: list[Any], says: str) -> None:
     module = member(methods, make_teacher(), cuda_graphs=True)
