@@ -20,6 +20,7 @@ from ickd_pl.benchmark import fingerprint
 from ickd_pl.benchmark.plan import Benchmark, without_paths
 from ickd_pl.errors import UserError
 from ickd_pl.strategies import CRD, ICKD, KD, LossStrategy
+from ickd_pl.training.fingerprint import data_hash
 from tests.benchmark.helpers import quick, refused, results, run
 from tests.runs.helpers import REPOSITORY, cli, snapshot
 
@@ -172,10 +173,10 @@ def test_where_images_are_kept_is_no_part_of_a_recipe() -> None:
 
 def test_the_hash_of_data_follows_their_constants() -> None:
     data = Digits(train_size=64)
-    before = fingerprint.data_hash(data)
+    before = data_hash(data)
     mean, std = data.mean, data.std
     data._constants = [value + 0.1 for value in mean], std
-    assert fingerprint.data_hash(data) != before
+    assert data_hash(data) != before
     assert torch.is_tensor(data._part("train").image)
 
 
@@ -237,10 +238,10 @@ def test_a_data_module_of_the_users_own(own: str) -> None:
 @pytest.mark.parametrize("change", ["SHIFT = 0.5", "SEED = 7"])
 def test_other_images_or_another_order_of_the_users_own(own: str, change: str) -> None:
     data = importlib.import_module("own_data")
-    before = fingerprint.data_hash(data.Own())
-    assert fingerprint.data_hash(data.Own()) == before
+    before = data_hash(data.Own())
+    assert data_hash(data.Own()) == before
     exec(change, vars(data))
-    assert fingerprint.data_hash(data.Own()) != before
+    assert data_hash(data.Own()) != before
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_weights_are_found(wrapping: str) -> None:
 
 def test_an_entry_in_an_unusual_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("ickd_pl.weights.read.rank_zero_info", said.append)
+    monkeypatch.setattr("pytorch_lightning.utilities.rank_zero_info", said.append)
     for content in ({"model": STATE}, {"state_dict": prefixed("backbone.")}, STATE):
         torch.save(content, "w.pth")
         load_teacher("resnet8", "w.pth", 10)
