@@ -41,9 +41,10 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
         _sync_folder(path.parent)
     except OSError as error:
         written = f" after {temporary.stat().st_size} bytes" if temporary.is_file() else ""
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}{written}; free the space or choose another folder"
-        ) from error
+        advice = "free the space or choose another folder"
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            advice = f"{path.parent} is not a folder: remove it or choose another one"
+        raise UserError(f"cannot write {path}: {error.strerror or error}{written}; {advice}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

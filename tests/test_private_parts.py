@@ -28,6 +28,7 @@ from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 PACKAGE = Path(__file__).parents[1] / "ickd_pl"
 TAG = re.compile(r"# private: (\S+ .+)$")
@@ -421,6 +422,14 @@ def _() -> None:
 def _() -> None:
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last).view(2, -1)
+
+
+@private('torch message "Cannot view a tensor with shape"')
+def _() -> None:
+    # As the compiler says it, of tensors without values.
+    x = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    with FakeTensorMode() as mode, pytest.raises((ValueError, RuntimeError), match="Cannot view a tensor with shape"):
+        mode.from_tensor(x).view(2, -1)
 
 
 @private("torch TorchDispatchMode")

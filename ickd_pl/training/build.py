@@ -43,10 +43,16 @@ def check_arguments(owner: object, arguments: Mapping[str, Any]) -> None:
         owner, 1, **{name: value for name, value in given.items() if name != "num_samples" or value is not None}
     )
     for name in UNSET:
-        if type(arguments[name]) is not bool:
-            raise UserError(f"{name_of(owner)}.{name}: expected true or false, got {short(arguments[name])}")
+        true_or_false(f"{name_of(owner)}.{name}", arguments[name])
     check_lists(owner, arguments["strategies"], arguments["milestones"])
     check_floor_value(arguments["teacher_floor"])
+
+
+def true_or_false(name: str, value: Any) -> bool:
+    """The value of a switch, or :class:`UserError`."""
+    if type(value) is not bool:
+        raise UserError(f"{name}: expected true or false, got {short(value)}")
+    return value
 
 
 def make_teacher(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
-from ickd_pl.training.build import optimizer_of
+from ickd_pl.training.build import optimizer_of, true_or_false
 from ickd_pl.training.captured import CapturedSteps
 from ickd_pl.training.first_batch import dtype_of
 from ickd_pl.training.fused import Fusion, Part
@@ -66,7 +66,7 @@ class Pack(CapturedSteps):
         self.cuda_graphs = bool(members[0].hparams["cuda_graphs"])
         for member in self._taught()[1:]:
             member.share_teacher(self._taught()[0])
-        self._fusion = Fusion([member.student for member in self], self.names) if fused else None
+        self._fusion = Fusion([m.student for m in self], self.names) if true_or_false("fused", fused) else None
         self.stopped: dict[str, str] = {}
         self.values: list[dict[str, float]] = [{} for _ in self]
 

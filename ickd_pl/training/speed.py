@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ickd_pl.data.batch import Batch
 from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.build import probe
 from ickd_pl.models.features import Features
 from ickd_pl.models.fold import fold_batch_norms
 from ickd_pl.models.hooked import HookedNet
@@ -62,17 +64,25 @@ class Computing:
         self.end()
         if module.hparams["channels_last"]:
             _lay_out(module, torch.channels_last)
+            for net, name in ((module.student, module.student_name), (module.teacher, str(module.teacher_name))):
+                if net is not None:
+                    _check_layout(net, name, module.hparams["image_size"])
 
     def start(self, module: Module) -> None:
         """Fold the teacher and try the compiler, where the settings ask for it; the teacher has its weights."""
         if module.hparams["fold_teacher"] and module.teacher is not None and self._teacher is None:
-            self._teacher = fold_batch_norms(module.teacher, module.hparams["image_size"])
+            # On a CPU with the channels last, where the network takes that; its maps are handed out as usual.
+            formats = [torch.channels_last] if module.device.type == "cpu" else []
+            folds = (
+                fold_batch_norms(module.teacher, module.hparams["image_size"], memory_format)
+                for memory_format in [*formats, torch.preserve_format]
+            )
+            self._teacher = next((net for net in folds if net is not None), None)
             if self._teacher is None:
-                rank_zero_warn(f"fold_teacher has no effect: folded, {module.teacher_name} gives other features")
+                rank_zero_warn(
+                    f"fold_teacher has no effect: folded, {module.teacher_name} gives other features or fails"
+                )
                 self._teacher = module.teacher
-            elif self._teacher is not module.teacher and module.device.type == "cpu":
-                # The copy's maps are handed out in the usual layout, so that nobody has to know.
-                self._teacher.to(memory_format=torch.channels_last)
         self._compiled = module.hparams["compile"] and can_compile(module.device.type)
         if str(module.trainer.precision).startswith("bf16") and is_bf16_slow(module.device.type):
             _warn_once(
@@ -105,6 +115,15 @@ class Computing:
         function = compiled(_features, what) if self._compiled else _features
         found: Features = function(net, image, preact)
         return found
+
+
+def _check_layout(net: FeatureNet | HookedNet, name: str, image_size: int) -> None:
+    """Raise :class:`UserError` if a network does not take maps whose channels are last."""
+    try:
+        probe(net, name, image_size, preact=False)
+    except UserError as error:
+        cause = error.__cause__
+        raise (explained(cause, True) if isinstance(cause, RuntimeError) else error) from None
 
 
 def _contiguous(features: Features) -> Features:
@@ -220,7 +239,8 @@ class Float32(pl.Callback):
 def explained(error: RuntimeError, channels_last: bool) -> Exception:
     """The error to raise for one in a step: what to do about code that does not take maps in ``channels_last``."""
     # private: torch message "view size is not compatible"
-    if channels_last and "view size is not compatible" in str(error):
+    # private: torch message "Cannot view a tensor with shape"
+    if channels_last and re.search("view size is not compatible|Cannot view a tensor with shape", str(error)):
         return UserError(
             "a network or method calls view() on a map whose channels are last in memory: use reshape() or flatten() "
             "there, or set model.channels_last to false"

@@ -120,3 +120,32 @@ def test_a_copy_that_computes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPa
             nn.init.constant_(module.bias, 0.5)
     assert fold_batch_norms(net, 32) is None
     assert fold_batch_norms(net.bfloat16(), 32) is net
+
+
+class Particular(nn.Module):
+    """A network that works as it is, but not as a copy (``hook``) or with its channels last (others)."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.kept = how, {}  # type: ignore[var-annotated]
+        self.a, self.norm, self.fc = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Linear(1024, 10)
+        if how == "hook":
+            self.a.register_forward_hook(lambda module, given, out: self.kept.update(x=out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.a(x)).relu()
+        if self.how == "hook":
+            out = out + 0 * self.kept.pop("x")
+        by_stride = self.how == "memory"
+        flat = torch.as_strided(out, (len(out), 1024), (1024, 1)) if by_stride else out.view(len(out), -1)
+        logits: Tensor = self.fc(flat)
+        return logits
+
+
+@pytest.mark.parametrize("how", ["hook", "view", "memory"])
+def test_a_copy_that_fails_or_a_layout_that_changes_it_is_not_used(how: str) -> None:
+    layers = LayerMap(stem="norm", stages=("norm", "norm"), final="norm", pooled="fc:in")
+    net = HookedNet(with_statistics(Particular(how)), layers)
+    assert fold_batch_norms(net, 32, torch.channels_last) is None
+    folded = fold_batch_norms(net, 32)
+    assert (folded is None) == (how == "hook")

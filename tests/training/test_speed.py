@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ickd_pl import Batch, DistillationModule, Features, LossStrategy, UserError, get_model
+from ickd_pl.models.hooked import LayerMap
 from ickd_pl.seeding import seeded
+from ickd_pl.strategies import KD  # type: ignore[attr-defined]
 from ickd_pl.training import speed
 from ickd_pl.training.speed import UNSET
 from tests.runs.helpers import QUIET, TINY, Run, cli, load, rows_of, student_args
@@ -146,6 +148,36 @@ def test_a_method_that_views_a_map() -> None:
         module = DistillationModule(
             "resnet8", taught(), strategies=[Views()], num_classes=10, channels_last=channels_last
         )
+        solo(Path("run"), "run", module)
+
+    run(False)
+    with pytest.raises(UserError, match=r"use reshape\(\) or flatten\(\) there, or set model.channels_last to false"):
+        run(True)
+
+
+class Flat(nn.Module):
+    """A network of one's own that calls view()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.fc = nn.Conv2d(3, 4, 3, 4, 1), nn.BatchNorm2d(4), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.norm(self.a(x)).relu().view(len(x), -1))
+        return logits
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_network_that_views_a_map(role: str) -> None:
+    """By default it runs, also as a teacher that is folded; with channels_last it is refused before the first step."""
+    layers = LayerMap(stem="norm", stages=("norm", "norm"), final="norm", pooled="fc:in")
+    student, teacher = ("resnet8", Flat()) if role == "teacher" else (Flat(), taught())
+
+    def run(channels_last: bool) -> None:
+        module = DistillationModule(
+            student, teacher, strategies=[KD()], num_classes=10, channels_last=channels_last,
+            **{f"{role}_layers": layers},
+        )  # fmt: skip
         solo(Path("run"), "run", module)
 
     run(False)
