@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from ickd_pl.benchmark.published import EPOCHS, row_name
+from ickd_pl.benchmark.records import CellResult
 from ickd_pl.benchmark.report.results import Run
 from ickd_pl.benchmark.report.statistics import DRAWS, FEWEST_SEEDS
 from ickd_pl.benchmark.report.summary import Summary
@@ -23,9 +25,17 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("epochs", str(r.epochs or "unknown")),
         ("seeds", ", ".join(map(str, r.seeds)) or "none"),
         ("precision", ", ".join(precisions) or "unknown"),
+        *([("settings of speed", ", ".join(fast))] if (fast := _fast(r.done)) else []),
         ("runs done", f"{states['done']} of {total}"),
         ("time", f"{hours:.2f} hours in total" if hours >= 0.1 else f"{hours * 60:.1f} minutes in total"),
     ]
+
+
+def _fast(results: Sequence[CellResult]) -> list[str]:
+    """The module's switches, all in docs/speed.md, that are on by some run's settings."""
+    models = [model for c in results if isinstance(model := c.recipe.get("model"), dict)]
+    found = dict.fromkeys(name for model in models for name, value in model.items() if value is True)
+    return [*found, *(["fused"] if any(c.recipe.get("fused") is True for c in results) else [])]
 
 
 def notes(summary: Summary) -> list[str]:

@@ -353,6 +353,15 @@ def test_a_figure_that_only_some_results_have(tmp_path: Path, monkeypatch: pytes
     assert kd[-2].strip() == "2.00"
 
 
+def test_settings_of_speed_are_named(tmp_path: Path) -> None:
+    plan(tmp_path, methods=["kd"], seeds=[0])
+    cell(tmp_path, PAIR, "kd", 0, RIGHT, recipe={"model": {"channels_last": True, "tf32": False}, "fused": True})
+    for text in (report(tmp_path)[kind] for kind in ("md", "html")):
+        assert re.search(r"settings of speed\W.*?channels_last, fused", text, re.S)
+    cell(tmp_path, PAIR, "kd", 0, RIGHT)
+    assert "settings of speed" not in report(tmp_path)["md"]
+
+
 def test_tex_escapes() -> None:
     assert tex("a_b & 50% {x} #1 $y$ ~ ^ \\") == (
         r"a\_b \& 50\% \{x\} \#1 \$y\$ \textasciitilde{} \textasciicircum{} \textbackslash{}"
