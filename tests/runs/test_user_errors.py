@@ -117,6 +117,14 @@ def test_a_single_image_that_batch_norm_cannot_use() -> None:
     assert cli("fit", *student, *words, "--trainer.max_epochs=1", "--data.batch_size=3").status == 0
 
 
+def test_a_class_in_the_place_of_a_name() -> None:
+    words = [
+        f"--model.student={OWN}.OwnNorm",
+        "--model.student_layers={stem: '0', stages: ['0'], final: '0', pooled: '3'}",
+    ]
+    check_refused(cli(*fit_args(ROOT, words)), "a class of your own is given as '{class_path: ")
+
+
 def test_faults_of_own_code_keep_their_traceback() -> None:
     teacher = ["--model.teacher=resnet8", f"--model.teacher_weights={ROOT}/teacher.pth"]
     ROOT.mkdir(exist_ok=True)
