@@ -41,7 +41,7 @@ def make_network(
     if isinstance(network, str):
         if "." in network:  # no network of the registry
             raise UserError(
-                f"unknown network {network}: a class of your own is given as '{{class_path: {network}}}', with its layers"
+                f"unknown network {network}: a class of your own is given as '{{class_path: {network}}}', with layers"
             )
         if layers is not None:
             raise UserError(f"layers are for your own networks; {network} is a network of ickd_pl and needs none")
