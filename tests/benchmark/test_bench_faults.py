@@ -88,6 +88,7 @@ def test_a_half_trained_teacher_has_no_hash(stop_after: Stop) -> None:
     assert run().status == 0
 
 
+@pytest.mark.reliability
 def test_a_pack_resumed_with_different_code_is_marked(stop_after: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
     small()
     stop_after(PackRecord)
@@ -113,6 +114,7 @@ def test_a_result_that_was_deleted_does_not_make_old_training_new(monkeypatch: p
     assert not (KD / "result.json").exists()
 
 
+@pytest.mark.reliability
 def test_a_choice_is_not_mixed_either(stop_after: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
     small(methods=["kd"], choices={"kd": {"KD.temperature": [1.0, 8.0]}}, val_size=100)
     stop_after(EpochRecord, 4)  # two epochs of the teacher, two of the first candidate
@@ -128,6 +130,7 @@ def test_a_choice_is_not_mixed_either(stop_after: Stop, monkeypatch: pytest.Monk
     assert run().status == 0
 
 
+@pytest.mark.reliability
 def test_a_method_that_is_added_leaves_a_half_done_pack_its_epochs(
     stop_after: Stop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +156,7 @@ def test_a_method_that_is_added_leaves_a_half_done_pack_its_epochs(
     assert not list(Path("out/packs").rglob("*.ckpt"))
 
 
+@pytest.mark.reliability
 def test_a_damaged_pack_checkpoint_is_reported_and_the_previous_one_is_used(stop_after: Stop) -> None:
     small(trainer={"max_epochs": 3})
     assert run().status == 0
@@ -205,6 +209,7 @@ def test_members_that_all_fail_are_failed_cells() -> None:
     assert "became infinite or NaN" in found["resnet20_resnet8/kd/seed_0"]["reason"]
 
 
+@pytest.mark.reliability
 def test_killed_after_the_last_epoch_a_stopped_member_stays_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     small(methods=["vanilla", "sp"])
     monkeypatch.setattr(SP, "loss", lambda self, student, *_: student.logits.sum() * float("nan"))

@@ -258,6 +258,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.reliability
 @pytest.mark.ddp
 def test_two_ranks() -> None:
     Path("two.py").write_text(TWO_RANKS)
