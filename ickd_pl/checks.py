@@ -139,6 +139,13 @@ def writable(where: str, value: Any, instead: str = "give numbers, strings, or l
     raise UserError(f"{where} is {short(value)}, which the record of a run cannot hold: {instead}")
 
 
+def true_or_false(name: str, value: Any) -> bool:
+    """Raise :class:`UserError` if the value is not a bool; returns it."""
+    if type(value) is not bool:
+        raise UserError(f"{name}: expected true or false, got {short(value)}")
+    return value
+
+
 def plain(value: object) -> bool:
     """Whether a value is a number, string, bool or None, or a list or mapping of those without ``class_path``."""
     if isinstance(value, list | tuple):

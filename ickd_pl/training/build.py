@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ickd_pl.checks import above_zero, between, name_of, short, whole_number, zero_or_more
+from ickd_pl.checks import above_zero, between, name_of, true_or_false, whole_number, zero_or_more
 from ickd_pl.data.batch import DataInfo
 from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
@@ -46,13 +46,6 @@ def check_arguments(owner: object, arguments: Mapping[str, Any]) -> None:
         true_or_false(f"{name_of(owner)}.{name}", arguments[name])
     check_lists(owner, arguments["strategies"], arguments["milestones"])
     check_floor_value(arguments["teacher_floor"])
-
-
-def true_or_false(name: str, value: Any) -> bool:
-    """The value of a switch, or :class:`UserError`."""
-    if type(value) is not bool:
-        raise UserError(f"{name}: expected true or false, got {short(value)}")
-    return value
 
 
 def make_teacher(

@@ -12,10 +12,11 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from ickd_pl.checks import true_or_false
 from ickd_pl.data.batch import Batch, as_batch
 from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.models.features import Features
-from ickd_pl.training.build import optimizer_of, true_or_false
+from ickd_pl.training.build import optimizer_of
 from ickd_pl.training.captured import CapturedSteps
 from ickd_pl.training.first_batch import dtype_of
 from ickd_pl.training.fused import Fusion, Part
@@ -43,8 +44,7 @@ class Pack(CapturedSteps):
             one backward pass. Results differ from solo runs in the last bits, as those of another batch size would.
 
     Raises:
-        UserError: no members, different teachers or numbers of classes, or a member that cannot be packed (see
-            :func:`~ickd_pl.training.pack_members.why_alone`).
+        UserError: no members, different teachers or classes, or a member that cannot be packed (``why_alone``).
         NonFiniteLoss: the loss of every member became infinite or NaN.
     """
 

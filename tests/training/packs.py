@@ -52,14 +52,18 @@ def packed(
     return pack
 
 
+def without_times(folder: Path) -> dict[str, Any]:
+    """A run's checkpoint without the seconds, the counters of Lightning's loops, and a name that is None."""
+    content = load(folder / "checkpoints" / "last.ckpt")
+    content["callbacks"]["EpochRecord"].pop("seconds")
+    for row in content["callbacks"]["EpochRecord"]["rows"]:
+        row.pop("seconds")
+    del content["loops"]
+    assert content.pop("hparams_name", None) is None
+    return content
+
+
 def assert_solo(one: Path, other: Path) -> None:
-    """Two checkpoints agree except for the seconds, the counters of Lightning's loops, and a name that is None."""
-    a, b = load(one / "checkpoints" / "last.ckpt"), load(other / "checkpoints" / "last.ckpt")
-    for content in (a, b):
-        content["callbacks"]["EpochRecord"].pop("seconds")
-        for row in content["callbacks"]["EpochRecord"]["rows"]:
-            row.pop("seconds")
-        del content["loops"]
-        assert content.pop("hparams_name", None) is None
-    assert_equal(a, b, one.name)
+    """Two checkpoints agree, see ``without_times``."""
+    assert_equal(without_times(one), without_times(other), one.name)
     assert rows_of(one) == rows_of(other)
