@@ -64,7 +64,7 @@ def _difference(record: Record, named: dict[str, str]) -> Values:
         module = _module(record, named, graphs)
         before = _weights(module)
         settings: dict[str, Any] = {"precision": named["precision"]}
-        fit(record, module, 2 if record.tiny else 30, **settings)
+        fit(record, module, 8 if record.tiny else 30, **settings)
         return before, _weights(module)
 
     before, eager = trained(False)
