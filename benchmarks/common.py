@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,6 +33,7 @@ def model_settings(kind: str, name: str) -> dict[str, Any]:
     return dict(content["model"])
 
 
+@functools.cache
 def random_images(count: int) -> tuple[Tensor, Tensor]:
     """Pixels, (count, 3, 32, 32) uint8, and labels, (count,) int64, of which every class has as many."""
     pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator("benchmarks", "images"))

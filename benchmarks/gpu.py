@@ -56,6 +56,7 @@ PARTS: dict[str, Part] = {
     "captured32": Part("gpu_checks.captured", 90, "the same on the larger pair", LARGE),
     "pack32": Part("gpu_checks.packs", 50, "packed rows against solo runs, host waits, memory", LARGE),
     "pack20": Part("gpu_checks.packs", 35, "the same on the smaller pair"),
+    "determinism": Part("gpu_checks.determinism", 50, "two runs with trainer.deterministic, bit for bit"),
     "column": Part("gpu_checks.column", 90, "hours of the table's packed rows, projected", "resnet56_resnet20"),
     "fit": Part("gpu_checks.fits", 60, "Trainer.fit in several precisions against a plain loop, host waits"),
     "digits": Part("gpu_checks.digits", 50, "accuracy of bf16-mixed and 16-mixed against float32"),

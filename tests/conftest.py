@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 
 from tests.runs.helpers import Forked, Run, finished_run, made_once, student_args
 
+# The tests compare bits and are of the CPU; those of a GPU, and benchmarks/gpu.py, are asked for.
+if os.environ.get("ICKD_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -29,13 +30,19 @@ def _profiled(record: Record, pair: str, method: str) -> Values:
     events = _events(record, step, count)
     kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
     busy = sum(event.device_time for event in kernels) / count / 1e3
-    column = "self_device_time_total" if record.cuda else "self_cpu_time_total"
-    averages = events.key_averages()  # type: ignore[no-untyped-call]
-    longest = sorted(averages, key=lambda event: -getattr(event, column))[:6]
-    found: Values = {"ms": wall, "longest": [event.key[:60] for event in longest]}
+    found: Values = {"ms": wall, "longest": _longest(kernels if record.cuda else events, record.cuda, count)}
     if record.cuda:
         found |= {"kernels": len(kernels) // count, "busy_ms": round(busy, 3), "busy_share": round(busy / wall, 3)}
     return found
+
+
+def _longest(events: Iterable[Any], cuda: bool, count: int) -> list[str]:
+    """What took most time: microseconds of a step, how often, name."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        times[event.name].append(event.device_time if cuda else event.self_cpu_time_total)
+    longest = sorted(times.items(), key=lambda item: -sum(item[1]))[:16]
+    return [f"{sum(each) / count:.1f} us, {len(each) // count} x {name[:70]}" for name, each in longest]
 
 
 def _events(record: Record, step: Callable[[], Any], count: int) -> EventList:

@@ -145,6 +145,7 @@ def timed_fit(record: Record, module: pl.LightningModule, steps: int, warmup: in
 
 def counted_waits(record: Record, module: pl.LightningModule, **options: Any) -> Values:
     """Host waits of a training step under a Trainer, between two looks at the loss, which are 50 steps apart."""
-    counter = CountWaits(5, 45)
-    fit(record, module, 46, [counter], **options)
+    last = 30 if record.tiny else 45
+    counter = CountWaits(5, last)
+    fit(record, module, last + 1, [counter], **options)
     return counter.found

@@ -75,9 +75,13 @@ def handled_signals() -> Iterator[None]:
     Received.first, Received.waits = None, False
     for signum in SIGNALS:
         signal.signal(signum, _handle)
+    # Some launchers block signals for themselves, which their children inherit.
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) if hasattr(signal, "pthread_sigmask") else set()
     try:
         yield
     finally:
+        if blocked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for signum, handler in old.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         Received.first, Received.waits = None, False

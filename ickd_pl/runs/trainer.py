@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.profilers import PassThroughProfiler
 
@@ -31,8 +30,8 @@ class CommandLineTrainer(pl.Trainer):
     """Lightning's Trainer, whose limits take a whole number as a number of batches and any other as a part of them.
 
     Lightning annotates them as ``float | int``, for which the parser makes 1.0, the whole epoch, of 1, one batch. The
-    order of a union does not help: Python takes unions of the same types for one, in the order that came first. Where
-    Lightning chooses its plain progress bar, it is a :class:`~ickd_pl.runs.bar.SparingBar`.
+    order of a union does not help: Python takes unions of the same types for one, in the order that came first. The
+    progress bar, unless one is given, is a :class:`~ickd_pl.runs.bar.SparingBar`, whether or not rich is installed.
 
     Args:
         limit_train_batches: batches of an epoch: 1 is one batch, 1.0 all of them, 0.5 half of them.
@@ -72,6 +71,6 @@ class CommandLineTrainer(pl.Trainer):
                 "or SLURM on every node, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
             )
         bar = self.progress_bar_callback
-        if type(bar) is TQDMProgressBar and bar not in given:
+        if bar is not None and bar not in given:
             own: list[pl.Callback] = self.callbacks  # type: ignore[has-type]
             self.callbacks = [SparingBar() if each is bar else each for each in own]

@@ -10,8 +10,7 @@ new graph is recorded. No step is a rehearsal, so nothing has to be undone.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -26,12 +25,11 @@ from ickd_pl.training.finite import has_scaler
 WARMUP = 3
 # Shapes of batches that are recorded; others, if a loader yields many, run eagerly.
 SHAPES = 2
-# Every so many steps the progress bar gets the loss; by prog_bar=True, Lightning would read it after every step.
-LOG_EVERY_N_STEPS = 50
 # Hooks within the recorded step, which a replay would not call.
 IN_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 Step = Callable[[], Any]
+T = TypeVar("T")
 
 
 class Graphs(Protocol):
@@ -39,6 +37,9 @@ class Graphs(Protocol):
 
     def eager(self, step: Step) -> Any:
         """Run a step as it would be recorded, and return its result."""
+
+    def side_by_side(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """The results of parts of a step that do not depend on each other, computed at once where that can be."""
 
     def record(self, step: Step) -> tuple[Any, Callable[[], None]]:
         """Record a step and run it once; its result, whose tensors each call of the returned function overwrites.
@@ -49,10 +50,15 @@ class Graphs(Protocol):
 
 
 class CudaGraphs:
-    """CUDA graphs, recorded on a stream of their own."""
+    """CUDA graphs, recorded on a stream of their own; parts of a step that can be side by side on further ones."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = self._new_stream(device)
+        self._sides: list[torch.cuda.Stream] = []
+
+    @staticmethod
+    def _new_stream(device: torch.device) -> torch.cuda.Stream:
+        return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def eager(self, step: Step) -> Any:
         # On the stream of the recording: autograd's nodes of the parameters must not belong to another one.
@@ -62,6 +68,22 @@ class CudaGraphs:
             result = step()
         current.wait_stream(self._stream)
         return result
+
+    def side_by_side(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        # The first stays on the step's stream; every other has the same one in each step, as autograd needs it.
+        # Memory goes back to the stream that it is from: what one work reads of another stream's is held by the caller.
+        while len(self._sides) < len(works) - 1:
+            self._sides.append(self._new_stream(self._stream.device))
+        current, sides = torch.cuda.current_stream(self._stream.device), self._sides[: len(works) - 1]
+        for side in sides:
+            side.wait_stream(current)
+        found = []
+        for stream, work in zip((current, *sides), works, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(work())
+        for side in sides:
+            current.wait_stream(side)
+        return found
 
     def record(self, step: Step) -> tuple[Any, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
@@ -107,6 +129,10 @@ class StepRunner:
         self._seen: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, _Recorded] = {}
         self._off = False
+
+    def side_by_side(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """The results of parts of a step that do not depend on each other; hold what they read until all have ended."""
+        return self._graphs.side_by_side(works)
 
     def run(self, raw: Any, number: int, key: Hashable, step: Step) -> Any:
         """Run a step.
@@ -205,91 +231,3 @@ def memory(module: torch.nn.Module) -> Hashable:
         tuple(part.training for part in module.modules()),
         tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors),
     )
-
-
-class CapturedSteps(pl.LightningModule):
-    """The part of a training module that runs its steps captured.
-
-    Attributes:
-        captured: runs the steps of the current fit; None: they run as ever.
-    """
-
-    captured: StepRunner | None = None
-    strategies: list[LossStrategy]
-    cuda_graphs: bool
-    _raw: Any = None
-    _memory: tuple[int, Hashable] = (-1, None)
-
-    @property
-    def step_number(self) -> int | Tensor:
-        """Number of optimizer steps before the current one: on the device in captured steps."""
-        return self.global_step if self.captured is None else self.captured.number
-
-    def static(self, raw: Any) -> Any:
-        """The batch to compute with: the loader's, or the one of the step that is being recorded."""
-        return raw if self.captured is None or self.captured.batch is None else self.captured.batch
-
-    def baked(self) -> Hashable:
-        """What a step reads from Python, other than its batch, its number and the optimizer's options."""
-        return baked(self)
-
-    def _key(self, optimizer: Any) -> Hashable:
-        if self._memory[0] != self.current_epoch:
-            self._memory = (self.current_epoch, memory(self))
-        return self.baked(), options(optimizer), self._memory[1]
-
-    def show_loss(self, loss: Tensor, batch_idx: int) -> None:
-        """Log the loss now and then."""
-        if batch_idx % LOG_EVERY_N_STEPS == 0:
-            self.log("loss", loss.detach(), logger=False)
-            self.trainer.progress_bar_metrics["loss"] = float(loss.detach())  # private: lightning progress_bar_metrics
-
-    def on_fit_start(self) -> None:
-        self._memory = (-1, None)
-        self.captured = start(self.trainer, self, self.strategies) if self.cuda_graphs else None
-
-    def on_fit_end(self) -> None:
-        self.captured = None
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self._raw = batch
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Run the whole step, which with automatic optimisation is the closure of the optimizer's step."""
-        if self.captured is None or self.trainer.accumulate_grad_batches != 1:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            return
-
-        def step() -> Any:
-            optimizer.step(closure=optimizer_closure)
-            found = optimizer_closure.consume_result()
-            return replace(found, closure_loss=None)  # which would keep the step's graph
-
-        result = self.captured.run(self._raw, self.global_step, self._key(optimizer), step)
-        optimizer_closure._result = result  # private: lightning Closure._result
-
-    def manual_step(self, raw: Any, optimizer: Any, compute: Callable[[Any], None]) -> None:
-        """Run a whole step with manual optimisation.
-
-        Args:
-            raw: the batch.
-            optimizer: Lightning's, which counts the steps.
-            compute: from a batch to the gradients.
-        """
-        if self.captured is None:
-            compute(raw)
-            optimizer.step()
-            return
-
-        def step() -> None:
-            compute(self.static(raw))
-            optimizer.optimizer.step()
-
-        optimizer._on_before_step()  # private: lightning LightningOptimizer._on_before_step
-        self.captured.run(raw, self.global_step, self._key(optimizer), step)
-        optimizer._on_after_step()  # private: lightning LightningOptimizer._on_after_step
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._raw = None
-        if self.captured is not None and isinstance(outputs, dict) and "loss" in outputs:
-            self.show_loss(outputs["loss"], batch_idx)

@@ -6,13 +6,12 @@ whoever may wait reads them (see :class:`ickd_pl.runs.FiniteGuard`), and until t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from ickd_pl.errors import NonFiniteLoss
 
@@ -84,13 +83,11 @@ class Finite:
                 return False
             self._gradient_first = torch.as_tensor(step).clone()
             return True
-        finite = get_total_norm(gradients).isfinite()
+        bad = _zero_if_bad(gradients)
         if self._gradient_first is None:
-            self._gradient_first = torch.full((), -1, dtype=torch.int64, device=finite.device)
+            self._gradient_first = torch.full((), -1, dtype=torch.int64, device=bad.device)
         first = self._gradient_first
-        first.copy_(torch.where((first < 0) & ~finite, step, first))
-        for gradient in gradients:
-            gradient.masked_fill_(~finite, 0.0)
+        first.copy_(torch.where((first < 0) & bad, step, first))
         return False
 
     def bad(self) -> BadStep | None:
@@ -105,6 +102,27 @@ class Finite:
         names = [name for name, first in found.items() if first == step]
         # The sum of the terms is bad where one of them is.
         return BadStep(step, [name for name in names if name != "loss/total"] or names)
+
+
+def _zero_if_bad(gradients: Sequence[Tensor]) -> Tensor:
+    """(), bool: whether one of the gradients is not finite; then all become zero. A dozen kernels, however many."""
+    views = [_flat(gradient) for gradient in gradients]
+    flat = torch.cat(views)
+    bad = ~flat.isfinite().all()
+    flat.masked_fill_(bad, 0.0)
+    parts = torch.split(flat, [len(view) for view in views])
+    torch._foreach_copy_(views, list(parts))  # private: torch _foreach_copy_
+    for view, gradient in zip(views, gradients, strict=True):
+        if view.data_ptr() != gradient.data_ptr():
+            gradient.masked_fill_(bad, 0.0)
+    return bad
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    """The values of a gradient, (N,), in the order of its memory: a view, unless the memory has gaps."""
+    if gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
+        return gradient.permute(0, 2, 3, 1).reshape(-1)
+    return gradient.reshape(-1)
 
 
 def on_cpu(values: Tensor) -> bool:
@@ -158,22 +176,30 @@ def non_finite(found: BadStep, rank: int, world_size: int, epoch: int, what: str
 def not_finite_in(state: Any, prefix: str = "", constants: bool = False) -> str | None:
     """The name of the first tensor in nested dictionaries and lists with a NaN or infinite value, if there is one.
 
+    Waits once for each device.
+
     Args:
         state: nested dictionaries and lists.
         prefix: of the name.
         constants: accept -inf, which networks keep in constants, such as masks.
     """
+    names, finite = [], []
+    for name, value in _tensors_in(state, prefix):
+        if value.is_floating_point() and value.layout == torch.strided and value.device.type != "meta":
+            names.append(name)
+            finite.append((value < torch.inf if constants else value.isfinite()).all())
+    if len({flag.device for flag in finite}) == 1:
+        finite = torch.stack(finite).tolist()
+    return next((name for name, good in zip(names, finite, strict=True) if not good), None)
+
+
+def _tensors_in(state: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(state, Tensor):
-        if not state.is_floating_point() or state.layout != torch.strided or state.device.type == "meta":
-            return None
-        finite = state < torch.inf if constants else state.isfinite()
-        return None if bool(finite.all()) else prefix
+        yield prefix, state
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(state, Mapping):
         items = state.items()
     elif isinstance(state, list | tuple):
         items = enumerate(state)
     for key, value in items:
-        if (name := not_finite_in(value, f"{prefix}.{key}" if prefix else str(key), constants)) is not None:
-            return name
-    return None
+        yield from _tensors_in(value, f"{prefix}.{key}" if prefix else str(key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ickd_pl.models.hooked import LayerMap
 from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import unique_names
 from ickd_pl.training.build import check_arguments, check_data, make_adapters, make_teacher, optimizer_of
-from ickd_pl.training.captured import CapturedSteps
+from ickd_pl.training.captured_steps import CapturedSteps
 from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
 from ickd_pl.training.finite import has_scaler
 from ickd_pl.training.first_batch import FirstBatch, check_evaluation, training_batch
@@ -158,6 +159,8 @@ class DistillationModule(CapturedSteps, TaughtModule):
         Returns:
             The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits.
         """
+        if student is None and teacher is None and self.captured is not None and self.strategies:
+            student, teacher = self._features(batch.image)
         student = student or self.computing.student_features(self, batch.image, self.needs_preact)
         first_stage = self.stages.first
         terms: dict[str, Tensor] = {"ce": cross_entropy(student.logits, batch.label)}
@@ -172,6 +175,11 @@ class DistillationModule(CapturedSteps, TaughtModule):
                 terms[key] = strategy.pretrain_loss(student, teacher, batch, adapter)
                 total = total + terms[key]
         return total, terms, student.logits
+
+    def _features(self, image: Tensor) -> list[Features]:
+        """The student's and the teacher's, in captured steps at once."""
+        own = partial(self.computing.student_features, self, image, self.needs_preact)
+        return self.side_by_side([own, partial(self.teacher_features, image, self.needs_preact)])
 
     def as_batch(self, raw: Any) -> Batch:
         """Convert what the data loader yields to a :class:`Batch`.

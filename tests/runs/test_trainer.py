@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.demos.boring_classes import BoringModel
 from pytorch_lightning.profilers import SimpleProfiler
+from pytorch_lightning.trainer.connectors import callback_connector
 
 from ickd_pl.runs import bar, trainer
 from ickd_pl.runs.trainer import CommandLineTrainer
@@ -42,11 +43,19 @@ def test_the_bar_is_drawn_seldom_and_at_the_end(monkeypatch: pytest.MonkeyPatch)
         assert shown[-1] == 63 and len(shown) <= 20, name
 
 
-def test_the_users_bar_and_profiler_stay() -> None:
+class Other(TQDMProgressBar):
+    """Another bar than tqdm's."""
+
+
+def test_the_users_bar_and_profiler_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     own, profiler = TQDMProgressBar(refresh_rate=7), SimpleProfiler()
     for given in (own, [own]):
         assert make(callbacks=given, profiler=profiler).progress_bar_callback is own
     assert make(profiler=profiler).profiler is profiler
     assert make(enable_progress_bar=False).progress_bar_callback is None
     assert isinstance(make().profiler, trainer.NoProfiler) and isinstance(make().progress_bar_callback, bar.SparingBar)
+    monkeypatch.setattr(callback_connector, "RichProgressBar", Other)
+    monkeypatch.setattr(callback_connector, "TQDMProgressBar", Other)
+    assert isinstance(make().progress_bar_callback, bar.SparingBar)  # whichever Lightning takes
+    assert isinstance(make(callbacks=[Other()]).progress_bar_callback, Other)
     assert make(barebones=True, logger=None, enable_checkpointing=None).progress_bar_callback is None

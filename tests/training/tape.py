@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,11 +57,16 @@ class TapeGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self.done: list[str] = []
+        self.most = 0  # parts of a step that were given at once
         ALL.append(self)
 
     def eager(self, step: Callable[[], Any]) -> Any:
         self.done.append("eager")
         return step()
+
+    def side_by_side(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
+        self.most = max(self.most, len(works))
+        return [work() for work in works]
 
     def record(self, step: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         self.done.append("record")

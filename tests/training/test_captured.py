@@ -64,6 +64,7 @@ def test_a_solo_run(tapes: list[tape.TapeGraphs]) -> None:
         fit = run(root, "x", module, epochs=4)
         assert fit.global_step == 24
     assert_same("captured", "plain", "x")
+    assert tapes[0].most == 2  # student and teacher
     # Of each shape: before and after the rate falls.
     assert counts(tapes[0].done) == {"eager": 4, "record": 4, "replay": 16}
     assert tapes[0].done[:8] == ["eager", "record", "replay", "replay", "replay", "eager", "replay", "replay"]
@@ -80,6 +81,7 @@ def test_a_pack(tapes: list[tape.TapeGraphs]) -> None:
     for name in ("kd", "ickd", "at"):
         assert_same("captured", "plain", name)
         assert_same("both", "fused", name)
+    assert [each.most for each in tapes] == [4, 3]  # students, or fused ones, and teacher; gradients of three members
     # Two steps of one shape an epoch; the rate falls after the first.
     assert [counts(each.done) for each in tapes] == [{"eager": 4, "record": 2, "replay": 0}] * 2
     with pytest.raises(UserError, match="the members of a pack compute alike: cuda_graphs is False, but True for b"):
