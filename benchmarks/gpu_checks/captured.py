@@ -40,12 +40,12 @@ def run(record: Record) -> None:
         record.check("captured weights after 30 steps", part, settings, {"difference": 1e-4}, needs_cuda=True)
     part = partial(_waits, record, partial(_module, record, named, True))
     record.check("host waits of a captured step", part, named, {"waits": 0}, needs_cuda=True)
-    eager = record.check("fit", partial(_fitted, record, named, "TF32", False, {}), {**named, "how": "TF32"})
+    eager = record.check("fit", partial(fitted, record, named, "TF32", False, {}), {**named, "how": "TF32"})
     for method in METHODS[:1] if record.tiny else METHODS:
         hows = list(HOW) if method == "ickd" else ["fast.yaml"]
         for how in hows[: 1 if record.tiny else None]:
             named = {"pair": record.pair, "method": method}
-            part = partial(_fitted, record, named, how, True, eager if method == "ickd" else {})
+            part = partial(fitted, record, named, how, True, eager if method == "ickd" else {})
             record.check("captured fit", part, {**named, "how": how})
     record.check("bad gradients that reach other fused students", partial(_leaks, record), {}, {"leaks": 0})
     rows = ROWS[:3] if record.tiny else ROWS
@@ -58,9 +58,6 @@ def run(record: Record) -> None:
             first = first or found
     part = partial(_waits, record, partial(_pack, record, rows, False, True))
     record.check("host waits of a captured step of a pack", part, {"pair": record.pair}, {"waits": 0}, needs_cuda=True)
-    if not record.tiny:
-        part = partial(_fitted, record, {"pair": record.pair, "method": "ickd"}, COMPILED, True, eager)
-        record.check("captured fit", part, {"pair": record.pair, "method": "ickd", "how": COMPILED})
 
 
 def _module(record: Record, named: dict[str, str], graphs: bool, **settings: bool) -> DistillationModule:
@@ -68,7 +65,7 @@ def _module(record: Record, named: dict[str, str], graphs: bool, **settings: boo
     return build(named["pair"], named["method"], lr=0.01, num_samples=record.num_images, **arguments)
 
 
-def _fitted(record: Record, named: dict[str, str], how: str, graphs: bool, baseline: Values) -> Values:
+def fitted(record: Record, named: dict[str, str], how: str, graphs: bool, baseline: Values) -> Values:
     precision, settings = ("bf16-mixed", {**FAST, "compile": True}) if how == COMPILED else HOW[how]
     module, steps = _module(record, named, graphs, **settings), 150 if graphs else 40
     return against(baseline, timed_fit(record, module, steps=steps, warmup=20, precision=precision))

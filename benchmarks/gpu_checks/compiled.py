@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gpu_checks.captured import COMPILED, fitted
 from gpu_checks.record import Record, Values
 from gpu_checks.steps import BASELINE, Setting, Step
 from gpu_checks.timing import against, timed
@@ -19,6 +20,11 @@ KINDS = ("teacher", "networks", "step", "step as a graph")
 def run(record: Record) -> None:
     low = Setting("bf16-mixed, channels_last", "tf32", torch.bfloat16, channels_last=True)
     setting = BASELINE if record.tiny else low
+    if not record.tiny:
+        for pair in PAIRS:
+            named = {"pair": pair, "method": "ickd"}
+            part = partial(fitted, record, named, COMPILED, True, {})
+            record.check("captured fit", part, {**named, "how": COMPILED})
     for pair in PAIRS[:1] if record.tiny else PAIRS:
         named = {"pair": pair, "method": "ickd", "setting": setting.name}
         eager = record.check("not compiled", partial(_eager, record, pair, setting), named)

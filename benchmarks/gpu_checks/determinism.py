@@ -1,4 +1,4 @@
-"""Two runs of one command with ``trainer.deterministic``: whether every method can, and whether the weights are equal."""
+"""Two runs of one command with ``trainer.deterministic``: can every method, and are the weights equal, bit for bit?"""
 
 from __future__ import annotations
 
