@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from common import ROWS, build, members
+from common import ROWS, build, members, untrained_teacher
 from gpu_checks.record import Record, Values
 from gpu_checks.steps import use_float32
 from gpu_checks.timing import against
 from gpu_checks.trainer import counted_waits, fit, timed_fit
-from ickd_pl import DistillationModule, get_model
+from ickd_pl import Batch, DistillationModule, Features, get_model
+from ickd_pl.strategies import KD
 from ickd_pl.training.fused import FusedStudents
 from ickd_pl.training.pack import Pack
 
 METHODS = ("ickd", "vanilla", "kd", "nst")
-FAST = {"channels_last": True, "fold_teacher": True}
+FAST = {"channels_last": True, "fold_teacher": True, "tf32": True}
 # How a captured step is computed: precision and settings of the module.
 HOW: dict[str, tuple[str, dict[str, bool]]] = {
-    "TF32": ("32-true", {}),
+    "float32": ("32-true", {}),
+    "TF32": ("32-true", {"tf32": True}),
+    "TF32, channels_last": ("32-true", FAST),
     "bf16-mixed": ("bf16-mixed", {}),
     "fast.yaml": ("bf16-mixed", FAST),
-    "TF32, channels_last": ("32-true", FAST),
 }
 COMPILED = "fast.yaml, compiled"
 # A step of the pack: fused, captured.
@@ -38,9 +42,12 @@ def run(record: Record) -> None:
         part = partial(_difference, record, {**named, "precision": precision})
         settings = {**named, "precision": precision}
         record.check("captured weights after 30 steps", part, settings, {"difference": 1e-4}, needs_cuda=True)
+    for method in (Looks, Draws):
+        part = partial(_eager_after_all, record, method)
+        record.check("a method that cannot be captured", part, {"method": method.__name__}, {"not_warned": 0})
     part = partial(_waits, record, partial(_module, record, named, True))
     record.check("host waits of a captured step", part, named, {"waits": 0}, needs_cuda=True)
-    eager = record.check("fit", partial(fitted, record, named, "TF32", False, {}), {**named, "how": "TF32"})
+    eager = record.check("fit", partial(fitted, record, named, "float32", False, {}), {**named, "how": "float32"})
     for method in METHODS[:1] if record.tiny else METHODS:
         hows = list(HOW) if method == "ickd" else ["fast.yaml"]
         for how in hows[: 1 if record.tiny else None]:
@@ -51,13 +58,47 @@ def run(record: Record) -> None:
     rows = ROWS[:3] if record.tiny else ROWS
     first: Values = {}
     for fused, graphs in WAYS[: 2 if record.tiny else None]:
-        for how in ("TF32",) if record.tiny or not graphs else ("TF32", "fast.yaml"):
+        for how in ("float32",) if record.tiny or not graphs else ("float32", "fast.yaml"):
             about = {"members": len(rows), "fused": fused, "cuda_graphs": graphs, "how": how}
             part = partial(_packed, record, rows, fused, graphs, how, first)
             found = record.check("packed step", part, {"pair": record.pair, **about})
             first = first or found
     part = partial(_waits, record, partial(_pack, record, rows, False, True))
     record.check("host waits of a captured step of a pack", part, {"pair": record.pair}, {"waits": 0}, needs_cuda=True)
+
+
+class Looks(KD):
+    """Waits for the device."""
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: Any) -> Tensor:
+        found = super().loss(student, teacher, batch, adapter)
+        return found * (1.0 if float(found) > 0 else 0.0)
+
+
+class Draws(KD):
+    """Draws on the host."""
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: Any) -> Tensor:
+        return super().loss(student, teacher, batch, adapter) * random.random()
+
+
+def _eager_after_all(record: Record, method: type[KD]) -> Values:
+    """Whether the fit says so and goes on, as without captured steps."""
+    trained = []
+    for graphs in (True, False):
+        random.seed(0)
+        settings: dict[str, Any] = {"lr": 0.01, "num_samples": record.num_images, "cuda_graphs": graphs}
+        teacher = untrained_teacher("resnet20")
+        module = DistillationModule("resnet8", teacher, strategies=[method()], **settings)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(record, module, 8, deterministic="warn")
+        trained.append(_weights(module))
+        if graphs:
+            said = any("cannot be captured" in str(warning.message) for warning in caught)
+    torch.use_deterministic_algorithms(False)
+    apart = float((trained[0] - trained[1]).abs().max())
+    return {"not_warned": int(record.cuda and not said), "difference": apart}
 
 
 def _module(record: Record, named: dict[str, str], graphs: bool, **settings: bool) -> DistillationModule:

@@ -27,13 +27,13 @@ class Way(NamedTuple):
     precision: str = "bf16-mixed"
 
 
-FAST = {"channels_last": True, "fold_teacher": True}
+FAST = {"channels_last": True, "fold_teacher": True, "tf32": True}
 WAYS = (
-    Way("TF32, captured", {"cuda_graphs": True}, precision="32-true"),
+    Way("float32, captured", {"cuda_graphs": True}, precision="32-true"),
     Way("fast.yaml, captured", {**FAST, "cuda_graphs": True}),
     Way("fast.yaml, captured, fused", {**FAST, "cuda_graphs": True}, fused=True),
     Way("bf16-mixed, captured", {"cuda_graphs": True}),
-    Way("TF32, captured, fused", {"cuda_graphs": True}, fused=True, precision="32-true"),
+    Way("float32, captured, fused", {"cuda_graphs": True}, fused=True, precision="32-true"),
 )
 
 

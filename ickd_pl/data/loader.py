@@ -17,8 +17,9 @@ from ickd_pl.data.images import LazyImages, Pixels, in_host_memory, one_ahead
 from ickd_pl.errors import UserError
 from ickd_pl.seeding import generator
 
-# Images of an evaluation batch on one rank. On a CPU the maps of a larger one do not fit into the caches.
-ON_CPU, ELSEWHERE = 125, 500
+# Images of an evaluation batch on one rank. On a CPU the maps of a larger one do not fit into the caches; on a GPU
+# launching the kernels of a small network takes longer than they run for fewer.
+ON_CPU, ELSEWHERE = 125, 2000
 
 
 def suitable_batch(trainer: Any) -> int:

@@ -9,9 +9,11 @@ new graph is recorded. No step is a rehearsal, so nothing has to be undone.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -167,17 +169,31 @@ class StepRunner:
 
     def _record(self, shapes: Hashable, raw: Iterable[Tensor], step: Step) -> Any:
         self.batch = tuple(torch.empty_like(value).copy_(value) for value in raw)
+        before = host_draws()
         try:
             result, replay = self._graphs.record(step)
-            self._recorded[shapes] = _Recorded(self.batch, result, replay)
-            return result
         except RuntimeError as error:
-            self._off = True
-            why = " ".join(str(error).split())[:150]
-            rank_zero_warn(f"cuda_graphs: a step cannot be captured, so all run eagerly: {why}")
+            self._stop(" ".join(str(error).split())[:150])
+        else:
+            if host_draws() == before:
+                self._recorded[shapes] = _Recorded(self.batch, result, replay)
+            else:
+                self._stop("it draws random numbers on the host, which a replay would repeat")
+            return result
         finally:
             self.batch = None
         return self._graphs.eager(step)
+
+    def _stop(self, why: str) -> None:
+        self._off = True
+        self._recorded.clear()
+        rank_zero_warn(f"cuda_graphs: a step cannot be captured, so all run eagerly: {why}")
+
+
+def host_draws() -> Hashable:
+    """Changes when random numbers are drawn on the host."""
+    words: dict[str, Any] = np.random.get_state(legacy=False)["state"]
+    return random.getstate(), words["key"].tobytes(), words["pos"], torch.get_rng_state().numpy().tobytes()
 
 
 def start(trainer: pl.Trainer, module: pl.LightningModule, strategies: Sequence[LossStrategy]) -> StepRunner | None:
@@ -215,7 +231,8 @@ def baked(module: Any) -> Hashable:
         (strategy.weight_at(module.stages.epoch), repr([item for item in vars(strategy).items() if plain(item[1])]))
         for strategy in module.strategies
     )
-    return module.stages.first, module.ce_weight, methods
+    parts = repr([[item for item in vars(part).items() if plain(item[1])] for part in module.adapters.children()])
+    return module.stages.first, module.ce_weight, methods, parts
 
 
 def options(optimizer: Any) -> Hashable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,17 +136,62 @@ class Looks(KD):
         return loss * (2.0 if float(loss) > 1e9 else 1.0)
 
 
-def test_a_step_that_cannot_be_recorded_runs_eagerly(tapes: list[tape.TapeGraphs]) -> None:
+class Draws(KD):
+    """Draws on the host."""
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        return super().loss(student, teacher, batch, adapter) * random.random()
+
+
+@pytest.mark.parametrize(
+    ("method", "why", "eager"),
+    [(Looks, "operation not permitted", 6), (Draws, "it draws random numbers on the host", 5)],
+)
+def test_a_step_that_cannot_be_recorded_runs_eagerly(
+    tapes: list[tape.TapeGraphs], method: type[KD], why: str, eager: int
+) -> None:
     taught = make_teacher()
     for root in ("plain", "captured"):
-        looks = DistillationModule("resnet8", taught, strategies=[Looks()], num_classes=10, cuda_graphs=root != "plain")
+        random.seed(0)
+        own = DistillationModule("resnet8", taught, strategies=[method()], num_classes=10, cuda_graphs=root != "plain")
         if root == "plain":
-            run(root, "x", looks, epochs=1)
+            run(root, "x", own, epochs=1)
             continue
-        with pytest.warns(UserWarning, match="a step cannot be captured, so all run eagerly: operation not"):
-            run(root, "x", looks, epochs=1)
+        with pytest.warns(UserWarning, match=f"a step cannot be captured, so all run eagerly: {why}"):
+            run(root, "x", own, epochs=1)
     assert_same("captured", "plain", "x")
-    assert counts(tapes[0].done) == {"eager": 6, "record": 1, "replay": 0}
+    assert counts(tapes[0].done) == {"eager": eager, "record": 1, "replay": 0}
+
+
+class Counting(nn.Module):
+    """A trained part that counts its calls in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+
+class Counts(KD):
+    """Its loss grows with the number of calls."""
+
+    def build(self, *args: Any) -> nn.Module:
+        return Counting()
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        assert isinstance(adapter, Counting)
+        adapter.calls += 1
+        return super().loss(student, teacher, batch, None) * adapter.calls * adapter.scale
+
+
+def test_what_a_method_counts_in_python_is_not_replayed(tapes: list[tape.TapeGraphs]) -> None:
+    taught = make_teacher()
+    for root in ("plain", "captured"):
+        on = root == "captured"
+        own = DistillationModule("resnet8", taught, strategies=[Counts()], num_classes=10, cuda_graphs=on)
+        run(root, "x", own, epochs=1)
+    assert_same("captured", "plain", "x")
+    assert counts(tapes[0].done) == {"eager": 6, "record": 0, "replay": 0}
 
 
 class Between(pl.Callback):
