@@ -67,6 +67,8 @@ def _projected(record: Record, module: Any, way: Way) -> Values:
         torch.cuda.reset_peak_memory_stats()
     found = timed_fit(record, module, steps=100, warmup=20, evaluate=True, keep=True, precision=way.precision)
     hours = EPOCHS * (STEPS * found["ms"] / 1e3 + found["evaluation_s"]) / 3600
-    return found | {"hours": round(hours, 3)} | (
-        {"peak_MiB": torch.cuda.max_memory_allocated() >> 20} if record.cuda else {}
+    return (
+        found
+        | {"hours": round(hours, 3)}
+        | ({"peak_MiB": torch.cuda.max_memory_allocated() >> 20} if record.cuda else {})
     )
