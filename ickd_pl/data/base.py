@@ -45,6 +45,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
         num_classes: K.
         image_size: height and width in pixels.
         num_available: training images before anything is split off.
+        image_order: name of the order in which images are stored, where it has changed between versions.
 
     Raises:
         UserError: a size out of its range.
@@ -58,6 +59,7 @@ class TensorDataModule(pl.LightningDataModule, ABC):
     flip: bool = True
     known_constants: ClassVar[tuple[Sequence[float], Sequence[float]] | None] = None
     predict_split: str = "test"
+    image_order: ClassVar[str | None] = None
 
     def __init__(
         self,

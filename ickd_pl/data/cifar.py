@@ -1,47 +1,62 @@
-"""CIFAR-100 and CIFAR-10: downloaded, from a local archive or from an unpacked folder, always with md5 checks."""
+"""CIFAR-100 and CIFAR-10, downloaded or from what people have of them; in one order, and CIFAR-100 always verified."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import lzma
 import pickle
-import socket
 import tarfile
-import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 
 from ickd_pl.data.base import TensorDataModule
 from ickd_pl.data.images import Images
-from ickd_pl.errors import UserError
-from ickd_pl.files import replacing
-from ickd_pl.plain import TooMuch, members, open_tar, read_bytes
-
-TIMEOUT = 30.0
-"""Seconds without a response after which a download fails."""
-LARGEST, TOTAL = 2**28, 2**30
-"""Bytes of one file, and of all that an archive unpacks to; the published ones have 155 and 187 million."""
+from ickd_pl.data.sources.facts import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_DIGESTS, Digests, Facts
+from ickd_pl.data.sources.npz import source_of, write_npz
+from ickd_pl.data.sources.official import (
+    LARGEST,
+    fetch,
+    from_folder,
+    from_tar,
+    leaving_no_folder,
+    md5_of,
+    write_file,
+)
+from ickd_pl.data.sources.recognise import FORMS, TITLES, Kind, read_source, recognise, source_key
+from ickd_pl.data.sources.verify import Split, verified
+from ickd_pl.errors import UserError, printable
+from ickd_pl.plain import TooMuch, read_bytes
 
 
 class _CIFAR(TensorDataModule):
-    """Base class of both data sets. URLs, file names and md5 sums are torchvision's."""
+    """Base class of both data sets. URLs, file names and md5 sums of the official files are torchvision's.
+
+    Attributes:
+        num_test: number of test images.
+        classes: names in the order of the labels; a tree's folders have them.
+        digests: of the published images; None: unknown, so that only the official files are verified.
+        label_column: of the labels in parquet files.
+    """
 
     image_size = 32
+    image_order = "by content"
     num_available = 50_000
+    num_test: ClassVar[int] = 10_000
+    classes: ClassVar[tuple[str, ...]]
+    digests: ClassVar[Digests | None] = None
+    label_column: ClassVar[str]
     torchvision_name: ClassVar[str]
 
     def __init__(
         self,
         root: str = "data",
         download: bool = True,
-        archive: str | None = None,
+        archive: str | Path | None = None,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         val_size: int = 0,
@@ -51,22 +66,33 @@ class _CIFAR(TensorDataModule):
         self.name = self.torchvision_name.lower()
         self.root = root
         self.download = download
+        archive = None if archive is None else str(archive)  # as the checkpoints keep it
         self.archive = archive
+        self._kind: Kind | None = None
         super().__init__(batch_size, eval_batch_size, val_size, train_size, seed)
 
     def prepare_data(self) -> None:
-        """Download or copy the files into ``root`` and check them; Lightning calls this on one rank only.
+        """Bring the images into ``root`` and check them; Lightning calls this on one rank only.
+
+        The official files are copied there. Of another form one file is written, ``<name>-prepared.npz``, with the
+        images in their order, so that a later start takes a second; it is made anew where the source has changed.
 
         Raises:
-            UserError: a corrupt file, or a missing one that cannot be obtained; with its name.
+            UserError: a corrupt file, a missing one that cannot be obtained, or a copy that is not the data set; with
+                its name and what differs.
         """
+        kind = self._form()
+        if kind not in (None, "official"):
+            if source_of(self._prepared()) != source_key(kind, self._source()):
+                self._prepare(kind)
+            return
         spec, folder = self._spec(), self._folder()
-        bad = {name: found for name, md5 in self._sums().items() if (found := _md5_of(folder / name)) != md5}
-        if not bad:
+        bad = {name: found for name, md5 in self._sums().items() if (found := md5_of(folder / name)) != md5}
+        if not bad or (kind is None and self._uses_prepared()):
             return
         if self.archive is not None:
-            with _leaving_no_folder(folder):
-                self._take(Path(self.archive).expanduser())
+            with leaving_no_folder(folder):
+                self._take(self._source())
             return
         for name, found in bad.items():
             if found is not None:
@@ -75,13 +101,44 @@ class _CIFAR(TensorDataModule):
         if local.is_file():
             self._take(local)
         elif self.download:
-            with _leaving_no_folder(folder):
-                self._fetch()
+            with leaving_no_folder(folder):
+                fetch(spec, Path(self.root).expanduser(), self.torchvision_name, self._take)
         else:
             raise UserError(
-                f"{folder / next(iter(bad))} is missing. Set download=true, or give archive=, a local {spec.filename} "
-                "or the unpacked folder."
+                f"{folder / next(iter(bad))} is missing. Set download=true, or give archive=, a local {spec.filename}, "
+                "the unpacked folder or another form of the images."
             )
+
+    def _source(self) -> Path:
+        return Path(str(self.archive)).expanduser()
+
+    def _form(self) -> Kind | None:
+        """What the archive is; None where none is given, or where it is not there (any more)."""
+        if self._kind is None and self.archive is not None and self._source().exists():
+            self._kind = recognise(self._source(), str(self._spec().base_folder), list(self._sums()))
+        return self._kind
+
+    def _facts(self) -> Facts:
+        counts = {"train": self.num_available, "test": self.num_test}
+        return Facts(self.torchvision_name, self.classes, counts, self.label_column, self.digests)
+
+    def _prepared(self) -> Path:
+        return Path(self.root).expanduser() / f"{self.name}-prepared.npz"
+
+    def _uses_prepared(self) -> bool:
+        """Whether the images are read from the prepared file, not from the official ones."""
+        if self._form() is not None:
+            return self._form() != "official"
+        return self._prepared().is_file() and not all((self._folder() / name).is_file() for name in self._sums())
+
+    def _prepare(self, kind: Kind) -> None:
+        """Read, verify and write what ``archive`` has."""
+        source, facts = self._source(), self._facts()
+        shown = f"{printable(source)} ({TITLES[kind]})"
+        rank_zero_info(f"reading {self.torchvision_name} from {shown}, once")
+        key = source_key(kind, source)
+        splits = verified(read_source(kind, source, facts), facts, shown)
+        write_npz(self._prepared(), splits, facts, key)
 
     def _spec(self) -> Any:
         """torchvision's class: where the files come from, their names and md5 sums."""
@@ -108,42 +165,25 @@ class _CIFAR(TensorDataModule):
         spec, sums, folder = self._spec(), self._sums(), self._folder()
         if source.is_dir():
             inner = source / spec.base_folder
-            files = _from_folder(inner if inner.is_dir() else source, list(sums))
+            files = from_folder(inner if inner.is_dir() else source, list(sums))
         elif source.is_file():
-            files = _from_tar(source, spec.base_folder, list(sums))
+            files = from_tar(source, spec.base_folder, list(sums))
         else:
-            raise UserError(f"archive: {source} does not exist; expected {spec.filename} or the unpacked folder.")
+            raise UserError(f"archive: {source} does not exist; expected {FORMS}.")
         missing = set(sums)
         try:
             for name, content in files:
                 if (found := hashlib.md5(content).hexdigest()) != sums[name]:
                     raise UserError(self._corrupt(f"{source} ({name})", sums[name], found))
-                _write(folder / name, content)
+                write_file(folder / name, content)
                 missing.discard(name)
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, TooMuch) as error:
             reason = str(error).partition(":\n")[0]
-            raise UserError(self._corrupt(f"{source} ({reason})", spec.tgz_md5, str(_md5_of(source)))) from error
+            raise UserError(self._corrupt(f"{source} ({reason})", spec.tgz_md5, str(md5_of(source)))) from error
         except OSError as error:
             raise UserError(f"{source} cannot be unpacked into {folder}: {error}.") from error
         if missing:
             raise UserError(f"{source} lacks {', '.join(sorted(missing))}; expected {spec.filename} as published.")
-
-    def _fetch(self) -> None:
-        """Download into a temporary folder inside ``root``, so that no partial file ever has a final name."""
-        from torchvision.datasets.utils import download_url
-
-        spec, root = self._spec(), Path(self.root).expanduser()
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
-                with _timeout(TIMEOUT):
-                    download_url(spec.url, folder, spec.filename, spec.tgz_md5)
-                self._take(Path(folder) / spec.filename)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise UserError(
-                f"{self.torchvision_name} cannot be downloaded from {spec.url} into {root} ({error}). Without a "
-                f"network give archive=, a local {spec.filename} or the unpacked folder, or put it into {root}."
-            ) from error
 
     def _load(self, name: str) -> dict[str, Any]:
         """One checked file. Only bytes with the published md5 reach the unpickler."""
@@ -158,24 +198,43 @@ class _CIFAR(TensorDataModule):
         return entry
 
     def _read(self, split: str) -> Images:
+        facts, where = self._facts(), str(self._folder())
+        if self._uses_prepared():
+            path = self._prepared()
+            if not path.is_file():
+                raise UserError(f"{printable(path)} is missing. Call prepare_data() first.")
+            where = printable(path)
+            if facts.digests is None:
+                rank_zero_info(f"{where}: {split} images of {facts.title} are not verified: no digest of them is known")
+            found = read_source("npz", path, facts, (split,), "delete it")[split]
+        else:
+            found = self._official(split)
+        found = verified({split: found}, facts, where, "Delete it, or give archive= another copy.")[split]
+        return Images(torch.from_numpy(found.image), torch.from_numpy(found.label).long())
+
+    def _official(self, split: str) -> Split:
         spec = self._spec()
         entries = [self._load(name) for name, _ in (spec.train_list if split == "train" else spec.test_list)]
         pixels = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32)
         labels = [label for entry in entries for label in entry["fine_labels" if "fine_labels" in entry else "labels"]]
-        return Images(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64))
+        return Split(pixels, np.array(labels, dtype=np.uint8))
 
     def _read_class_names(self) -> list[str]:
-        meta = self._spec().meta
-        return [str(name) for name in self._load(meta["filename"])[meta["key"]]]
+        return list(self.classes)
 
 
 class CIFAR100(_CIFAR):
     """CIFAR-100: 50,000 training and 10,000 test images of 32x32 in 100 classes.
 
+    Whatever the images come from, they are verified against one digest of the whole set, and have one order.
+
     Args:
-        root: folder that holds, or will hold, ``cifar-100-python/``; it may hold ``cifar-100-python.tar.gz`` instead.
+        root: folder that holds, or will hold, ``cifar-100-python/`` or ``cifar100-prepared.npz``; it may hold
+            ``cifar-100-python.tar.gz`` instead.
         download: fetch what is missing from the internet.
-        archive: a local ``cifar-100-python.tar.gz`` or the unpacked folder; missing or corrupt files are taken from it.
+        archive: where the images are: a local ``cifar-100-python.tar.gz`` or its folder (what ``root``
+            lacks is taken from it); class folders of PNG files, ``{train,test}/<class>/*.png``, as a folder, zip or
+            tar; a folder of parquet files as Hugging Face has them; or an ``.npz``. Its content says which it is.
         batch_size: for training, over all ranks.
         eval_batch_size: for validation, test and predict, over all ranks; None: what suits the device.
         val_size: images split off for validation, class-balanced; 0: validation uses the test images.
@@ -183,21 +242,30 @@ class CIFAR100(_CIFAR):
         seed: for order and augmentation.
 
     Raises:
-        UserError: a size out of its range; in ``prepare_data``, a corrupt file or a missing one, by name.
+        UserError: a size out of its range; in ``prepare_data``, a corrupt file or a missing one, by name, or another
+            copy than the published one, with what differs.
     """
 
     torchvision_name = "CIFAR100"
     num_classes = 100
+    classes = CIFAR100_CLASSES
+    digests = CIFAR100_DIGESTS
+    label_column = "fine_label"
     known_constants = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 
 class CIFAR10(_CIFAR):
     """CIFAR-10: 50,000 training and 10,000 test images of 32x32 in 10 classes.
 
+    The official files are verified. Other forms are not, except for their numbers of images; a line says so.
+
     Args:
-        root: folder that holds, or will hold, ``cifar-10-batches-py/``; it may hold ``cifar-10-python.tar.gz`` instead.
+        root: folder that holds, or will hold, ``cifar-10-batches-py/`` or ``cifar10-prepared.npz``; it may hold
+            ``cifar-10-python.tar.gz`` instead.
         download: fetch what is missing from the internet.
-        archive: a local ``cifar-10-python.tar.gz`` or the unpacked folder; missing or corrupt files are taken from it.
+        archive: where the images are: a local ``cifar-10-python.tar.gz`` or its folder (what ``root``
+            lacks is taken from it); class folders of PNG files, ``{train,test}/<class>/*.png``, as a folder, zip or
+            tar; a folder of parquet files as Hugging Face has them; or an ``.npz``. Its content says which it is.
         batch_size: for training, over all ranks.
         eval_batch_size: for validation, test and predict, over all ranks; None: what suits the device.
         val_size: images split off for validation, class-balanced; 0: validation uses the test images.
@@ -205,66 +273,12 @@ class CIFAR10(_CIFAR):
         seed: for order and augmentation.
 
     Raises:
-        UserError: a size out of its range; in ``prepare_data``, a corrupt file or a missing one, by name.
+        UserError: a size out of its range; in ``prepare_data``, a corrupt file or a missing one, by name, or another
+            copy than the published one, with what differs.
     """
 
     torchvision_name = "CIFAR10"
     num_classes = 10
+    classes = CIFAR10_CLASSES
+    label_column = "label"
     known_constants = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-
-
-def _md5_of(path: Path) -> str | None:
-    """md5 of a file, None if it does not exist."""
-    if not path.is_file():
-        return None
-    digest = hashlib.md5()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def _from_folder(folder: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    for name in names:
-        if (folder / name).is_file():
-            yield name, read_bytes(folder / name, LARGEST)
-
-
-def _from_tar(path: Path, base_folder: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    """The named regular files of an archive. Nothing else in it is read, and none of its paths is written to."""
-    with open_tar(path, TOTAL) as tar:
-        for member in members(tar, LARGEST):
-            path_inside = PurePosixPath(member.name)
-            file = tar.extractfile(member) if member.isreg() else None
-            if file is not None and path_inside.name in names and path_inside.parent.name == base_folder:
-                yield path_inside.name, file.read()
-
-
-@contextmanager
-def _leaving_no_folder(folder: Path) -> Iterator[None]:
-    """On failure remove the folder and its parents, if they were created here and are empty."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
-        raise
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """Set a timeout for all sockets that are opened inside."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -1,6 +1,6 @@
 """Files that may be a stranger's: YAML, JSON and archives read within limits, and CSV that is safe to open."""
 
-from ickd_pl.plain.archive import members, open_tar
+from ickd_pl.plain.archive import members, open_tar, open_zip
 from ickd_pl.plain.read import (
     TooMuch,
     check_yaml,
@@ -24,6 +24,7 @@ __all__ = [
     "members",
     "open_regular",
     "open_tar",
+    "open_zip",
     "parse_yaml",
     "read_bytes",
     "read_json",

@@ -1,4 +1,4 @@
-"""Tar archives that may be hostile: what a small file unpacks to is bounded, before it is unpacked."""
+"""Tar and zip archives that may be hostile: what a small file unpacks to is bounded, before it is unpacked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gzip
 import lzma
 import math
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ MOST_MEMBERS = 100_000
 """Members of an archive: each takes about 1 KB of memory."""
 # tarfile reads some headers whole; nothing else is read in such pieces.
 _AT_ONCE = 2**22
+# Bytes of a zip archive's directory: some 100 for each member.
+_DIRECTORY = 2**25
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 
 
@@ -58,6 +61,35 @@ def members(tar: tarfile.TarFile, largest: int) -> Iterator[tarfile.TarInfo]:
                 f"holds {printable(member.name[-100:])} of {member.size:,} bytes, expected at most {largest:,}"
             )
         yield member
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive; its directory is bounded, a member's size must be checked before it is read.
+
+    Raises:
+        OSError: it is not a regular file.
+        TooMuch: it says that it has far more members than ``MOST_MEMBERS``.
+        Exception: it is not a zip archive, or damaged.
+    """
+    with open_regular(path) as file:
+        pieces: Any = _Pieces(file)
+        with zipfile.ZipFile(pieces) as bundle:
+            yield bundle
+
+
+class _Pieces:
+    """A file that is read in pieces; zipfile reads the whole directory as one."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.tell, self.seek, self.seekable = file.tell, file.seek, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _DIRECTORY:
+            raise TooMuch(f"holds a directory of {size:,} bytes")
+        content: bytes = self._file.read(size)
+        return content
 
 
 class _Bounded:

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 from ickd_pl.checks import short
 from ickd_pl.data import TensorDataModule
 from ickd_pl.errors import UserError
+from ickd_pl.runs.image_order import refuse_other_order
 from ickd_pl.training.fingerprint import data_hash, network_hash
 from ickd_pl.training.finite import not_finite_in
 from ickd_pl.training.speed import UNSET, can_compile
@@ -41,6 +42,7 @@ _COSMETIC = {
 }
 # The number of processes counts instead: "auto" means another number on another machine.
 _DEVICES = ("trainer.devices", "trainer.num_nodes")
+_ARCHIVE = "data.init_args.archive"
 # Settings that a run uses although its checkpoint has others.
 _USED = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.min_epochs", "trainer.min_steps"),
@@ -71,8 +73,8 @@ class Asked:
 
     Attributes:
         config: the whole configuration as plain data; None if unknown, as in checkpoints of version 0.1.
-        inputs: ``world_size``, the hashes ``data`` and ``teacher``, whether steps are ``compiled``, and import paths of
-            callbacks that only read (``reads_only``), as far as known.
+        inputs: ``world_size``, the hashes ``data`` and ``teacher``, ``image_order`` (None for most data sets), whether
+            steps are ``compiled``, and import paths of callbacks that only read (``reads_only``), as far as known.
     """
 
     config: dict[str, Any] | None
@@ -141,14 +143,19 @@ def stored(state: Any) -> Asked:
     return Asked(config if isinstance(config, dict) else None, inputs if isinstance(inputs, dict) else {})
 
 
-def differences(old: Asked, new: Asked, ignored: Iterable[str] = ()) -> list[str]:
+def differences(old: Asked, new: Asked, where: Path, ignored: Iterable[str] = ()) -> list[str]:
     """What differs between two runs, as ``name: old -> new``.
 
     Args:
         old: as stored.
         new: as asked for.
+        where: the old run's folder or checkpoint, for an error.
         ignored: names that may differ.
+
+    Raises:
+        UserError: the data set's images had another order when the old run began.
     """
+    refuse_other_order((old.config, old.inputs), (new.config, new.inputs), where)
     found: list[str] = []
     one: Any
     two: Any
@@ -159,6 +166,8 @@ def differences(old: Asked, new: Asked, ignored: Iterable[str] = ()) -> list[str
         one, two = ({**older, **flat(_without_readers(run.config, reading))} for run in (old, new))
         if "world_size" in old.inputs:
             one, two = ({k: v for k, v in each.items() if k not in _DEVICES} for each in (one, two))
+        if None not in (old.inputs.get("data"), new.inputs.get("data")):  # compared below, wherever they come from
+            one, two = ({k: v for k, v in each.items() if k != _ARCHIVE} for each in (one, two))
         found = differing(one, two)
     for name, title in _INPUTS.items():
         one, two = old.inputs.get(name), new.inputs.get(name)
@@ -175,6 +184,7 @@ def inputs_of(trainer: pl.Trainer, data: Any, module: Any) -> dict[str, Any]:
         "reads_only": [f"{cls.__module__}.{cls.__qualname__}" for cls in reading],
         "world_size": trainer.world_size,
         "data": data_hash(data) if known else None,
+        "image_order": getattr(data, "image_order", None) if known else None,
         "teacher": None if module.teacher is None else network_hash(module.teacher),
         # What is asked for has no effect where there is no compiler.
         "compiled": module.hparams["compile"] and can_compile(trainer.strategy.root_device.type),
@@ -203,7 +213,7 @@ def check_given(
         settings = {name: value for name, value in checkpoint.settings.items() if name in hparams}
         names = {name: hparams[name] for name in settings}
         old, new = Asked({"model": settings}), Asked({"model": names})
-    found = differences(old, new, may_differ)
+    found = differences(old, new, checkpoint.path, may_differ)
     used = [line.partition(":")[0] for line in found if line.partition(":")[0] in _USED]
     if refused := [line for line in found if line.partition(":")[0] not in used]:
         raise UserError(
@@ -211,27 +221,6 @@ def check_given(
             "ones, or start a run without --ckpt_path. Differences (stored -> new):\n  " + "\n  ".join(refused)
         )
     return used
-
-
-class GivenRecipe(pl.Callback):
-    """Trains with the module's rate, momentum, weight decay and schedule instead of those in the checkpoint."""
-
-    def __init__(self) -> None:
-        self._lr: float | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        module: Any = pl_module
-        options = {name: value for name, value in module.parameter_group().items() if name != "params"}
-        for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
-            schedule: Any = scheduler
-            schedule.base_lrs = [options["lr"]] * len(schedule.base_lrs)
-            for group, factor in zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True):
-                self._lr = options["lr"] * factor(schedule.last_epoch)
-                group.update({**options, "initial_lr": options["lr"], "lr": self._lr})
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self._lr is not None:  # the row of an epoch that the checkpoint was in the middle of
-            pl_module.in_force["lr"], self._lr = self._lr, None
 
 
 def _without_readers(config: Any, reading: set[str]) -> Any:

@@ -19,8 +19,9 @@ from ickd_pl.errors import UserError
 from ickd_pl.runs.configs import TRAINER_DEFAULTS, check_trainer
 from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.data_options import data_name
-from ickd_pl.runs.decide import WORLD_SIZE, Asked, GivenRecipe, check_given, inputs_of, newest
+from ickd_pl.runs.decide import WORLD_SIZE, Asked, check_given, inputs_of, newest
 from ickd_pl.runs.finite import FiniteGuard
+from ickd_pl.runs.given_recipe import GivenRecipe
 from ickd_pl.runs.lock import holder, locked
 from ickd_pl.runs.parser import OneLineParser
 from ickd_pl.runs.predictions import write_predictions

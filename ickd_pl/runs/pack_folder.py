@@ -105,7 +105,7 @@ def decide_pack(
     if kept is None or kept.names != list(names):
         return "start", None
     for name, state, new in zip(names, kept.record["members"], asked, strict=True):
-        if found := differences(stored(state), new):
+        if found := differences(stored(state), new, kept.path):
             raise UserError(
                 f"{kept.path} contains {name} with another configuration: move it away to start again. Differences "
                 "(stored -> new):\n  " + "\n  ".join(found)

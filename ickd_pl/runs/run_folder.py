@@ -87,7 +87,7 @@ class RunFolder:
         old = stored(checkpoint.record)
         if old.config is None:  # written by version 0.1
             old = Asked(self._config_of_0_1(), old.inputs)
-        if found := differences(old, asked, may_differ):
+        if found := differences(old, asked, self.path, may_differ):
             world = any(line.startswith("number of processes") for line in found)
             override = " (or set --override_world_size true, which keeps the global batch)" if world else ""
             raise UserError(

@@ -15,7 +15,6 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-import torch
 from torchvision import datasets
 
 from ickd_pl.data import CIFAR10, CIFAR100, cifar
@@ -42,8 +41,10 @@ def check(data: CIFAR100, source: Path) -> None:
     data.prepare_data()
     data.setup()
     entry = pickle.loads((source / "train").read_bytes())
-    assert torch.equal(data._part("train").image, torch.from_numpy(entry["data"]).view(-1, 3, 32, 32))
-    assert data.train_labels.tolist() == entry["fine_labels"]
+    pairs = [bytes([k]) + image.tobytes() for k, image in zip(entry["fine_labels"], entry["data"], strict=True)]
+    pairs.sort(key=lambda one: hashlib.sha256(one).digest())
+    image, label = data._part("train")
+    assert [bytes([k]) + one.tobytes() for k, one in zip(label.tolist(), image.numpy(), strict=True)] == pairs
     assert len(data._part("test").label) == 200
     assert data.class_names[7] == "name 7"
 
@@ -93,10 +94,9 @@ def test_a_corrupt_file_is_named_and_an_archive_repairs_it(source, tar, tmp_path
     found = hashlib.md5(content).hexdigest()
     with pytest.raises(UserError, match=rf"cifar-100-python/{name} is corrupt: expected md5 {expected}, found {found}"):
         CIFAR100(str(root)).prepare_data()
-    with pytest.raises(UserError, match=f"{name} is corrupt"):
-        data = CIFAR100(str(root))
-        data.setup()
-        assert data.class_names
+    if name != "meta":  # which is checked, but not needed
+        with pytest.raises(UserError, match=f"{name} is corrupt"):
+            CIFAR100(str(root)).setup()
     check(CIFAR100(str(root), download=False, archive=str(tar)), source)
 
 
@@ -107,7 +107,7 @@ def test_a_corrupt_archive_is_named_and_leaves_nothing_half_done(source, tar, tm
     with pytest.raises(UserError, match=r"cifar-100-python\.tar\.gz \(.*is corrupt: expected md5"):
         CIFAR100(str(root), archive=str(tar)).prepare_data()
     tar.write_bytes(b"no archive")
-    with pytest.raises(UserError, match=r"cifar-100-python\.tar\.gz .*is corrupt: expected md5"):
+    with pytest.raises(UserError, match=r"must be the official archive or its folder, .* got a file that starts with"):
         CIFAR100(str(root), archive=str(tar)).prepare_data()
     (source / "test").write_bytes(b"wrong")
     with pytest.raises(UserError, match=r"cifar-100-python \(test\) is corrupt"):
