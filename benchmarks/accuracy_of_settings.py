@@ -40,16 +40,17 @@ from ladder_parts.rungs import FAST
 from ladder_parts.turns import NotHere
 
 PLAIN = "float32"
-CHANNELS_LAST, FOLDED, COMPILED = "model.channels_last", "model.fold_teacher", "model.compile"
+CHANNELS_LAST, FOLDED, COMPILED, TF32 = "model.channels_last", "model.fold_teacher", "model.compile", "model.tf32"
 BFLOAT16 = "--trainer.precision=bf16-mixed"
-OFF = tuple(f"--{name}=false" for name in (CHANNELS_LAST, FOLDED, COMPILED))
+OFF = tuple(f"--{name}=false" for name in (CHANNELS_LAST, FOLDED, COMPILED, TF32))
 SETTINGS = {
     PLAIN: (),
     "channels_last": (f"--{CHANNELS_LAST}=true",),
     "folded teacher": (f"--{FOLDED}=true",),
     "bfloat16": (BFLOAT16,),
     "compile": (f"--{COMPILED}=true",),
-    "all": (f"--{CHANNELS_LAST}=true", f"--{FOLDED}=true", f"--{COMPILED}=true", BFLOAT16),
+    "TF32": (f"--{TF32}=true",),
+    "all": (f"--{CHANNELS_LAST}=true", f"--{FOLDED}=true", f"--{COMPILED}=true", f"--{TF32}=true", BFLOAT16),
     FAST: (f"--config={FAST}",),
 }
 QUIET = ("--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
@@ -192,6 +193,9 @@ def main(words: Sequence[str] | None = None) -> int:
                 print(f"teacher: {accuracy:.2f} after {options.teacher_epochs} epochs", flush=True)
             for name in options.settings:
                 if name in runs.stored():
+                    continue
+                if name == "TF32" and not torch.cuda.is_available():
+                    print(f"{name}: left out, it has no effect without a GPU", flush=True)
                     continue
                 try:
                     line = runs.train(name, teacher)

@@ -51,8 +51,10 @@ def run(record: Record) -> None:
         record.check("host waits of a fit of 80 steps, 2 evaluations and checkpoints", part, settings, needs_cuda=True)
 
 
-def _fitted(record: Record, named: dict[str, str], baseline: Values, log_loss: bool = True, **options: Any) -> Values:
-    module = build(named["pair"], named["method"], lr=0.01, num_samples=record.num_images)
+def _fitted(
+    record: Record, named: dict[str, str], baseline: Values, log_loss: bool = True, graphs: bool = False, **options: Any
+) -> Values:
+    module = build(named["pair"], named["method"], lr=0.01, num_samples=record.num_images, cuda_graphs=graphs)
     if not log_loss:
         log = module.log
         module.log = lambda name, *a, **k: None if name == "loss" else log(name, *a, **k)  # type: ignore[method-assign]
@@ -61,7 +63,7 @@ def _fitted(record: Record, named: dict[str, str], baseline: Values, log_loss: b
 
 
 def _step_waits(record: Record, progress_bar: bool) -> Values:
-    module = build(PAIRS[0], "ickd", lr=0.01, num_samples=record.num_images)
+    module = build(PAIRS[0], "ickd", lr=0.01, num_samples=record.num_images, cuda_graphs=False)
     return counted_waits(record, module, progress_bar=progress_bar)
 
 

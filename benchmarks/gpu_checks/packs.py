@@ -44,7 +44,7 @@ def _without_sgd(setting: Setting) -> str:
 
 def _pack(record: Record, rows: tuple[str, ...], setting: Setting) -> Pack:
     use_float32(setting.float32)
-    modules = members(record.pair, rows, lr=0.01, num_samples=record.num_images)
+    modules = members(record.pair, rows, lr=0.01, num_samples=record.num_images, cuda_graphs=False)
     teacher = next((module.teacher for module in modules if module.teacher is not None), None)
     if setting.folded and isinstance(teacher, nn.Module):
         fold(teacher)
@@ -69,7 +69,8 @@ def _alone(record: Record, rows: tuple[str, ...]) -> Values:
     """The sum of the rows' steps, each under a Trainer of its own."""
     use_float32("default")
     each: dict[str, float] = {}
-    for row, module in zip(rows, members(record.pair, rows, lr=0.01, num_samples=record.num_images), strict=True):
+    alone = members(record.pair, rows, lr=0.01, num_samples=record.num_images, cuda_graphs=False)
+    for row, module in zip(rows, alone, strict=True):
         if record.seconds_left() < 5 and not record.tiny:
             raise NotMeasured(f"out of time after {len(each)} of {len(rows)} rows")
         each[row] = timed_fit(record, module, steps=10)["ms"]

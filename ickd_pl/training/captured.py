@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from ickd_pl.checks import plain
@@ -202,7 +202,7 @@ def start(trainer: pl.Trainer, module: pl.LightningModule, strategies: Sequence[
     if device.type not in GRAPHS:
         return None
     if (why := _why_eager(trainer, module, strategies)) is not None:
-        rank_zero_warn(f"cuda_graphs: steps are not captured, but run eagerly, because {why}")
+        rank_zero_info(f"cuda_graphs: steps are not captured, but run eagerly, because {why}")
         return None
     return StepRunner(GRAPHS[device.type](device), device)
 

@@ -72,7 +72,7 @@ class DistillationModule(CapturedSteps, TaughtModule):
         compile: compile both networks' forward passes and the methods' losses with ``torch.compile``; without a
             compiler this warns and has no effect.
         tf32: CUDA computes float32 convolutions and matrix products in TF32; False: in float32.
-        cuda_graphs: on one GPU, run whole steps as CUDA graphs (see :mod:`ickd_pl.training.captured`).
+        cuda_graphs: on one GPU, run whole steps as CUDA graphs, of the same bits (:mod:`ickd_pl.training.captured`).
 
     Raises:
         UserError: an unknown name, a method without a teacher, or numbers of classes that differ.
@@ -101,7 +101,7 @@ class DistillationModule(CapturedSteps, TaughtModule):
         fold_teacher: bool = True,
         compile: bool = False,
         tf32: bool = False,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
