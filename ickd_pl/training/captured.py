@@ -196,12 +196,19 @@ def host_draws() -> Hashable:
     return random.getstate(), words["key"].tobytes(), words["pos"], torch.get_rng_state().numpy().tobytes()
 
 
-def start(trainer: pl.Trainer, module: pl.LightningModule, strategies: Sequence[LossStrategy]) -> StepRunner | None:
+def start(
+    trainer: pl.Trainer, module: pl.LightningModule, strategies: Sequence[LossStrategy], wanted: bool
+) -> StepRunner | None:
     """The runner for a fit with ``cuda_graphs``; None where its steps run as ever, with one line if that is a pity."""
     device = trainer.strategy.root_device
     if device.type not in GRAPHS:
         return None
-    if (why := _why_eager(trainer, module, strategies)) is not None:
+    why = _why_eager(trainer, module, strategies)
+    if not wanted:
+        if why is None:
+            rank_zero_info("with --model.cuda_graphs=true these steps take a fraction of the time: see docs/speed.md")
+        return None
+    if why is not None:
         rank_zero_info(f"cuda_graphs: steps are not captured, but run eagerly, because {why}")
         return None
     return StepRunner(GRAPHS[device.type](device), device)

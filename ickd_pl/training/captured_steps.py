@@ -59,7 +59,7 @@ class CapturedSteps(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self._memory = (-1, None)
-        self.captured = start(self.trainer, self, self.strategies) if self.cuda_graphs else None
+        self.captured = start(self.trainer, self, self.strategies, self.cuda_graphs)
 
     def on_fit_end(self) -> None:
         self.captured = None
