@@ -77,7 +77,7 @@ def add_verify(subparsers: Any) -> None:
         "verify",
         help="measure a teacher and compare it with its published accuracy",
         description="Measure a teacher on test images and compare it with its published accuracy. Options of the data "
-        "follow: --data CIFAR100 (the default), --data.root DIR, --data.archive FILE.",
+        "follow: --data CIFAR100 (the default), --data.root DIR, --data.archive PATH.",
     )
     parser.add_argument("name", metavar="NAME", help="the network; see `teachers list`")
     parser.add_argument(

@@ -122,7 +122,7 @@ def _differences(
         if set_digest(pixels[name]) == known.pixels.get(name):
             found.append(f"the pixels of the {SPLITS[name]} images are right, but labels differ")
             continue
-        mean, std = _mean_std(splits[name])
+        mean, std = mean_std(splits[name])
         text = f"pixels of {SPLITS[name]} images differ: mean {_shown(mean)} and std {_shown(std)}"
         if name in known.mean_std:
             text += f", expected {_shown(known.mean_std[name][0])} and {_shown(known.mean_std[name][1])}"
@@ -143,7 +143,8 @@ def shared_images(pixels: Mapping[str, Sequence[bytes]]) -> int:
     return sum(one in training for one in pixels["test"])
 
 
-def _mean_std(split: Split) -> tuple[list[float], list[float]]:
+def mean_std(split: Split) -> tuple[list[float], list[float]]:
+    """Mean and std per channel of pixels scaled to 0..1."""
     mean = split.image.mean((0, 2, 3), dtype=np.float64) / 255
     std = split.image.std((0, 2, 3), dtype=np.float64) / 255
     return mean.tolist(), std.tolist()
