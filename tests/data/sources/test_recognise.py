@@ -109,6 +109,9 @@ def test_what_is_none_of_the_forms(made_up: MadeUp, tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="is one parquet file: give the folder"):
         loaded(tmp_path / "data", tmp_path / "one")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe cannot be read \(a pipe"):
+        loaded(tmp_path / "data", tmp_path / "pipe")
     assert not (tmp_path / "data").exists()
 
 
