@@ -309,5 +309,6 @@ def test_no_command_at_all() -> None:
     outcome = cli()
     assert outcome.status == 2
     assert outcome.err == (
-        "error: expected a command (fit, validate, test, predict, bench, correlations, export, teachers); see --help\n"
+        "error: expected a command (fit, validate, test, predict, bench, correlations, data, export, teachers); "
+        "see --help\n"
     )

@@ -26,6 +26,7 @@ from ickd_pl.runs.parser import RaisingParser
 from ickd_pl.runs.user_errors import user_error
 from ickd_pl.training.evaluation import predicted_classes
 from ickd_pl.training.pack import Pack
+from ickd_pl.training.teacher_images import TeacherImages
 
 
 class CellCLI(IckdCLI):
@@ -184,7 +185,9 @@ def _refusal(error: Exception) -> Outcome:
     raise cause if cause is not None else error
 
 
-def predict(net: nn.Module, data: Any, folder: Path, settings: dict[str, Any]) -> tuple[Any, Any, pl.Trainer]:
+def predict(
+    net: nn.Module, data: Any, folder: Path, settings: dict[str, Any], images: TeacherImages | None = None
+) -> tuple[Any, Any, pl.Trainer]:
     """Predict the classes of the test images, in order, and store them in ``predictions.npz``.
 
     Args:
@@ -193,6 +196,7 @@ def predict(net: nn.Module, data: Any, folder: Path, settings: dict[str, Any]) -
         folder: the cell's folder.
         settings: of the trainer. Precision and device are those of the training, so that the predictions agree
             with the accuracy logged there.
+        images: gives a teacher its images; None: they are as the data normalise them.
 
     Returns:
         Predicted classes (N,), true classes (N,), and the trainer, which has device and precision.
@@ -203,7 +207,7 @@ def predict(net: nn.Module, data: Any, folder: Path, settings: dict[str, Any]) -
         **own, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
     )  # fmt: skip
-    classes = predicted_classes(net.eval(), data.test_dataloader(), trainer)
+    classes = predicted_classes(net.eval(), data.test_dataloader(), trainer, images)
     found, truth = (part.numpy().astype(np.int16) for part in classes)
     with replacing(folder / "predictions.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, predicted=found, label=truth)

@@ -17,6 +17,7 @@ from ickd_pl.runs import RunFolder
 from ickd_pl.runs.data_options import data_name
 from ickd_pl.seeding import seeded
 from ickd_pl.training.fingerprint import network_hash
+from ickd_pl.training.teacher_images import TeacherImages
 from ickd_pl.weights import load_weights, weights_file
 
 
@@ -125,7 +126,10 @@ class Teachers:
         with seeded("benchmark"):
             net = get_model(cell.network, data.num_classes)
         load_weights(net, path, cell.network)
-        predicted, labels, trainer = predict(net, data, folder, settings)
+        images = TeacherImages(str(path))
+        data.setup("test")
+        images.prepare(self.benchmark.settings.model.get("teacher_normalization", "auto"), data)
+        predicted, labels, trainer = predict(net, data, folder, settings, images)
         acc1 = 100 * float((predicted == labels).mean())
         on_published_images = data_name(data) == DATA and len(labels) == NUM_TEST
         if on_published_images and cell.network not in self.settings.weights:

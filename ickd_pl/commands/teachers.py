@@ -77,7 +77,7 @@ def add_verify(subparsers: Any) -> None:
         "verify",
         help="measure a teacher and compare it with its published accuracy",
         description="Measure a teacher on test images and compare it with its published accuracy. Options of the data "
-        "follow: --data CIFAR100 (the default), --data.root DIR, --data.archive FILE.",
+        "follow: --data CIFAR100 (the default), --data.root DIR, --data.archive PATH.",
     )
     parser.add_argument("name", metavar="NAME", help="the network; see `teachers list`")
     parser.add_argument(
@@ -90,6 +90,13 @@ def add_verify(subparsers: Any) -> None:
         default=TOLERANCE,
         metavar="POINTS",
         help="how far below the expected accuracy is accepted; default %(default)s",
+    )
+    parser.add_argument(
+        "--normalization",
+        default="auto",
+        metavar="CHOICE",
+        help="mean and std of its images: auto (what its file says, else the data's; the default), data, or "
+        "'{mean: [R, G, B], std: [R, G, B]}'",
     )
     add_paths(parser)
     parser.set_defaults(run=_verify, parser=parser)
@@ -220,6 +227,7 @@ def _fetch(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from ickd_pl.plain import parse_yaml
     from ickd_pl.teachers.fetch import sha256_of
     from ickd_pl.teachers.manifest import read_manifest, record
     from ickd_pl.teachers.train import hold_to, measure
@@ -234,7 +242,11 @@ def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
     path = options.file if options.file is not None else known.path(options.checkpoints) if known else Path()
     if not weights_file(path).is_file():
         raise UserError(f"{path} does not exist: get it with `teachers fetch {options.name}`, or set --file FILE")
-    data, acc1 = measure(options.name, path, rest)
+    try:
+        normalization = parse_yaml(options.normalization)
+    except ValueError as error:
+        raise UserError(f"--normalization: {error}") from error
+    data, acc1 = measure(options.name, path, rest, normalization)
     expected, source = options.expected, "expected"
     if expected is None and known is not None and data == "cifar100":
         expected, source = known.published_acc1, "published"
@@ -243,9 +255,9 @@ def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
         print(f"{text}; nothing to compare with (set --expected PERCENT)", flush=True)
         return 0
     otherwise = (
-        f"{path} is not that teacher, or was trained with another normalisation: raise --tolerance, train the "
-        f"teacher, or fetch it again (fetch accepts only the sha256 recorded in {manifest}; set it to null there to "
-        "accept another file)"
+        f"{path} is not that teacher, or was trained with another normalisation: set --normalization, raise "
+        f"--tolerance, train the teacher, or fetch it again (fetch accepts only the sha256 recorded in {manifest}; set "
+        "it to null there to accept another file)"
     )
     print(hold_to(text, acc1, expected, options.tolerance, source, otherwise), flush=True)
     if known is not None and source == "published" and options.file is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,8 +14,10 @@ from ickd_pl.files import replacing
 from ickd_pl.models import get_model
 from ickd_pl.models.build import probe
 from ickd_pl.training.evaluation import accuracy
+from ickd_pl.training.teacher_images import TeacherImages, check_normalization
 from ickd_pl.weights.checkpoint import read_checkpoint
 from ickd_pl.weights.read import load_weights, read_state_dict
+from ickd_pl.weights.student import KEY, read_config
 
 
 def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoints: Path, args: Sequence[str]) -> Path:
@@ -77,13 +80,14 @@ def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoint
 
 
 def write_teacher(checkpoint: Path, target: Path) -> None:
-    """Write a run's last weights in RepDistiller's format: ``epoch``, ``model`` and ``best_acc``.
+    """Write a run's last weights in RepDistiller's format: ``epoch``, ``model`` and ``best_acc``; and ``config``.
 
     Here ``best_acc`` is the accuracy of the weights in the file, those of the last epoch.
     """
     run = read_checkpoint(checkpoint)
     accuracy = torch.tensor(float("nan") if run.acc1 is None else run.acc1)
     content = {"epoch": int(run.rows[-1]["epoch"]), "model": read_state_dict(checkpoint), "best_acc": accuracy}
+    content[KEY] = read_config(checkpoint).as_dict()  # with the mean and std of its images
     with replacing(target) as temporary:
         torch.save(content, temporary)
 
@@ -111,13 +115,14 @@ def hold_to(measured: str, acc1: float, expected: float, tolerance: float, sourc
     return f"{compared}: good"
 
 
-def measure(name: str, path: Path, args: Sequence[str]) -> tuple[str, float]:
+def measure(name: str, path: Path, args: Sequence[str], normalization: Any = "auto") -> tuple[str, float]:
     """Accuracy of a weights file on a data set's test images.
 
     Args:
         name: the network.
         path: its weights.
         args: options of the data, such as ``--data CIFAR100 --data.root data``.
+        normalization: as ``teacher_normalization`` of :class:`ickd_pl.DistillationModule`.
 
     Returns:
         The data set's name, and top-1 accuracy in percent.
@@ -127,6 +132,8 @@ def measure(name: str, path: Path, args: Sequence[str]) -> tuple[str, float]:
     """
     from ickd_pl.runs.data_options import data_from_args, data_name
 
+    check_normalization(normalization)
+    images = TeacherImages(str(path))
     read_state_dict(path)  # an invalid file fails before the data are read
     data = data_from_args(args)
     net = get_model(name, data.num_classes)
@@ -134,6 +141,7 @@ def measure(name: str, path: Path, args: Sequence[str]) -> tuple[str, float]:
     probe(net, name, getattr(data, "image_size", 32), preact=False)
     data.prepare_data()
     data.setup("test")
+    images.prepare(normalization, data)
     trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False)
-    acc1 = accuracy(net.eval(), data.test_dataloader(), trainer)
+    acc1 = accuracy(net.eval(), data.test_dataloader(), trainer, images)
     return data_name(data), acc1

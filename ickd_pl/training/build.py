@@ -21,8 +21,9 @@ from ickd_pl.seeding import seeded
 from ickd_pl.strategies import LossStrategy
 from ickd_pl.strategies.base import check_lists
 from ickd_pl.strategies.components.compatibility import check_forms
-from ickd_pl.training.speed import UNSET
+from ickd_pl.training.speed import SWITCHES
 from ickd_pl.training.teacher import check_floor_value
+from ickd_pl.training.teacher_images import check_normalization
 
 
 class TrainableModule(Protocol):
@@ -42,10 +43,11 @@ def check_arguments(owner: object, arguments: Mapping[str, Any]) -> None:
     whole_number(
         owner, 1, **{name: value for name, value in given.items() if name != "num_samples" or value is not None}
     )
-    for name in UNSET:
+    for name in SWITCHES:
         true_or_false(f"{name_of(owner)}.{name}", arguments[name])
     check_lists(owner, arguments["strategies"], arguments["milestones"])
     check_floor_value(arguments["teacher_floor"])
+    check_normalization(arguments["teacher_normalization"])
 
 
 def make_teacher(

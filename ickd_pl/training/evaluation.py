@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,7 +16,9 @@ from ickd_pl.training.memory import keep_memory
 
 
 @torch.no_grad()
-def predicted_classes(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer) -> tuple[Tensor, Tensor]:
+def predicted_classes(
+    net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer, images: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Predicted and true classes of a loader's images, each (N,) int64 on the CPU; under DDP, this rank's share.
 
     Args:
@@ -24,6 +26,7 @@ def predicted_classes(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer
             precision.
         loader: yields what :func:`ickd_pl.data.batch.as_batch` accepts; padding (index -1) is left out.
         trainer: gives the device and precision; may be in the middle of ``fit``, or new.
+        images: changes a batch of images (B, 3, H, W) before the network sees it; None: nothing does.
     """
     precision, strategy = trainer.precision_plugin, trainer.strategy
     keep_memory(strategy.root_device)
@@ -32,19 +35,22 @@ def predicted_classes(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer
     with precision.forward_context():
         for raw in loader:
             batch = as_batch(precision.convert_input(strategy.batch_to_device(raw)), dtype_of(net))
-            found.append(torch.stack([net(batch.image).float().argmax(1), batch.label, batch.index]))
+            image = batch.image if images is None else images(batch.image)
+            found.append(torch.stack([net(image).float().argmax(1), batch.label, batch.index]))
     # The host waits for the device once, and not for each batch.
     predicted, labels, index = torch.cat(found, 1).cpu() if found else torch.zeros(3, 0, dtype=torch.long)
     return predicted[index >= 0], labels[index >= 0]
 
 
-def accuracy(net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer) -> float:
+def accuracy(
+    net: nn.Module, loader: Iterable[Any], trainer: pl.Trainer, images: Callable[[Tensor], Tensor] | None = None
+) -> float:
     """Top-1 accuracy in % over the images of all ranks; arguments as for :func:`predicted_classes`.
 
     Raises:
         UserError: there are no images.
     """
-    predicted, labels = predicted_classes(net, loader, trainer)
+    predicted, labels = predicted_classes(net, loader, trainer, images)
     own = torch.tensor([int((predicted == labels).sum()), len(labels)], device=trainer.strategy.root_device)
     hits, count = map(int, torch.as_tensor(trainer.strategy.reduce(own, reduce_op="sum")))
     if not count:

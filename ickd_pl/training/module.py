@@ -53,6 +53,9 @@ class DistillationModule(CapturedSteps, TaughtModule):
             constructed. A teacher given by name needs one of them; an ``nn.Module`` without is assumed to be trained.
         teacher_floor: minimum top-1 accuracy of the teacher in %, measured once before training on the images that
             every epoch is evaluated on; below it the run is refused. None: not measured.
+        teacher_normalization: mean and std of the teacher's images; the student's are always the data's. ``auto``: what
+            its weights file says (checkpoints and exports do), else the data's; ``data``: the data's; or
+            ``{"mean": [R, G, B], "std": [R, G, B]}`` of pixels scaled to 0..1.
         strategies: distillation methods; their losses are summed.
         ce_weight: weight of the cross-entropy loss.
         num_classes: K; the command line takes it from the data.
@@ -97,6 +100,7 @@ class DistillationModule(CapturedSteps, TaughtModule):
         student_layers: LayerMap | None = None,
         teacher_layers: LayerMap | None = None,
         teacher_floor: float | None = None,
+        teacher_normalization: str | dict[str, list[float]] = "auto",
         channels_last: bool = False,
         fold_teacher: bool = True,
         compile: bool = False,
@@ -263,7 +267,7 @@ class DistillationModule(CapturedSteps, TaughtModule):
         check_evaluation(self)
         check_one_image(self)
         if self.teacher is not None and (minimum := self.hparams["teacher_floor"]) is not None:
-            check_accuracy(self.teacher, str(self.teacher_name), minimum, self.trainer)
+            check_accuracy(self.teacher, str(self.teacher_name), minimum, self.trainer, self.teacher_weights.images)
         self.stages.start(self)
         self.computing.start(self)
         # In the middle of an epoch the sums go on; the next epoch clears them.

@@ -24,7 +24,8 @@ from ickd_pl.models.fold import fold_batch_norms
 from ickd_pl.models.hooked import HookedNet
 from ickd_pl.strategies import LossStrategy
 
-UNSET: dict[str, bool] = dict.fromkeys(("channels_last", "fold_teacher", "compile", "tf32", "cuda_graphs"), False)
+SWITCHES = ("channels_last", "fold_teacher", "compile", "tf32", "cuda_graphs")
+UNSET: dict[str, Any] = {**dict.fromkeys(SWITCHES, False), "teacher_normalization": "data"}
 """Settings with which a run went on computing whose record is older than they are."""
 
 

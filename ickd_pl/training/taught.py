@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,10 +44,13 @@ class TaughtModule(StudentModule):
         """Load the teacher's weights, once. ``fit`` calls it; call it yourself to fail early.
 
         Raises:
-            UserError: no weights file is set, or it is missing, damaged or of another network.
+            UserError: no weights file is set, or it is missing, damaged or of another network; or
+                ``teacher_normalization`` cannot be followed.
         """
         if self.teacher is not None:
             self.teacher_weights.read_into(self.teacher)
+            if self._attached():  # else the data are not known yet
+                self._prepare_images(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def share_teacher(self, other: TaughtModule) -> None:
         """Use the other module's teacher (the same network) instead of this module's own."""
@@ -57,7 +60,19 @@ class TaughtModule(StudentModule):
     def teacher_features(self, image: Tensor, preact: bool) -> Features:
         """The frozen teacher's features of the images, without gradient; needs at least one method."""
         self.prepare_teacher()
-        return self.computing.teacher_features(self, image, preact)
+        if not self._attached():
+            self._prepare_images(None)
+        return self.computing.teacher_features(self, self.teacher_weights.images(image), preact)
+
+    def _prepare_images(self, data: Any) -> None:
+        self.teacher_weights.images.prepare(self.hparams["teacher_normalization"], data)
+
+    def _attached(self) -> bool:
+        """Whether a trainer has run, or runs, the module."""
+        try:
+            return self.trainer is not None
+        except RuntimeError:
+            return False
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ickd_pl.errors import UserError
 from ickd_pl.training.evaluation import accuracy
+from ickd_pl.training.teacher_images import TeacherImages
 from ickd_pl.weights import load_weights, weights_file
 
 
@@ -50,11 +51,16 @@ class TeacherWeights:
         name: the teacher's name, for messages.
         path: the weights file; ``none``: the network stays as it was constructed.
         given: the network is the user's object, which is taken for trained where no file is set.
+
+    Attributes:
+        ready: the weights are loaded.
+        images: gives the teacher its images.
     """
 
     def __init__(self, name: str | None, path: str | None, given: bool) -> None:
         self.name, self.path, self.given = name, path, given
         self.ready = path == NONE or (given and path is None)
+        self.images = TeacherImages(None if path == NONE else path)
 
     def read_into(self, net: nn.Module) -> None:
         """Load the weights, unless that has been done.
@@ -75,6 +81,7 @@ class TeacherWeights:
     def skip(self) -> None:
         """Leave the teacher untrained: timing needs no weights."""
         self.ready = True
+        self.images.ignore_file()
 
     def is_same(self, other: TeacherWeights, same_object: bool) -> bool:
         """Whether two teachers are the same network with the same weights, also before the weights are read."""
@@ -92,7 +99,9 @@ class TeacherWeights:
         )
 
 
-def check_accuracy(net: nn.Module, name: str, minimum: float, trainer: pl.Trainer) -> None:
+def check_accuracy(
+    net: nn.Module, name: str, minimum: float, trainer: pl.Trainer, images: TeacherImages | None = None
+) -> None:
     """Measure a teacher's accuracy on the images that every epoch is evaluated on.
 
     Args:
@@ -100,16 +109,18 @@ def check_accuracy(net: nn.Module, name: str, minimum: float, trainer: pl.Traine
         name: the teacher's name, for messages.
         minimum: top-1 accuracy in %.
         trainer: the trainer, in ``fit`` before the first step.
+        images: gives the teacher its images; None: they are as the data normalise them.
 
     Raises:
         UserError: the teacher is below the minimum, or there are no images to measure it on.
     """
-    found = accuracy(net, _evaluation_loader(trainer, name), trainer)
+    found = accuracy(net, _evaluation_loader(trainer, name), trainer, images)
     split = getattr(trainer.datamodule, "eval_split", "val")  # type: ignore[attr-defined]
     if found < minimum:
         raise UserError(
             f"teacher {name} reaches {found:.2f} percent on the {split} images, below model.teacher_floor {minimum:g}: "
-            "was it trained on these data, with the same normalisation? Set better weights, or lower the minimum"
+            "was it trained on these data, with the same normalisation? Set "
+            "better weights or model.teacher_normalization, or lower the minimum"
         )
     rank_zero_info(f"teacher {name}: {found:.2f} percent on the {split} images (minimum {minimum:g})")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,35 @@ def read_config(path: str | Path) -> StudentConfig:
         f"{path} is not a checkpoint of ickd_pl or a student exported from one: give the checkpoints/last.ckpt of a "
         "run, or read other weights with load_teacher"
     )
+
+
+def normalisation_of(path: str | Path) -> tuple[list[float], list[float]] | None:
+    """Mean and std with which the images of a network were normalised, as its weights file says; None: it does not.
+
+    Args:
+        path: a checkpoint of ``fit``, an export or another weights file, or ``FILE#ENTRY``.
+
+    Raises:
+        UserError: the file is missing or damaged, or what it says is not a mean and a std.
+    """
+    path = weights_file(path)
+    content = read_file(path)
+    stated: Any
+    if is_checkpoint(content):
+        stated = checkpoint_of(path, content).data_state
+    elif path.suffix == ".safetensors":
+        stated = _metadata(path)
+    else:
+        stated = content.get(KEY) if isinstance(content, Mapping) else None
+    mean, std = (stated.get(name) for name in ("mean", "std")) if isinstance(stated, Mapping) else (None, None)
+    if mean is None or std is None:
+        return None
+    if not (_three_numbers(mean, above_zero=False) and _three_numbers(std, above_zero=True)):
+        raise UserError(
+            f"{path}: its mean or std is damaged, three numbers are expected: get it again, or set "
+            "model.teacher_normalization"
+        )
+    return [float(value) for value in mean], [float(value) for value in std]
 
 
 def _of_checkpoint(checkpoint: RunCheckpoint) -> StudentConfig:

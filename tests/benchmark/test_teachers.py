@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from torchvision import datasets
 
+from ickd_pl.benchmark import cells
 from ickd_pl.data import CIFAR100
 from tests.data.cifar_source import make_source
 from tests.runs.helpers import Outcome, cli
@@ -28,7 +30,7 @@ def cifar(monkeypatch: pytest.MonkeyPatch) -> str:
     return str(make_source(Path("src") / "cifar-100-python", datasets.CIFAR100, "fine_labels", 100, monkeypatch))
 
 
-def bench(cifar: str, mirror: Mirror, published: float, **teachers: Any) -> Outcome:
+def bench(cifar: str, mirror: Mirror, published: float, normalization: Any = "auto", **teachers: Any) -> Outcome:
     """One epoch of a vanilla student with a fetched teacher of the given published accuracy."""
     Path("checkpoints").mkdir(exist_ok=True)
     path = manifest({"resnet20": [f"{mirror.url}/a.pth"]}, path="checkpoints/manifest.json")
@@ -39,10 +41,10 @@ def bench(cifar: str, mirror: Mirror, published: float, **teachers: Any) -> Outc
     benchmark = {
         "data": {"class_path": "CIFAR100", "init_args": {"root": "data", "archive": cifar, "batch_size": 200}},
         "pairs": ["resnet20_resnet8"],
-        "methods": ["vanilla"],
+        "methods": ["vanilla", "kd"] if normalization != "auto" else ["vanilla"],
         "seeds": [0],
         "trainer": {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False},
-        "model": {"milestones": []},
+        "model": {"milestones": [], "teacher_normalization": normalization},
         "teachers": {"get": "fetch", **teachers},
     }
     Path("b.yaml").write_text(yaml.safe_dump(benchmark))
@@ -84,3 +86,24 @@ def test_a_teacher_from_a_file_is_not_checked(cifar: str) -> None:
         assert outcome.status == 0, outcome.err
         assert not mirror.asked
     assert json.loads(RESULT.read_text())["weights"] == "mine.pth"
+
+
+def test_a_teacher_with_its_own_mean_and_std(cifar: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is measured with them, and its students are trained with them, in a pack or alone."""
+    Path("mine.pth").write_bytes(weights("resnet20"))
+    own = {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.5, 0.5]}
+    seen: list[list[float] | None] = []
+    measuring = cells.predicted_classes
+
+    def noted(net: Any, loader: Any, trainer: Any, images: Any) -> Any:
+        seen.append(None if images is None else images(torch.zeros(1, 3, 1, 1)).flatten().tolist())
+        return measuring(net, loader, trainer, images)
+
+    monkeypatch.setattr(cells, "predicted_classes", noted)
+    with serving() as mirror:
+        outcome = bench(cifar, mirror, published=72.34, normalization=own, weights={"resnet20": "mine.pth"})
+    assert outcome.status == 0, outcome.err
+    shifts = [(mean - own["mean"][i]) / 0.5 for i, mean in enumerate(CIFAR100.known_constants[0])]
+    assert seen[0] == pytest.approx(shifts, abs=1e-6) and seen[1:] == [None, None]
+    stored = torch.load("out/cells/resnet20_resnet8/kd/seed_0/checkpoints/last.ckpt", weights_only=True)
+    assert stored["hyper_parameters"]["teacher_normalization"] == own

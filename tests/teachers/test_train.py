@@ -113,7 +113,11 @@ def test_train_writes_the_published_format() -> None:
     path = Path("checkpoints/digits/resnet8_vanilla/ckpt_epoch_2.pth")
     assert f"wrote {path}" in outcome.out
     content = torch.load(path, weights_only=True)
-    assert set(content) == {"epoch", "model", "best_acc"} and content["epoch"] == 2
+    assert set(content) == {"epoch", "model", "best_acc", "config"} and content["epoch"] == 2
+    assert (
+        content["config"]["mean"]
+        == load(Path("outputs/digits/resnet8/vanilla/seed_3/checkpoints/last.ckpt"))["Digits"]["mean"]
+    )  # which auto of teacher_normalization reads
     run = Path("outputs/digits/resnet8/vanilla/seed_3")
     trained = load(run / "checkpoints" / "last.ckpt")["state_dict"]
     net = load_teacher("resnet8", path, num_classes=10)

@@ -53,6 +53,10 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         name: (lambda name=name, value=value: {name: value}, f"compute alike: {name} is {not value}")
         for name, value in (("channels_last", True), ("fold_teacher", False), ("compile", True), ("tf32", True))
     },
+    "teacher_normalization": (
+        lambda: {"teacher_normalization": {"mean": [0.5] * 3, "std": [0.25] * 3}},
+        "compute alike: teacher_normalization is auto, but",
+    ),
     # Each member has its own hooked network, even with the same layers.
     "teacher_layers": (lambda: tapped("teacher"), "share one teacher"),
 }

@@ -16,7 +16,7 @@ from ickd_pl.models.hooked import LayerMap
 from ickd_pl.seeding import seeded
 from ickd_pl.strategies import KD  # type: ignore[attr-defined]
 from ickd_pl.training import speed
-from ickd_pl.training.speed import UNSET
+from ickd_pl.training.speed import SWITCHES, UNSET
 from tests.runs.helpers import QUIET, TINY, Run, cli, load, rows_of, student_args
 from tests.training.packs import assert_solo, data, member, packed, solo
 
@@ -237,7 +237,9 @@ def test_an_older_run_goes_on_without(teacher: Run) -> None:
     assert {name: older.hparams[name] for name in UNSET} == UNSET
     done = cli("fit", *words, "--trainer.max_epochs=2", "--model.channels_last=true")
     assert done.status == 0, done.err
-    assert "(it is older than model.channels_last, model.fold_teacher: without)" in done.out
+    assert (
+        "(it is older than model.channels_last, model.fold_teacher, model.teacher_normalization: without)" in done.out
+    )
     again = load(last)
     assert {name: again["hyper_parameters"][name] for name in UNSET} == UNSET
     assert all(torch.equal(again["state_dict"][key], value) for key, value in whole["state_dict"].items())
@@ -273,7 +275,7 @@ def test_the_shipped_file(teacher: Run) -> None:
     assert changed.status == 2 and "model.fold_teacher: True -> False" in changed.err
 
 
-@pytest.mark.parametrize("name", UNSET)
+@pytest.mark.parametrize("name", SWITCHES)
 def test_values_that_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"DistillationModule.{name}: expected true or false, got 'yes'"):
         DistillationModule("resnet8", num_classes=10, **{name: "yes"})  # type: ignore[arg-type]

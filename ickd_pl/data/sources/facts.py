@@ -17,6 +17,7 @@ class Digests:
         labelled: by split, of labels with pixels; this is what a copy is verified against.
         pixels: by split, of pixels without labels. It and the rest only tell what differs in a wrong copy.
         both: of labels with pixels, of both splits together; None: unknown.
+        repeated: by split, images beyond the first of equal ones.
         shared: test images that equal a training image; None: unknown.
         mean_std: by split, mean and std per channel of pixels scaled to 0..1.
     """
@@ -24,6 +25,7 @@ class Digests:
     labelled: Mapping[str, str]
     pixels: Mapping[str, str] = field(default_factory=dict)
     both: str | None = None
+    repeated: Mapping[str, int] = field(default_factory=dict)
     shared: int | None = None
     mean_std: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
 
@@ -68,6 +70,7 @@ CIFAR100_DIGESTS = Digests(
         "test": "b65564230ab2b2c8ad3debc004d5e2eda9fa3fa5ae13eba456c8d029b021f19e",
     },
     both="ac470612f7d045e7911f7f866b79797a9d1a80ddb0581b82f097fff5e0302ea3",
+    repeated={"train": 14, "test": 2},
     shared=10,
     mean_std={
         "train": ((0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)),

@@ -50,8 +50,11 @@ def recognise(path: Path, base_folder: str, official: Collection[str]) -> Kind:
     """
     if path.is_dir():
         return _folder(path, base_folder, official)
-    with open_regular(path) as file:
-        start = file.read(262)
+    try:
+        with open_regular(path) as file:
+            start = file.read(262)
+    except OSError as error:  # also a pipe, which would hang
+        raise UserError(f"archive: {printable(path)} cannot be read ({error.strerror}).") from error
     if start[:4] == b"PAR1":
         raise UserError(f"archive: {printable(path)} is one parquet file: give the folder of training and test images.")
     if start[:4] == b"PK\x03\x04":

@@ -16,7 +16,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.training.fingerprint import data_hash
 from tests.data.sources.made_up import FORMS, MadeUp, make, tree
 
-REAL = Path(os.environ.get("ICKD_CIFAR100", "../shared/data/cifar100"))
+REAL = Path(os.environ.get("ICKD_CIFAR100", "nowhere"))
 
 
 @pytest.fixture
@@ -109,6 +109,9 @@ def test_what_is_none_of_the_forms(made_up: MadeUp, tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="is one parquet file: give the folder"):
         loaded(tmp_path / "data", tmp_path / "one")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe cannot be read \(a pipe"):
+        loaded(tmp_path / "data", tmp_path / "pipe")
     assert not (tmp_path / "data").exists()
 
 
@@ -132,5 +135,6 @@ def test_the_real_one(tmp_path: Path) -> None:
         "print(time.perf_counter() - begun)"
     )
     command = [sys.executable, "-c", program, str(tmp_path), str(REAL)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 5

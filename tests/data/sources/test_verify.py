@@ -94,3 +94,9 @@ def test_nothing_is_known_of_the_images() -> None:
     facts = Facts("CIFAR-X", CIFAR10_CLASSES, FACTS.counts, "label", None)
     changed = Split(GOOD["train"].image ^ 1, GOOD["train"].label)
     assert len(verified({"train": changed}, facts, str(Path("here")))["train"].label) == 30
+
+
+def test_a_cut_copy_that_was_filled_up() -> None:
+    image = GOOD["train"].image.copy()
+    image[20:] = image[:10]
+    assert "; 10 of them repeat another, expected 0" in refusal(Split(image, GOOD["train"].label))
