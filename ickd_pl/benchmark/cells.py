@@ -158,6 +158,7 @@ def train_pack(
             with suppress(NonFiniteLoss):  # raised when the last remaining member diverges
                 trainer.fit(pack, datamodule=first.datamodule, ckpt_path=ckpt_path, weights_only=True)
         for job, cli in accepted:
+            cli.datamodule = first.datamodule  # whose images are read already
             name = str(job.cell.method)
             others = [other for other in names if other != name]
             stopped = pack.stopped.get(name)
