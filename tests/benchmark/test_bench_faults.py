@@ -363,7 +363,7 @@ def test_a_benchmark_file_with_invalid_settings(change: dict[str, Any], needles:
 def test_a_file_that_is_not_there() -> None:
     message = refused("plan", "--config", "missing.yaml")
     assert "config file missing.yaml does not exist" in message and "configs/benchmarks/quick.yaml" in message
-    assert "resnet" not in message
+    assert "configs/pairs" not in message
 
 
 # -- plan ------------------------------------------------------------------------------------------------------------
