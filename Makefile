@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 # Two processes of one thread each; tests that start two more share one of them (see tests/conftest.py).
 PYTEST := -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-.PHONY: setup demo test test-reliability test-floors lint clean
+.PHONY: setup demo test test-reliability test-floors lint docs clean
 
 setup: $(VENV)/.ready
 
@@ -40,10 +40,18 @@ $(FLOORS)/.ready: setup.cfg pyproject.toml tests/floors.py
 	$(FLOORS)/bin/python -m pip install --quiet --constraint $(FLOORS)/floors.txt --editable '.[demo,dev]'
 	touch $@
 
+# The site, in site/; any warning fails.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -E -q docs site
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ickd_pl
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
