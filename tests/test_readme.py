@@ -74,7 +74,7 @@ def test_the_five_commands_for_newcomers(forked: Forked) -> None:
     *lines, last = newcomer()
     assert len(lines) == 4
     for line in lines:
-        short = line.replace("max_epochs 12", "max_epochs 2").replace("ckpt_epoch_12", "ckpt_epoch_2")
+        short = line.replace("max_epochs 12", "max_epochs 1").replace("ckpt_epoch_12", "ckpt_epoch_1")
         program, *args = shlex.split(short.replace("[8,9,11]", "[1]").removeprefix("python "))
         done = forked.run(*args, *(QUIET if "--data" in args else []))
         assert program == "cli.py" and done.status == 0, f"{line}\n{done.err}"
