@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOORS := .venv-floors
+BUILD := .venv-build
 # More for pytest, such as PYTEST_ARGS='-k parser'.
 PYTEST_ARGS ?=
 # Two processes of one thread each; tests that start two more share one of them (see tests/conftest.py).
 PYTEST := -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-.PHONY: setup demo test test-reliability test-floors lint docs clean
+.PHONY: setup demo test test-reliability test-floors lint docs dist clean
 
 setup: $(VENV)/.ready
 
@@ -46,6 +47,16 @@ docs: $(VENV)/.docs
 
 $(VENV)/.docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+# sdist and wheel, in dist/. The wheel is built from the sdist, so that nothing left in build/ gets into it.
+dist: $(BUILD)/.ready
+	rm -rf build dist *.egg-info
+	$(BUILD)/bin/python -m build
+
+$(BUILD)/.ready:
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install --quiet --upgrade pip build
 	touch $@
 
 lint: setup
