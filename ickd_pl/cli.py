@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 after a user's error and 3 after a loss that is infinite or NaN, printed as one line;
-        143, 130 and 138 after SIGTERM, Ctrl-C and SIGUSR1, or 0 if SLURM has requeued the job.
+        143, 130 and 138 after SIGTERM, Ctrl-C and SIGUSR1, or 0 if SLURM has requeued the job; 142 after --minutes.
     """
     _quiet()
     args = list(sys.argv[1:] if args is None else args)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ickd_pl.benchmark.time_limit import ALARM
 from ickd_pl.errors import LostRank, NonFiniteLoss, UserError
 from ickd_pl.runs.signals import SIGNALS
 from tests.runs.helpers import REPOSITORY
@@ -29,7 +30,7 @@ def test_every_named_test_exists() -> None:
 def test_every_exit_status_is_listed() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \| [^|]+ \|$", PAGE, re.M)}
     errors = {each.exit_status for each in (UserError, NonFiniteLoss, LostRank)}
-    assert listed == {0, *errors, *(128 + number for number in SIGNALS)}
+    assert listed == {0, *errors, *(128 + number for number in (*SIGNALS, ALARM))}
 
 
 @pytest.mark.filterwarnings("ignore")

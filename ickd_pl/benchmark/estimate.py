@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,68 +14,93 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ickd_pl.benchmark.cells import CellCLI, Job, build, quietly, train_pack
+from ickd_pl.benchmark.cells import CellCLI, Job, Outcome, build, quietly, train_pack
 from ickd_pl.benchmark.plan import Benchmark, Cell, Group, shard_of
 from ickd_pl.benchmark.records import read_result
 from ickd_pl.benchmark.schema import combinations
 from ickd_pl.benchmark.teachers import Teachers
-from ickd_pl.errors import UserError
+from ickd_pl.errors import NonFiniteLoss, UserError
 from ickd_pl.runs import RunFolder
 from ickd_pl.runs.data_options import data_name
 from ickd_pl.strategies import from_spec
+from ickd_pl.weights import weights_file
 
-# Epochs and steps of a timing. Only the last epoch counts: the first is slower, since memory is allocated and kernels
-# are compiled.
-EPOCHS, STEPS = 3, 12
+# Epochs, steps and evaluated batches of a timing. Only the last epoch counts: the first is slower, since memory is
+# allocated and kernels are compiled.
+EPOCHS, STEPS, EVALUATED = 3, 12, 4
+# Nearly no training: with a teacher that is not trained yet, losses would soon be infinite.
+RATE = 1e-6
 
 
 @dataclass
 class Timing:
-    """Seconds for start-up, for one step, and for an epoch apart from its steps."""
+    """Seconds for start-up, for one step, for an evaluation, and for an epoch apart from these."""
 
     start: float
     step: float
+    evaluation: float
     epoch: float
+    stopped: str = ""  # members whose loss was not finite, which makes the rest faster
 
     def of(self, epochs: int, steps: int) -> float:
-        """Seconds of a run with this many epochs and steps per epoch, including evaluation and checkpoints."""
-        return self.start + epochs * (steps * self.step + self.epoch)
+        """Seconds of a run with this many epochs and steps per epoch, with checkpoints and predictions at the end."""
+        return self.start + epochs * (steps * self.step + self.evaluation + self.epoch) + self.evaluation
 
 
 class _Stopwatch(pl.Callback):
-    """Measures the steps, and the rest of an epoch: evaluation, metrics.csv, checkpoint."""
+    """Measures the steps, the batches of an evaluation, and the rest of an epoch: metrics.csv, checkpoint.
+
+    Attributes:
+        steps: seconds of each step, by epoch.
+        evaluated: seconds of each evaluated batch, by epoch; the first one starts the evaluation.
+        rests: seconds of the rest of each epoch but the last.
+        batches: of a whole evaluation.
+    """
 
     def __init__(self) -> None:
         self.steps: list[list[float]] = []
+        self.evaluated: list[list[float]] = []
         self.rests: list[float] = []
-        self.inside = 0.0
-        self._mark = self._evaluation = self._began = 0.0
+        self.batches = 0
+        self._mark = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began = _now(pl_module)
+    @property
+    def evaluation(self) -> float:
+        """Seconds of a whole evaluation, from the last one's batches."""
+        first, *others = self.evaluated[-1]
+        return first + (self.batches - 1) * (sum(others) / len(others) if others else first)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = _now(pl_module)
-        if self._evaluation:
-            self.rests.append(now - self._evaluation)
+        if self.steps:
+            self._lap(self.rests, pl_module)
         self.steps.append([])
-        self._mark = now
+        self._mark = _now(pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if args[-1] > 0:  # the first step of an epoch ends here
-            self._step(pl_module)
+            self._lap(self.steps[-1], pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step(pl_module)
-        self._evaluation = self._mark
+        self._lap(self.steps[-1], pl_module)
+        self.evaluated.append([])
+        self.batches = _batches(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.inside = _now(pl_module) - self._began
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self._lap(self.evaluated[-1], pl_module)
 
-    def _step(self, module: pl.LightningModule) -> None:
+    def _lap(self, laps: list[float], module: pl.LightningModule) -> None:
         now = _now(module)
-        self.steps[-1].append(now - self._mark)
+        laps.append(now - self._mark)
         self._mark = now
+
+
+def _batches(trainer: pl.Trainer) -> int:
+    """Number of batches of a whole evaluation; of a loader without a length, those that are evaluated here."""
+    loaders: Any = trainer.val_dataloaders
+    try:
+        return sum(map(len, loaders)) if isinstance(loaders, list | tuple) else len(loaders)
+    except TypeError:
+        return int(sum(trainer.num_val_batches))
 
 
 def _now(module: pl.LightningModule) -> float:
@@ -108,14 +134,14 @@ def describe(
             # Other seeds cost the same.
             key = (group.cells[0].pair, tuple(cell.method or cell.network for cell in group.cells))
             if key not in timings:
-                timings[key] = _time(benchmark, group)
+                timings[key] = _time(benchmark, group, folder)
             found = timings[key]
             if isinstance(found, str):
                 text, own = f"{group}: {found}", 0
             else:
                 seconds = runs * found.of(epochs, per_epoch)
                 total += seconds
-                text += f", about {_duration(seconds)}"
+                text += f", about {_duration(seconds)}{found.stopped}"
         steps += own
         yield text
         if commands:
@@ -148,40 +174,54 @@ def _size(benchmark: Benchmark, group: Group) -> tuple[int, int]:
     return int(recipe["trainer"]["max_epochs"]) + first, math.ceil(data.num_train / data.batch_size)
 
 
-def _time(benchmark: Benchmark, group: Group) -> Timing | str:
+def _time(benchmark: Benchmark, group: Group, results: Path | None) -> Timing | str:
     """Time a group's shortened training in a temporary folder; returns the reason if it is not trained."""
-    if group.cells[0].kind == "teacher" and Teachers(benchmark, Path(), print).is_external(group.cells[0]):
+    teachers, first = Teachers(benchmark, results or Path(), print), group.cells[0]
+    if first.kind == "teacher" and teachers.is_external(first):
         return "teacher from a file or download, not trained"
-    with tempfile.TemporaryDirectory() as scratch, quietly():
+    weights = teachers.weights(first.teacher) if first.teacher else None
+    if weights is not None and not weights_file(weights).is_file():
+        weights = None
+    with tempfile.TemporaryDirectory() as scratch, quietly(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are of the shortened run
         began = time.perf_counter()
         watch = _Stopwatch()
         jobs = []
         for cell in group.cells:
             folder = Path(scratch) / str(cell)
-            args = benchmark.args(cell, None, folder, _short(benchmark, group, cell))
+            args = benchmark.args(cell, weights, folder, _short(benchmark, group, cell))
             jobs.append(Job(cell, args, folder, [watch]))
         try:
-            refused = _run(jobs, Path(scratch) / "pack.ckpt", watch, benchmark.settings.fused)
+            outcomes = _run(jobs, Path(scratch) / "pack.ckpt", watch, benchmark.settings.fused, weights is not None)
         except UserError as error:
             raise UserError(f"{group}: {error}") from error
-        if refused:
-            return refused
+        if not any(o.status == "done" for o in outcomes):
+            return f"{'refused' if outcomes[0].status == 'refused' else 'not timed'}: {outcomes[0].reason}"
         whole = time.perf_counter() - began
-    step = sum(watch.steps[-1]) / len(watch.steps[-1])
-    known = sum(map(sum, watch.steps)) + len(watch.steps) * watch.rests[-1]
-    return Timing(start=max(0.0, whole - known), step=step, epoch=watch.rests[-1])
+    stopped = [str(job.cell.method) for job, o in zip(jobs, outcomes, strict=True) if o.status == "failed"]
+    step, rest = sum(watch.steps[-1]) / len(watch.steps[-1]), watch.rests[-1]
+    known = sum(map(sum, watch.steps)) + sum(map(sum, watch.evaluated)) + len(watch.steps) * rest
+    text = (
+        f" (too little: {', '.join(stopped)} stopped in the timing, by a loss that was not finite)" if stopped else ""
+    )
+    return Timing(max(0.0, whole - known), step, watch.evaluation, rest, text)
 
 
 def _short(benchmark: Benchmark, group: Group, cell: Cell) -> dict[str, Any]:
-    """Settings that shorten a cell: few steps, a one-epoch first stage, no minimum accuracy of the teacher."""
-    model: dict[str, Any] = {"milestones": [], "teacher_floor": None}
+    """Settings that shorten a cell: few steps and images, a one-epoch first stage, any accuracy of the teacher."""
+    model: dict[str, Any] = {"milestones": [], "teacher_floor": None, "lr": RATE}
     strategies = benchmark.strategies(str(cell.method)) if cell.method else []
     if any("pretrain_epochs" in spec.get("init_args", {}) for spec in strategies):
         for spec in strategies:
             if "pretrain_epochs" in spec.get("init_args", {}):
                 spec["init_args"]["pretrain_epochs"] = 1
         model["strategies"] = strategies
-    trainer = {"max_epochs": EPOCHS, "limit_train_batches": _share(benchmark, group), "check_val_every_n_epoch": 1}
+    trainer = {
+        "max_epochs": EPOCHS,
+        "limit_train_batches": _share(benchmark, group),
+        "limit_val_batches": EVALUATED,
+        "check_val_every_n_epoch": 1,
+    }
     return {"trainer": trainer, "model": model}
 
 
@@ -190,18 +230,23 @@ def _share(benchmark: Benchmark, group: Group) -> float:
     return min(1.0, STEPS / _size(benchmark, group)[1])
 
 
-def _run(jobs: list[Job], path: Path, watch: _Stopwatch, fused: bool) -> str:
-    """Train the jobs with untrained teachers (same speed); returns why they were refused, or an empty string."""
-    if len(jobs) == 1:
-        built = build(jobs[0])
-        if not isinstance(built, CellCLI):
-            return f"refused: {built.reason}"
+def _run(jobs: list[Job], path: Path, watch: _Stopwatch, fused: bool, trained_teacher: bool) -> list[Outcome]:
+    """Train the jobs; a teacher that is not trained yet has the same speed."""
+    if len(jobs) > 1:
+        return train_pack(jobs, path, [watch], trained_teacher=trained_teacher, fused=fused)
+    built = build(jobs[0])
+    if not isinstance(built, CellCLI):
+        return [built]
+    if trained_teacher:
+        built.model.prepare_teacher()
+    else:
         built.model.teacher_weights.skip()
-        built.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+    built.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+    try:
         built.trainer.fit(built.model, datamodule=built.datamodule)
-        return ""
-    outcomes = train_pack(jobs, path, [watch], trained_teacher=False, fused=fused)
-    return "" if any(o.status == "done" for o in outcomes) else f"refused: {outcomes[0].reason}"
+    except NonFiniteLoss as error:
+        return [Outcome("failed", str(error), None, [])]
+    return [Outcome("done", None, built, [])]
 
 
 def _command(benchmark: Benchmark, cell: Cell, folder: Path | None) -> str:

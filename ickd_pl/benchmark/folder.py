@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +14,8 @@ from ickd_pl.benchmark.records import read_result, write_started
 from ickd_pl.benchmark.teachers import Teachers
 from ickd_pl.data import TensorDataModule
 from ickd_pl.errors import UserError
-from ickd_pl.runs.lock import locked
+from ickd_pl.runs.lock import holder, locked
+from ickd_pl.runs.signals import raise_if_stopped
 from ickd_pl.strategies import from_spec
 from ickd_pl.training.fingerprint import data_hash
 
@@ -56,10 +58,15 @@ class ResultsFolder:
     def lock(self, group: Group, wait: bool) -> AbstractContextManager[bool]:
         """The lock on a group, see :func:`~ickd_pl.runs.lock.locked`."""
 
-        def tell(holder: str) -> None:
-            self.log(f"{group}: another process is running it, waiting ({holder})")
+        path = self.path / group.path
 
-        return locked(self.path / group.path, tell if wait else None)
+        def tell(who: str) -> None:
+            self.log(f"{group}: another process is running it, waiting ({who})")
+            while holder(path):
+                raise_if_stopped()  # by --minutes
+                time.sleep(1)
+
+        return locked(path, tell if wait else None)
 
     # -- cells ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ickd_pl.errors import UserError
 from ickd_pl.runs.command_parser import CommandParser
-from ickd_pl.runs.console import log
+from ickd_pl.runs.console import log, warn
 
 SUMMARY = "plan, run and report a whole table of methods, pairs and seeds"
 
@@ -38,6 +38,8 @@ def run(args: list[str]) -> int:
         if name == "run":
             mix = "allow results of different code; the report marks them"
             sub.add_argument("--accept-code", action="store_true", help=mix)
+            stop = "stop after N minutes with a checkpoint and status 142; the same command goes on"
+            sub.add_argument("--minutes", metavar="N", help=stop)
         sub.add_argument("--output", metavar="DIR", required=name != "plan", type=Path, help="the results folder")
     options = parser.parse_args(args)
     return int(options.function(options))
@@ -53,6 +55,21 @@ def _plan(options: Any) -> int:
 
 
 def _run(options: Any) -> int:
+    from ickd_pl.benchmark.time_limit import ALARM, minutes_of, stopped_after
+    from ickd_pl.runs.signals import Stopped
+
+    minutes = minutes_of(options.minutes)
+    try:
+        with stopped_after(minutes):  # from here on: the start takes time too
+            return _run_cells(options)
+    except Stopped as stop:
+        if stop.signum != ALARM:
+            raise
+        warn(f"stopped by --minutes {options.minutes}: run the same command to resume")
+        return int(stop.code or 0)
+
+
+def _run_cells(options: Any) -> int:
     from ickd_pl.benchmark.report.write import write_report
     from ickd_pl.benchmark.runner import Runner
 

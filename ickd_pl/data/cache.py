@@ -195,7 +195,9 @@ class ImageFile:
 
 
 def key_of(folder: Path, names: Sequence[str], size: int) -> str:
-    """Hash of what the decoded images depend on: path, size and mtime of every file, and the image size.
+    """Hash of what the decoded images depend on: path, size and times of every file, and the image size.
+
+    The time of the last change of any kind is among them: it also moves where a tool sets the other one back.
 
     Raises:
         UserError: a file that is missing, by its name.
@@ -206,5 +208,6 @@ def key_of(folder: Path, names: Sequence[str], size: int) -> str:
             status = (folder / name).stat()
         except OSError as error:
             raise UserError(f"{printable(folder / name)} cannot be read ({error.strerror}).") from error
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        words = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n"
+        digest.update(words.encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -131,6 +131,7 @@ class IckdCLI(LightningCLI):
         self._left_out = [f"model.{name}" for name, value in older.items() if model[name] != value]
         for name, value in older.items():
             model[name] = self.model.hparams[name] = value
+        self.model.older = frozenset(older)
 
     def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **kwargs: Any) -> pl.Trainer:
         """Build the Trainer from the settings.

@@ -27,6 +27,7 @@ class CheckpointedModule(Protocol):
     best_acc1: float
     trained_steps: int
     trained_before: int
+    older: frozenset[str]
 
     @property
     def hparams(self) -> Any: ...
@@ -124,6 +125,8 @@ def remove_teacher(module: CheckpointedModule, checkpoint: dict[str, Any], data:
         data: the trainer's data module, or None.
     """
     parts = take_out(checkpoint, module.teacher)
+    for name in module.older:
+        checkpoint.get("hyper_parameters", {}).pop(name, None)
     checkpoint["ickd_pl"] = {"version": __version__, "best_acc1": module.best_acc1}
     checkpoint["ickd_pl"]["trained_before"] = module.trained_before
     if parts:

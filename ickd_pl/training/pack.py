@@ -128,12 +128,25 @@ class Pack(PackedSteps):
             member.on_train_end()
 
     def configure_callbacks(self) -> Sequence[pl.Callback]:
+        self._check_trainer()  # the first hook, before Lightning's own refusals
         members: list[pl.Callback] = [
             ForMember(strategy, member, position)
             for position, member in enumerate(self)
             for strategy in [*member.strategies, *keepers(self.trainer, member, f"members.{position}.")]
         ]
         return [Float32(next(iter(self)).hparams["tf32"]), *members]
+
+    def _check_trainer(self) -> None:
+        if self.trainer.gradient_clip_val:
+            raise UserError(
+                "the Trainer's gradient_clip_val would clip all members together: give it to the pack, "
+                "Pack(members, gradient_clip_val=...)"
+            )
+        if self.trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                "a pack makes an update with every batch: expected accumulate_grad_batches 1, got "
+                f"{self.trainer.accumulate_grad_batches}; give the data a larger batch_size instead"
+            )
 
     def configure_optimizers(self) -> Any:
         return optimizer_of(list(self))

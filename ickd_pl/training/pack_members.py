@@ -13,7 +13,7 @@ from ickd_pl.strategies import LossStrategy
 from ickd_pl.training.build import share
 from ickd_pl.training.checkpoint import complete_checkpoint, remove_teacher
 from ickd_pl.training.module import DistillationModule
-from ickd_pl.training.speed import UNSET
+from ickd_pl.training.speed import UNSET, as_recorded
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 # Hooks around the backward pass and the optimizer step, which a pack runs once for all members.
@@ -106,7 +106,8 @@ def note_of(member: DistillationModule, data: Any) -> dict[str, Any]:
     own: dict[str, Any] = {"state_dict": {}}
     remove_teacher(member, own, data)
     own["ickd_pl"]["epoch"] = member.epoch_state()
-    return {"ickd_pl": own["ickd_pl"], "hyper_parameters": dict(member.hparams)}
+    settings = {name: value for name, value in member.hparams.items() if name not in member.older}
+    return {"ickd_pl": own["ickd_pl"], "hyper_parameters": settings}
 
 
 def restore(members: Sequence[DistillationModule], notes: Sequence[Any], checkpoint: dict[str, Any]) -> None:
@@ -117,5 +118,6 @@ def restore(members: Sequence[DistillationModule], notes: Sequence[Any], checkpo
     for position, (member, note) in enumerate(zip(members, notes, strict=True)):
         own: dict[str, Any] = {"state_dict": {}, **note}
         complete_checkpoint(member, own, evaluating=False)
+        as_recorded(member, note["hyper_parameters"])
         member.stored_epoch = own["ickd_pl"].get("epoch")
         state.update({f"members.{position}.{key}": value for key, value in own["state_dict"].items()})

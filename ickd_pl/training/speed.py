@@ -36,6 +36,7 @@ class Module(Protocol):
     teacher: FeatureNet | HookedNet | None
     student_name: str
     teacher_name: str | None
+    older: frozenset[str]
 
     @property
     def hparams(self) -> Any: ...
@@ -155,6 +156,7 @@ def as_recorded(module: Module, stored: dict[str, Any]) -> None:
     if "channels_last" in older and module.hparams["channels_last"]:
         _lay_out(module, torch.contiguous_format)
     module.hparams.update(older)
+    module.older = frozenset(older)
 
 
 def _features(net: FeatureNet | HookedNet, image: Tensor, preact: bool) -> Features:

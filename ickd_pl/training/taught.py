@@ -27,6 +27,7 @@ class TaughtModule(StudentModule):
         teacher_weights: their file, and whether they are loaded.
         strategies: the methods.
         computing: what computes features and losses.
+        older: settings that the run is older than; its checkpoints go on leaving them out, so that it continues again.
     """
 
     teacher: FeatureNet | HookedNet | None
@@ -34,6 +35,7 @@ class TaughtModule(StudentModule):
     teacher_weights: TeacherWeights
     strategies: list[LossStrategy]
     computing: Computing
+    older: frozenset[str] = frozenset()
 
     @property
     def needs_preact(self) -> bool:

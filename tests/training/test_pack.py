@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -208,3 +209,16 @@ def test_two_ranks() -> None:
 def test_a_pack_is_not_built_from_a_file() -> None:
     with pytest.raises(UserError, match="build its members in Python"):
         Pack.load_from_checkpoint("pack.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"gradient_clip_val": 0.5}, "give it to the pack"),
+        ({"accumulate_grad_batches": 2}, "expected accumulate_grad_batches 1, got 2"),
+    ],
+)
+def test_options_of_the_trainer_that_a_pack_cannot_use(settings: dict[str, Any], says: str) -> None:
+    pack = Pack([member(["kd"], make_teacher())])
+    with pytest.raises(UserError, match=says):
+        pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, **settings).fit(pack, data(4))

@@ -31,6 +31,30 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     ]
 
 
+def basis(summary: Summary) -> str:
+    """What every figure of the report is of, for the lines beneath tables and charts: data, epochs, seeds."""
+    r = summary.results
+    images = {c.num_test for c in r.done if c.num_test}
+    split = "validation" if r.split == "val" else "test"
+    number = f"{images.pop():,} " if len(images) == 1 else ""
+    seeds = ", ".join(map(str, r.seeds)) or "none"
+    part = "" if all(run.done for run in r.runs if run.planned) else ", as far as done"
+    return (
+        f"{r.data or 'unknown data'}, {number}{split} images; {r.epochs or 'unknown number of'} epochs; "
+        f"{'seed' if len(r.seeds) == 1 else 'seeds'} {seeds}{part}"
+    )
+
+
+def published_are(summary: Summary) -> str:
+    """What published figures are of, and whether they are compared; empty if there are none."""
+    if not any(e.published for e in summary.entries.values()):
+        return ""
+    what = f"of {EPOCHS} epochs{' and another teacher' if summary.other_teachers else ''}"
+    if summary.not_compared:
+        return f"Published figures are {what}: no difference is computed."
+    return f"Published figures are {what}; the difference is the last epoch's mean minus the published figure."
+
+
 def _fast(results: Sequence[CellResult]) -> list[str]:
     """The module's switches, all in docs/speed.md, that are on by some run's settings."""
     models = [model for c in results if isinstance(model := c.recipe.get("model"), dict)]
@@ -152,8 +176,8 @@ def methods_text(summary: Summary) -> list[str]:
         "Published figures come from ICKD's table (its baselines are RepDistiller's), else from RepDistiller's README, "
         "else, for CRD+KD, from the CRD paper; report.csv names the source of each. They are last-epoch accuracies; † "
         "marks ICKD's own two rows, for which the epoch and the number of runs are not stated. They are published "
-        "without a standard deviation, so no difference to them is claimed. Only runs evaluated on CIFAR-100's test "
-        f"images after {EPOCHS} epochs are compared.",
+        "without a standard deviation, so no difference to them is claimed, and are of the authors' own teachers. Only "
+        f"runs evaluated on CIFAR-100's test images after {EPOCHS} epochs are compared.",
         "Hours are wall-clock time; for a packed run, its share of the pack's time. Do not compare the hours of packed "
         "and separate runs, or of different devices. Images per second are training images. No run is dropped: "
         "failed, refused, unfinished and missing runs are listed as such.",

@@ -70,6 +70,7 @@ class Summary:
     best: dict[str, str]  # pair: the best method, if its lead over the second is significant
     not_compared: str | None  # why the published figures cannot be compared with these
     oddities: list[str]  # problems of the stored predictions
+    other_teachers: bool  # some teacher may be another than the published one
 
     @property
     def rows(self) -> list[str | None]:
@@ -103,7 +104,7 @@ def summarise(results: Results) -> Summary:
         if leader := _leader(reader, pair, {m: entries[pair.name, m] for m in results.methods}):
             best[pair.name] = leader
         reader.forget()
-    return Summary(results, entries, best, why, reader.oddities)
+    return Summary(results, entries, best, why, reader.oddities, _other_teachers(results))
 
 
 def why_not_compared(results: Results) -> str | None:
@@ -122,6 +123,13 @@ def why_not_compared(results: Results) -> str | None:
     if fewest < EPOCHS:
         return f"the published students were trained for {EPOCHS} epochs, these for {fewest}"
     return None
+
+
+def _other_teachers(results: Results) -> bool:
+    """Whether some teacher is not, or may not be, the published one: a file of the user's, or trained here."""
+    fetched = results.setting("teachers", "get") in (None, "fetch", "fetch_or_train")
+    trained = [run.done for pair in results.pairs for run in results.teachers(pair.teacher) if run.done]
+    return not fetched or bool(results.setting("teachers", "weights")) or any(result.epochs for result in trained)
 
 
 def _entry(results: Results, pair: Pair, method: str | None, against: dict[str, Comparison], why: str | None) -> Entry:

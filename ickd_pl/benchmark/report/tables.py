@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ickd_pl.benchmark.published import network_name, row_name
+from ickd_pl.benchmark.published import EPOCHS, network_name, row_name
 from ickd_pl.benchmark.records import CellResult
 from ickd_pl.benchmark.report.format import (
     NOTHING,
@@ -72,7 +73,8 @@ def accuracy_table(summary: Summary) -> Table:
 
     def cell(entry: Entry) -> Cell:
         best = f"best {mean_text(entry.best)}" if entry.best else None
-        published = f"published {compared_text(entry)}" if entry.published else None
+        length = "" if summary.not_compared is None else f" ({EPOCHS} epochs)"
+        published = f"published {compared_text(entry)}{length}" if entry.published else None
         beneath = tuple((kind, text) for kind, text in (("best", best), ("published", published)) if text)
         if entry.last is None:
             return Cell(state_text(entry), beneath, next(iter(entry.states), "missing"))
@@ -112,10 +114,8 @@ ACCURACY: list[Column[Entry]] = [
     Column("Last epoch", _last),
     Column("Best epoch", lambda e: e.best, mean_text),
 ]
-PUBLISHED: list[Column[Entry]] = [
-    Column("Published", published_text),
-    Column("Difference", lambda e: e.to_published, signed),
-]
+PUBLISHED: Column[Entry] = Column("Published", published_text)
+TO_PUBLISHED: Column[Entry] = Column("Difference", lambda e: e.to_published, signed)
 COST: list[Column[Entry]] = [
     Column("Hours", lambda e: e.hours, hours_text),
     Column("Images/s", lambda e: e.speed, count),
@@ -126,7 +126,11 @@ COST: list[Column[Entry]] = [
 def pair_table(summary: Summary, pair: Pair) -> Table:
     """Accuracy and cost of every method on one pair."""
     entries = [summary.entry(pair, method) for method in summary.rows]
-    published = PUBLISHED if any(e.published for e in entries) else []
+    # What is not compared stands beside ours with its own length, and no difference.
+    title = f"Published ({EPOCHS} epochs{', another teacher' if summary.other_teachers else ''})"
+    beside = PUBLISHED if summary.not_compared is None else replace(PUBLISHED, title=title)
+    published = [beside] if any(e.published for e in entries) else []
+    published += [TO_PUBLISHED] if any(e.to_published is not None for e in entries) else []
     return Table.of([*ACCURACY, *published, *COST], entries)
 
 

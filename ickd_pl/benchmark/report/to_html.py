@@ -9,9 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ickd_pl.benchmark.published import row_name
-from ickd_pl.benchmark.report.charts import MINUS, Bar, Line, interval_chart, line_chart
+from ickd_pl.benchmark.report.charts import MINUS, Bar, interval_chart
+from ickd_pl.benchmark.report.curves import Line, labelled_chart, panels
 from ickd_pl.benchmark.report.format import NOTHING, interval_text, signed
-from ickd_pl.benchmark.report.notes import facts, methods_text, notes
+from ickd_pl.benchmark.report.notes import basis, facts, methods_text, notes, published_are
 from ickd_pl.benchmark.report.results import Pair
 from ickd_pl.benchmark.report.statistics import FEWEST_SEEDS
 from ickd_pl.benchmark.report.summary import REFERENCES, Summary
@@ -43,6 +44,8 @@ def html(summary: Summary) -> str:
         facts=facts(summary),
         notes=notes(summary),
         table=table,
+        basis=basis(summary),
+        published_are=published_are(summary),
         kinds=[kind for kind in ("best", "published") if kind in kinds],
         pairs=[_pair(summary, pair, number) for number, pair in enumerate(summary.results.pairs, 1)],
         runs=runs_table(summary),
@@ -58,23 +61,24 @@ def _minus(text: str) -> str:
 
 
 def _pair(summary: Summary, pair: Pair, number: int) -> dict[str, Any]:
-    numbers = {m: k for k, m in enumerate(summary.rows)}
+    name, numbers = f"pair-{number}", {m: k for k, m in enumerate(summary.rows)}
     entries = [summary.entry(pair, m) for m in summary.rows]
     lines = [Line(row_name(e.method), e.curve, numbers[e.method]) for e in entries if e.curve]
-    last = max((max(line.points) for line in lines), default=0)
+    dotted = next((e.method for m in REFERENCES for e in entries if e.method == m and e.curve), None)
+    last = max((line.last[0] for line in lines), default=0)
     late = last - last // 4
-    title = f"test accuracy of {pair_name(pair)}"
-    charts = [("All epochs", line_chart(lines, f"{title} by epoch"))]
-    if last >= 12:
-        charts.append((f"From epoch {late}", line_chart(lines, f"{title} from epoch {late}", late)))
+    title = f"accuracy of {pair_name(pair)} from epoch {late}"
+    students = [line for line in lines if line.number] or lines  # a teacher far above them would press them together
     return {
-        "id": f"pair-{number}",
+        "id": name,
         "name": pair_name(pair),
         "table": pair_table(summary, pair),
         "paired": paired_table(summary, pair),
         "curves": curve_table(summary, pair),
-        "charts": [(heading, chart) for heading, chart in charts if chart],
-        "lines": sorted(lines, key=lambda line: -line.points[max(line.points)]),
+        "panels": panels(lines, name, numbers[dotted] if dotted else None),
+        "dotted": row_name(dotted) if dotted else "",
+        "late": late,
+        "chart": labelled_chart(students, title, late) if last > 1 else "",
         "intervals": [(f"Minus {row_name(r)}", chart) for r in REFERENCES if (chart := _intervals(summary, pair, r))],
     }
 

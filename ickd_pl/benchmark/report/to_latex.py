@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ickd_pl.benchmark.report.format import Markup, Table
-from ickd_pl.benchmark.report.notes import facts, notes
+from ickd_pl.benchmark.report.notes import basis, facts, notes, published_are
 from ickd_pl.benchmark.report.summary import Summary
 from ickd_pl.benchmark.report.tables import (
     accuracy_table,
@@ -70,12 +70,12 @@ def latex(summary: Summary) -> str:
     name = tex(summary.results.name)
     tables = [
         _table(accuracy_table(summary), f"{name}: top-1 accuracy (\\%) after the last epoch, mean $\\pm$ standard "
-               f"deviation over seeds. {arrows}", "last"),
+               f"deviation over seeds ({tex(basis(summary))}). {arrows}", "last"),
         _table(best_table(summary), f"{name}: best epoch, for information only: selected on the split it is measured "
                "on.", "best"),
     ]  # fmt: skip
     if (table := published_table(summary)) is not None:
-        caption = "published accuracies and, in brackets, the difference to them. $\\dagger$: epoch not stated."
+        caption = f"published accuracies. {tex(published_are(summary))} $\\dagger$: epoch not stated."
         tables.append(_table(table, f"{name}: {caption}", "published"))
     for number, pair in enumerate(summary.results.pairs, 1):
         if (table := paired_table(summary, pair)) is not None:

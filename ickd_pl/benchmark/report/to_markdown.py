@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ickd_pl.benchmark.report.format import Markup, Table
-from ickd_pl.benchmark.report.notes import facts, methods_text, notes
+from ickd_pl.benchmark.report.notes import basis, facts, methods_text, notes, published_are
 from ickd_pl.benchmark.report.summary import Summary
 from ickd_pl.benchmark.report.tables import (
     accuracy_table,
@@ -27,21 +27,22 @@ def markdown(summary: Summary) -> str:
     parts = [f"# {_md(summary.results.name)}: results", ", ".join(f"{k}: {_md(v)}" for k, v in facts(summary))]
     if remarks := notes(summary):
         parts += ["**Before reading the figures**", "\n".join(f"- {_md(text)}" for text in remarks)]
-    parts += ["## Accuracy after the last epoch", md_table(accuracy_table(summary)), f"{LEGEND}."]
+    parts += ["## Accuracy after the last epoch", md_table(accuracy_table(summary)), f"{LEGEND}. {basis(summary)}."]
     parts += [
         "## Best epoch",
         "For information only: selected on the split it is measured on.",
         md_table(best_table(summary)),
     ]
     if (table := published_table(summary)) is not None:
-        parts += ["## Published figures, and the difference to them", md_table(table)]
-        parts += ["†: the epoch is not stated. In brackets: mean of the last epoch minus the published figure."]
+        compared = "" if summary.not_compared else ", and the difference to them"
+        parts += [f"## Published figures{compared}", md_table(table)]
+        parts += [f"{published_are(summary)} †: the epoch is not stated."]
     for pair in summary.results.pairs:
         parts += [f"## {_md(pair_name(pair))}", md_table(pair_table(summary, pair))]
         if (table := paired_table(summary, pair)) is not None:
             parts += ["Paired differences with intervals of 95 %:", md_table(table)]
         if (table := curve_table(summary, pair)) is not None:
-            parts += ["Learning curves, mean over seeds:", md_table(table)]
+            parts += ["Learning curves, accuracy after each epoch, mean over seeds:", md_table(table)]
     parts += ["## Every run", md_table(runs_table(summary))]
     if (table := environment_table(summary)) is not None:
         parts += ["## Versions and hashes", md_table(table)]

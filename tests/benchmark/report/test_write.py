@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
-import struct
-import subprocess
 from dataclasses import fields
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,100 +17,12 @@ from ickd_pl.benchmark.report.to_latex import tex
 from ickd_pl.benchmark.report.write import summary_table, write_report
 from ickd_pl.errors import UserError
 from ickd_pl.plain import from_csv_cell
-from tests.benchmark.report.synthetic import TABLE, cell, fill, plan
+from tests.benchmark.report.reading import check_all, check_page, check_tex, report, table_of
+from tests.benchmark.report.synthetic import cell, fill, plan
 
 PAIR = "resnet20_resnet8"
 HOSTILE = 'my<b>|x_1&"{}$%#~^\\'
 RIGHT = np.arange(100) % 10 < 7
-VOID = {"meta", "input", "br", "path", "polyline", "circle"}
-
-
-def report(folder: Path) -> dict[str, str]:
-    paths = write_report(folder)
-    assert [p.name for p in paths] == ["report.md", "report.csv", "report.tex", "report.html"]
-    assert [p.parent for p in paths] == [folder] * 4
-    return {p.suffix[1:]: p.read_text(encoding="utf-8") for p in paths}
-
-
-def table_of(markdown: str, heading: str) -> dict[str, list[str]]:
-    """The first table below a heading: its rows by first column."""
-    lines = markdown.split(f"## {heading}\n", 1)[1].splitlines()
-    start = next(k for k, line in enumerate(lines) if line.startswith("|"))
-    rows = []
-    for line in lines[start:]:
-        if not line.startswith("|"):
-            break
-        rows.append([c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]])
-    assert len({len(r) for r in rows}) == 1, "a name broke a row"
-    return {r[0]: r[1:] for r in rows}
-
-
-class Page(HTMLParser):
-    """Checks that elements are nested, and keeps text, addresses and cells."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.ids: list[str] = []
-        self.text = ""
-        self.scripts = 0
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.scripts += tag == "script"
-        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action")]
-        self.ids += [v or "" for k, v in attrs if k == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in VOID
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.text += data
-
-
-def check_page(text: str) -> Page:
-    page = Page(text)
-    assert not re.search(r"https?://|@import|url\(", text), "the page needs something from outside"
-    assert page.scripts == 1
-    assert all(a.startswith("#") and a[1:] in page.ids for a in page.addresses)
-    assert len(page.ids) == len(set(page.ids))
-    return page
-
-
-def check_tex(text: str) -> None:
-    """Braces and environments close; every row of a table has the declared number of columns."""
-    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
-    plain = re.sub(r"\\[{}%&#$_]|\\textbackslash\{\}", "", body)
-    assert plain.count("{") == plain.count("}")
-    inner = body.split(r"\makeatother", 1)[1]
-    stack: list[str] = []
-    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", inner):
-        assert kind == "begin" or stack[-1] == name
-        stack = [*stack, name] if kind == "begin" else stack[:-1]
-    assert stack == []
-    for columns, rows in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", inner, re.S):
-        for row in re.findall(r"^(.*) \\\\$", rows, re.M):
-            assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1, row
-    assert body.isascii() or all(ord(c) < 0x100 for c in body)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A table with all its runs: two pairs, the thirteen rows, three seeds."""
-    folder = tmp_path_factory.mktemp("whole")
-    pairs = ["resnet56_resnet20", "wrn_40_2_wrn_40_1"]
-    plan(folder, pairs, TABLE, range(3), epochs=240, data="CIFAR100")
-    fill(folder, pairs, TABLE, range(3), num_test=10_000, epochs=240, data="cifar100")
-    return report(folder)
 
 
 def test_rows_and_columns_are_those_of_the_published_table(whole: dict[str, str]) -> None:
@@ -154,7 +62,8 @@ def test_csv_has_a_row_a_run(whole: dict[str, str]) -> None:
 
 def test_page_is_whole_and_self_contained(whole: dict[str, str]) -> None:
     page = check_page(whole["html"])
-    assert whole["html"].count("<polyline") == 2 * 2 * 14  # pairs, charts, lines
+    assert whole["html"].count("<polyline") == 2 * (14 + 13)  # in the panels, and the students in the last epochs
+    assert whole["html"].count('class="own"') == 2 * 14
     assert "ResNet56 / ResNet20" in page.text and "published 70.66" not in page.text and "pub. 70.66" in page.text
     assert "prefers-color-scheme: dark" in whole["html"]
     # Both tables show the same figures.
@@ -174,12 +83,6 @@ def test_same_results_same_bytes(tmp_path: Path) -> None:
     first = {k: v.encode() for k, v in report(tmp_path).items()}
     assert {k: v.encode() for k, v in report(tmp_path).items()} == first
     assert not list(tmp_path.glob(".*.tmp"))
-
-
-def check_all(files: dict[str, str]) -> Page:
-    check_tex(files["tex"])
-    list(csv.DictReader(files["csv"].splitlines(), strict=True))
-    return check_page(files["html"])
 
 
 def test_nothing_done_yet(tmp_path: Path) -> None:
@@ -392,36 +295,3 @@ def test_no_benchmark_and_damaged_result_write_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"kd/seed_0/result\.json is damaged"):
         write_report(tmp_path)
     assert not list(tmp_path.glob("report.*"))
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> list[str]:
-    """Command that starts a headless Chromium; a sandboxed one may not be able to write here."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on this machine")
-    args = [found, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    picture = tmp_path / "probe.png"
-    subprocess.run([*args, f"--screenshot={picture}", "about:blank"], capture_output=True, timeout=120, check=False)
-    if not picture.is_file():
-        pytest.skip(f"{found} takes no pictures here")
-    return [*args, "--hide-scrollbars"]
-
-
-@pytest.mark.parametrize("width", [1280, 500])
-def test_page_in_a_browser(whole: dict[str, str], tmp_path: Path, browser: list[str], width: int) -> None:
-    page, picture = tmp_path / "report.html", tmp_path / "report.png"
-    # Tells by its title whether the page as a whole is wider than the window, and whether its script ran.
-    probe = """<script>
-      document.querySelector(".key li").dispatchEvent(new Event("mouseenter"));
-      const wide = document.documentElement.scrollWidth > innerWidth;
-      document.title = `wide ${wide}, on ${document.querySelectorAll(".on").length}`;
-    </script></body>"""
-    page.write_text(whole["html"].replace("</body>", probe), encoding="utf-8")
-    args = [*browser, f"--window-size={width},900"]
-    dom = subprocess.run([*args, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    assert "<title>wide false, on 3</title>" in dom.stdout  # a name, and its line in two charts
-    subprocess.run([*args, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True)
-    content = picture.read_bytes()
-    assert struct.unpack(">II", content[16:24]) == (width, 900)
-    assert len(content) > 30_000  # an empty page takes a fraction of it
