@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOORS := .venv-floors
+BUILD := .venv-build
 # More for pytest, such as PYTEST_ARGS='-k parser'.
 PYTEST_ARGS ?=
 # Two processes of one thread each; tests that start two more share one of them (see tests/conftest.py).
 PYTEST := -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-.PHONY: setup demo test test-reliability test-floors lint clean
+.PHONY: setup demo test test-reliability test-floors lint docs dist clean
 
 setup: $(VENV)/.ready
 
@@ -40,10 +41,28 @@ $(FLOORS)/.ready: setup.cfg pyproject.toml tests/floors.py
 	$(FLOORS)/bin/python -m pip install --quiet --constraint $(FLOORS)/floors.txt --editable '.[demo,dev]'
 	touch $@
 
+# The site, in site/; any warning fails.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -E -q docs site
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+# sdist and wheel, in dist/. The wheel is built from the sdist, so that nothing left in build/ gets into it.
+dist: $(BUILD)/.ready
+	rm -rf build dist *.egg-info
+	$(BUILD)/bin/python -m build
+
+$(BUILD)/.ready:
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install --quiet --upgrade pip build
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ickd_pl
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

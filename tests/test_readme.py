@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ickd_pl.data import Digits
 from ickd_pl.runs.configs import config_root
+from ickd_pl.version import __version__
 from tests.runs.helpers import QUIET, REPOSITORY, Forked, Run, load
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -74,7 +76,7 @@ def test_the_five_commands_for_newcomers(forked: Forked) -> None:
     *lines, last = newcomer()
     assert len(lines) == 4
     for line in lines:
-        short = line.replace("max_epochs 12", "max_epochs 2").replace("ckpt_epoch_12", "ckpt_epoch_2")
+        short = line.replace("max_epochs 12", "max_epochs 1").replace("ckpt_epoch_12", "ckpt_epoch_1")
         program, *args = shlex.split(short.replace("[8,9,11]", "[1]").removeprefix("python "))
         done = forked.run(*args, *(QUIET if "--data" in args else []))
         assert program == "cli.py" and done.status == 0, f"{line}\n{done.err}"
@@ -113,8 +115,12 @@ def test_the_data_module_of_ones_own(forked: Forked) -> None:
 # -- claims ------------------------------------------------------------------------------------------------------------
 
 
-def test_versions_are_those_of_setup_cfg() -> None:
-    (badges,) = [line for line in README.splitlines() if line.startswith("**Python**")]
+def test_versions_are_those_of_the_package() -> None:
+    (badges,) = [line for line in README.splitlines() if line.startswith("**version**")]
+    assert badges.startswith(f"**version** {__version__} ·")
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert citation["version"] == __version__ and changes.startswith(f"# Changelog\n\n## {__version__}\n")
     setup = (REPOSITORY / "setup.cfg").read_text(encoding="utf-8")
     assert f"python_requires = >={re.findall(r'Python.. ≥ ([0-9.]+)', badges)[0]}\n" in setup
     for name, floor in re.findall(r"\*\*([a-z-]+)\*\* ≥ ([0-9.]+)", badges):

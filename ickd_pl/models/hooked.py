@@ -28,6 +28,12 @@ class LayerMap:
         final: map that enters the global pooling.
         pooled: vector that enters the classifier; (B, D, 1, 1) is flattened.
         preact: stage ends before their last ReLU, one for each stage; for methods with ``needs_preact``.
+
+    Example:
+        >>> LayerMap(stem="0", stages=("0", "2"), final="2", pooled="5:in").paths()
+        ['0', '2', '5:in']
+        >>> len(LayerMap(stem="0", stages=("1", "2"), final="2", pooled="3").paths())
+        4
     """
 
     stem: str

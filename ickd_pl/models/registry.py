@@ -39,6 +39,12 @@ def get_model(name: str, num_classes: int = 100) -> FeatureNet:
 
     Raises:
         UserError: an unknown name (the message has the closest ones), or fewer than one class.
+
+    Example:
+        >>> import torch
+        >>> net = get_model("resnet8x4", num_classes=10)
+        >>> [tuple(stage.shape) for stage in net.features(torch.zeros(2, 3, 32, 32)).stages]
+        [(2, 64, 32, 32), (2, 128, 16, 16), (2, 256, 8, 8)]
     """
     if name not in _NETWORKS:
         raise UserError(f"unknown network '{name}': {near(name, _NETWORKS)}")

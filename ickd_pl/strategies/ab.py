@@ -45,6 +45,12 @@ def ab_loss(student: Maps, teacher: Maps, margin: float = 1.0) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(48.0).reshape(2, 3, 2, 4)
+        >>> round(ab_loss(x.sin(), x.cos()).item(), 3)
+        0.113
     """
     students, teachers = as_stages("ab_loss", ("student", student, "B ..."), ("teacher", teacher, "B ..."))
     loss = torch.zeros((), device=students[0].device)

@@ -48,6 +48,12 @@ def at_loss(student: Maps, teacher: Maps, power: float = 2.0) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(48.0).reshape(2, 3, 2, 4)
+        >>> round(at_loss(x.sin(), x.cos()).item(), 4)
+        0.0226
     """
     students, teachers = as_stages("at_loss", ("student", student, "B C H W"), ("teacher", teacher, "B C' H' W'"))
     terms = []

@@ -33,6 +33,12 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar, at least float32; 0 for a batch of one, which has no neighbours.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(12.0).reshape(4, 3)
+        >>> round(cc_loss(x.sin(), x.cos()).item(), 3)
+        2.813
     """
     check_shapes("cc_loss", ("student", student, "B D"), ("teacher", teacher, "B D"))
     difference = (student - teacher).abs()  # (B, D)

@@ -44,6 +44,12 @@ def crd_loss(student_scores: Tensor, teacher_scores: Tensor, num_samples: int) -
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.full((2, 3), 0.5)
+        >>> round(crd_loss(scores, scores, num_samples=100).item(), 4)
+        13.1108
     """
     check_shapes("crd_loss", ("student_scores", student_scores, "B 1+K"), ("teacher_scores", teacher_scores, "B 1+K"))
     whole_number("crd_loss", 1, num_samples=num_samples)

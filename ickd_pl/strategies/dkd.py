@@ -61,6 +61,12 @@ def dkd_loss(
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(12.0).reshape(4, 3)
+        >>> round(dkd_loss(x.sin(), x.cos(), torch.tensor([0, 1, 2, 0])).item(), 3)
+        2.658
     """
     check_shapes(
         "dkd_loss", ("student", student_logits, "B K"), ("teacher", teacher_logits, "B K"), ("label", label, "B")

@@ -29,6 +29,12 @@ def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(48.0).reshape(2, 3, 2, 4)
+        >>> round(fitnet_loss(x.sin(), x.cos()).item(), 3)
+        1.002
     """
     check_shapes("fitnet_loss", ("student", student, "B ..."), ("teacher", teacher, "B ..."))
     return mse_loss(student, teacher.detach())

@@ -43,6 +43,12 @@ def fsp_loss(student: Maps, teacher: Maps) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(48.0).reshape(2, 3, 2, 4)
+        >>> round(fsp_loss([x.sin(), x.cos()], [x.cos(), x.cos()]).item(), 3)
+        0.266
     """
     s, t = as_stages("fsp_loss", ("student", student, "B C H W"), ("teacher", teacher, "B C H' W'"), least=2)
     t = [x.detach() for x in t]

@@ -100,6 +100,12 @@ def ft_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(48.0).reshape(2, 3, 2, 4)
+        >>> round(ft_loss(x.sin(), x.cos()).item(), 3)
+        0.142
     """
     check_shapes("ft_loss", ("student", student, "B F H W"), ("teacher", teacher, "B F' H' W'"))
     s, t = match_size(student, teacher.detach())

@@ -46,6 +46,12 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(48.0).reshape(2, 3, 2, 4)
+        >>> round(ickd_loss(x.sin(), x.cos()).item(), 3)
+        0.066
     """
     check_shapes("ickd_loss", ("student", student, "B C H *"), ("teacher", teacher, "B C H' *"))
     difference = channel_correlation(student) - channel_correlation(teacher.detach())  # (B, C, C)

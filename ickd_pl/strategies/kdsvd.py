@@ -114,6 +114,12 @@ def kdsvd_loss(student: Maps, teacher: Maps, count: int = 1) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(48.0).reshape(2, 3, 2, 4)
+        >>> round(kdsvd_loss([x.sin(), x.cos()], [x.cos(), x.cos()]).item(), 3)
+        0.009
     """
     students, teachers = as_stages(
         "kdsvd_loss", ("student", student, "B C H W"), ("teacher", teacher, "B C H' W'"), least=2

@@ -53,6 +53,12 @@ def nst_loss(student: Maps, teacher: Maps) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(48.0).reshape(2, 3, 2, 4)
+        >>> round(nst_loss(x.sin(), x.cos()).item(), 3)
+        0.184
     """
     students, teachers = as_stages("nst_loss", ("student", student, "B C H W"), ("teacher", teacher, "B C' H' W'"))
     terms = []

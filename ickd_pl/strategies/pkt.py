@@ -48,6 +48,12 @@ def pkt_loss(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(12.0).reshape(4, 3)
+        >>> round(pkt_loss(x.sin(), (x * x).cos()).item(), 3)
+        0.408
     """
     check_shapes("pkt_loss", ("student", student, "B D *"), ("teacher", teacher, "B D' *"))
     p_s = neighbour_probabilities(student.flatten(1), eps)

@@ -61,6 +61,12 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance_weight: float = 25.0, an
 
     Returns:
         A scalar, at least float32; 0 for a batch of one, which has no pairs.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(12.0).reshape(4, 3)
+        >>> round(rkd_loss(x.sin(), x.cos()).item(), 2)
+        0.08
     """
     check_shapes("rkd_loss", ("student", student, "B D *"), ("teacher", teacher, "B D' *"))
     s, t = (x[None, :] - x[:, None] for x in (student.flatten(1), teacher.detach().flatten(1)))  # (B, B, D)

@@ -27,6 +27,12 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(12.0).reshape(4, 3)
+        >>> round(sp_loss(x.sin(), (x * x).cos()).item(), 3)
+        0.481
     """
     check_shapes("sp_loss", ("student", student, "B D *"), ("teacher", teacher, "B D' *"))
     s, t = student.flatten(1), teacher.detach().flatten(1)  # (B, C*H*W)

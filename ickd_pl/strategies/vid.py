@@ -66,6 +66,12 @@ def vid_loss(means: Maps, log_scales: Maps, teacher: Maps) -> Tensor:
 
     Returns:
         A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(48.0).reshape(2, 3, 2, 4)
+        >>> round(vid_loss(x.sin(), torch.zeros(3), x.cos()).item(), 3)
+        0.54
     """
     maps, scales, teachers = as_stages(
         "vid_loss", ("means", means, "B C H W"), ("log_scales", log_scales, "C"), ("teacher", teacher, "B C H W")
