@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import math
 import tarfile
@@ -11,23 +12,28 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ickd_pl.errors import printable
 from ickd_pl.plain.read import TooMuch, open_regular
 
 MOST_MEMBERS = 100_000
 """Members of an archive: each takes about 1 KB of memory."""
-# tarfile reads some headers whole; nothing else is read in such pieces.
-_AT_ONCE = 2**22
+# tarfile reads some headers whole; what a member holds is read in smaller pieces.
+_AT_ONCE, _PIECE = 2**22, 2**20
 # Bytes of a zip archive's directory: some 100 for each member.
 _DIRECTORY = 2**25
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 @contextmanager
 def open_tar(path: Path, total: int) -> Iterator[tarfile.TarFile]:
     """Open a tar archive, plain or compressed by gzip, bzip2 or xz, for :func:`members`.
+
+    What a member holds, from ``extractfile``, may be read as one or in parts; only headers are bounded.
 
     Args:
         path: the archive.
@@ -43,7 +49,7 @@ def open_tar(path: Path, total: int) -> Iterator[tarfile.TarFile]:
         file.seek(0)
         unpacked = opener(file) if opener else file
         bounded: Any = _Bounded(unpacked, total if opener else math.inf)
-        with tarfile.open(fileobj=bounded, mode="r:") as tar:
+        with _Tar.open(fileobj=bounded, mode="r:") as tar:
             yield tar
 
 
@@ -90,6 +96,38 @@ class _Pieces:
             raise TooMuch(f"holds a directory of {size:,} bytes")
         content: bytes = self._file.read(size)
         return content
+
+
+class _Tar(tarfile.TarFile):
+    """An archive whose members are read in pieces however much is asked for, since headers of that size are refused."""
+
+    def extractfile(self, member: str | tarfile.TarInfo) -> IO[bytes] | None:
+        file = super().extractfile(member)
+        return None if file is None else io.BufferedReader(_InPieces(file), _PIECE)
+
+
+class _InPieces(io.RawIOBase):
+    """A member's content; at most one piece for each call."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        return int(self._file.readinto(memoryview(buffer)[:_PIECE]))
+
+    def readall(self) -> bytes:
+        content = bytearray()
+        while piece := self._file.read(_PIECE):
+            content += piece
+        return bytes(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _Bounded:

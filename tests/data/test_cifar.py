@@ -18,6 +18,7 @@ import pytest
 from torchvision import datasets
 
 from ickd_pl.data import CIFAR10, CIFAR100, cifar
+from ickd_pl.data.sources.official import md5_of
 from ickd_pl.errors import UserError
 from tests.data.cifar_source import make_source
 
@@ -136,6 +137,23 @@ def test_an_archive_writes_nothing_outside_its_folder(source, tmp_path):
     assert not (root / source.name / "train").is_symlink()
 
 
+@pytest.mark.parametrize("given", ["archive", "root"])
+def test_an_archive_with_large_members(source, tmp_path, monkeypatch, given):
+    """The published ones have 155 and 31 million bytes. What follows the end of a pickle is not read."""
+    for lists, name, size in (("train_list", "train", 15_500_000), ("test_list", "test", 5_000_000)):
+        content = (source / name).read_bytes()
+        content += bytes(size - len(content))
+        (source / name).write_bytes(content)
+        monkeypatch.setattr(datasets.CIFAR100, lists, [[name, hashlib.md5(content).hexdigest()]])
+    root = tmp_path / "data"
+    root.mkdir()
+    path = (root if given == "root" else tmp_path) / "cifar-100-python.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        archive.add(source, "cifar-100-python")
+    CIFAR100(str(root), download=False, archive=path if given == "archive" else None).prepare_data()
+    assert md5_of(root / source.name / "train") == datasets.CIFAR100.train_list[0][1]
+
+
 @pytest.fixture
 def mirror(tar, monkeypatch):
     """A server on this machine that holds the archive."""
@@ -158,6 +176,20 @@ def test_a_download_is_checked_and_leaves_only_the_files(source, mirror, tmp_pat
     mirror.write_bytes(whole)
     check(CIFAR100(str(root)), source)
     assert [p.name for p in root.iterdir()] == ["cifar-100-python"]
+
+
+def test_a_downloaded_archive_outlives_a_failure_to_take_it(source, mirror, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise UserError("cannot write train.")
+
+        patch.setattr(cifar, "write_file", fail)
+        with pytest.raises(UserError, match=r"cannot write train\. The downloaded archive is kept as .*100-python"):
+            CIFAR100(str(root)).prepare_data()
+    assert [p.name for p in root.iterdir()] == [mirror.name]
+    check(CIFAR100(str(root), download=False), source)
 
 
 @pytest.mark.parametrize("error", [urllib.error.URLError("unreachable"), RuntimeError("File not found or corrupted.")])

@@ -66,3 +66,36 @@ def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "a.tar").write_bytes(b"".join(header(str(n), 0) for n in range(5)) + bytes(1024))
     with pytest.raises(TooMuch, match="more than 3 files"):
         names(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("size", [0, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 9 * MIB])
+@pytest.mark.parametrize("pack", [bytes, lambda content: gzip.compress(content, 1)])
+def test_what_a_member_holds_may_be_read_as_one_and_in_parts(
+    tmp_path: Path, size: int, pack: Callable[[bytes], bytes]
+) -> None:
+    content = (bytes(range(256)) * (size // 256 + 1))[:size]
+    padding = bytes(-size % 512)
+    path = tmp_path / "a.tar"
+    path.write_bytes(pack(header("a", size) + content + padding + header("b", 3) + b"end" + bytes(509 + 1024)))
+    with open_tar(path, 64 * MIB) as tar:
+        first, second = members(tar, 32 * MIB)
+        as_one, in_parts, last = (tar.extractfile(each) for each in (first, first, second))
+        assert as_one is not None and in_parts is not None and last is not None
+        assert as_one.read() == content
+        assert in_parts.read(5 * MIB) == content[: 5 * MIB] and in_parts.read() == content[5 * MIB :]
+        assert last.read() == b"end"
+
+
+def test_a_member_that_is_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(header("a", 6 * MIB) + bytes(5 * MIB))
+    with open_tar(tmp_path / "a.tar", MIB) as tar:
+        file = tar.extractfile(next(members(tar, 32 * MIB)))
+        with pytest.raises(tarfile.ReadError, match="unexpected end of data"):
+            file.read()  # type: ignore[union-attr]
+
+
+def test_archives_are_opened_here_only() -> None:
+    """So that every reader of archives has the same limits, and the same members."""
+    package = Path(archive.__file__).parents[1]
+    found = {path.name for path in package.rglob("*.py") if "tarfile.open(" in path.read_text(encoding="utf-8")}
+    assert found == set()

@@ -88,7 +88,7 @@ def fetch(spec: Any, root: Path, title: str, take: Callable[[Path], None]) -> No
         take: called with the archive, whose md5 is right.
 
     Raises:
-        UserError: it cannot be downloaded.
+        UserError: it cannot be downloaded, or ``take`` fails; then the archive is kept in ``root``, where it is found.
     """
     from torchvision.datasets.utils import download_url
 
@@ -97,7 +97,12 @@ def fetch(spec: Any, root: Path, title: str, take: Callable[[Path], None]) -> No
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
             with timeout(TIMEOUT):
                 download_url(spec.url, folder, spec.filename, spec.tgz_md5)
-            take(Path(folder) / spec.filename)
+            archive = Path(folder) / spec.filename
+            try:
+                take(archive)
+            except UserError as error:  # whatever is in the way, the archive is the published one
+                archive.replace(root / spec.filename)
+                raise UserError(f"{error} The downloaded archive is kept as {root / spec.filename}.") from error
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise UserError(
             f"{title} cannot be downloaded from {spec.url} into {root} ({error}). Without a network give archive=, a "
