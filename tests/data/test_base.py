@@ -214,7 +214,7 @@ def test_evaluation_batches_suit_the_device(given, size):
     assert data.val_dataloader().batch_size == data.test_dataloader().batch_size == size
     assert data.hparams["eval_batch_size"] == given
     gpu = SimpleNamespace(root_device=torch.device("cuda"))
-    assert suitable_batch(SimpleNamespace(world_size=2, strategy=gpu)) == 1000
+    assert suitable_batch(SimpleNamespace(world_size=2, strategy=gpu)) == 4000
 
 
 def test_constants_travel_in_the_state():
