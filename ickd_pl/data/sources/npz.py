@@ -24,17 +24,30 @@ _AT_ONCE = 2**20
 _TEXTS = 2**16  # bytes of an array of texts
 
 
-def from_npz(path: Path, facts: Facts, splits: tuple[str, ...] = tuple(SPLITS)) -> dict[str, Split]:
+def from_npz(
+    path: Path, facts: Facts, splits: tuple[str, ...] = tuple(SPLITS), source: str | None = None
+) -> dict[str, Split]:
     """The images of some splits.
 
+    Args:
+        path: of the file.
+        facts: of the data set.
+        splits: those that are needed.
+        source: as :func:`write_npz` must have kept it; None: it does not matter.
+
     Raises:
-        UserError: an array is missing, or has another shape or type than expected.
+        UserError: an array is missing, or has another shape or type than expected; or another source was kept.
         Exception: the file is damaged.
     """
     found = {}
     with open_zip(path) as bundle:
         classes = _array(bundle, "classes", path)
         codes = None
+        if source is not None and str(_array(bundle, "source", path)) != source:
+            raise UserError(
+                f"{printable(path)} has been replaced, by the images of another source: give each archive a root of "
+                "its own."
+            )
         if classes is not None and classes.dtype.kind == "U" and classes.shape == (len(facts.classes),):
             codes = np.array([class_label(str(name), facts, path) for name in classes], np.uint8)
         for split in splits:

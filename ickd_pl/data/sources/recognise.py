@@ -65,7 +65,12 @@ def recognise(path: Path, base_folder: str, official: Collection[str]) -> Kind:
 
 
 def read_source(
-    kind: Kind, path: Path, facts: Facts, splits: tuple[str, ...] = tuple(SPLITS), repair: str = "get it again"
+    kind: Kind,
+    path: Path,
+    facts: Facts,
+    splits: tuple[str, ...] = tuple(SPLITS),
+    repair: str = "get it again",
+    key: str | None = None,
 ) -> dict[str, Split]:
     """The images of a source that is not the official one; neither verified nor in order.
 
@@ -75,12 +80,13 @@ def read_source(
         facts: of the data set.
         splits: those that are needed; both are always read, except from an ``.npz``.
         repair: what to do with a damaged one.
+        key: of the source that an ``.npz`` must be of, where it was prepared; None: it does not matter.
 
     Raises:
         UserError: it is damaged, or lacks something; with what.
     """
     try:
-        return from_npz(path, facts, splits) if kind == "npz" else _READERS[kind](path, facts)
+        return from_npz(path, facts, splits, key) if kind == "npz" else _READERS[kind](path, facts)
     except UserError:
         raise
     except TooMuch as error:

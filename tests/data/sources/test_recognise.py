@@ -40,7 +40,7 @@ def test_the_same_whatever_the_form(form: str, made_up: MadeUp, tmp_path: Path) 
     assert other.class_names == official.class_names
     first, second = (next(iter(each.train_dataloader())) for each in (official, other))
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
-    assert [file.name for file in (tmp_path / "data").iterdir()] == ["cifar100-prepared.npz"]
+    assert [file.name for file in (tmp_path / "data").glob("[!.]*")] == ["cifar100-prepared.npz"]
 
 
 def test_the_second_start_reads_the_prepared_file(
