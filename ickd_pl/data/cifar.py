@@ -72,8 +72,8 @@ class _CIFAR(TensorDataModule):
                 its name and what differs.
         """
         with reachable("root", self._root()):
-            there(self._root(), "root")
             self._check_archive()
+            there(self._root(), "root")
             kind = self._form()
             if kind in (None, "official"):
                 self._prepare_official(kind)
@@ -154,6 +154,7 @@ class _CIFAR(TensorDataModule):
 
     def _read(self, split: str) -> Images:
         with reachable("root", self._root()):
+            there(self._root(), "root")
             if not self._uses_prepared():
                 found = self._verified(split, self._official(split), str(self._files().folder))
             else:
@@ -202,8 +203,8 @@ class _CIFAR(TensorDataModule):
         for split, digest in self._digests.items():
             if isinstance(stored, Mapping) and stored.get(split, digest) != digest:
                 rank_zero_info(
-                    f"warning: the {split} images of {self.torchvision_name} are not those of the checkpoint's run: what "
-                    "is measured on them cannot be compared with it. Give archive= or root= of that run."
+                    f"warning: the {split} images of {self.torchvision_name} are not those of the checkpoint's run: "
+                    "its figures and those measured on these cannot be compared. Give archive= or root= of that run."
                 )
 
     def _read_class_names(self) -> list[str]:

@@ -21,7 +21,7 @@ def given_path(value: object, what: str) -> Path:
     """
     text = str(value)
     if not text.strip():
-        raise UserError(f"{what} is empty: give a path, or leave {what} out.")
+        raise UserError(f"{what} is empty: give a path.")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -61,5 +61,5 @@ def reachable(what: str, path: Path) -> Iterator[None]:
     except OSError as error:
         name, reason = error.filename or path, error.strerror or error
         raise UserError(
-            f"{what}: {printable(name)} cannot be reached ({printable(reason)}): correct {what}, or allow access to it."
+            f"{what}: {printable(name)} cannot be read ({printable(reason)}): correct {what}, or allow access to it."
         ) from error

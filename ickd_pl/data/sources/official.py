@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ickd_pl.data.sources.verify import Split
-from ickd_pl.errors import UserError
+from ickd_pl.errors import UserError, printable
 from ickd_pl.files import replacing
 from ickd_pl.plain import TooMuch, members, open_tar, read_bytes
 
@@ -68,25 +68,28 @@ class Official:
             UserError: a corrupt or a missing file, or one that cannot be written.
         """
         spec, sums, folder = self.spec, self.sums, self.folder
-        if source.is_dir():
-            inner = source / spec.base_folder
-            files = from_folder(inner if inner.is_dir() else source, list(sums))
-        else:
-            files = from_tar(source, spec.base_folder, list(sums))
         missing = set(sums)
         try:
-            for name, content in files:
+            for name, content in self._given(source):
                 if (found := hashlib.md5(content).hexdigest()) != sums[name]:
                     raise UserError(self.corrupt(f"{source} ({name})", sums[name], found))
                 write_file(folder / name, content)
                 missing.discard(name)
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, TooMuch) as error:
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, TooMuch, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # not that gzip or bz2 find it damaged
+                reason = f"{error.strerror}): allow access to it, or give another copy."
+                raise UserError(f"{printable(error.filename or source)} cannot be read ({reason}") from error
             reason = str(error).partition(":\n")[0]
             raise UserError(self.corrupt(f"{source} ({reason})", spec.tgz_md5, str(md5_of(source)))) from error
-        except OSError as error:
-            raise UserError(f"{source} cannot be unpacked into {folder}: {error}.") from error
         if missing:
             raise UserError(f"{source} lacks {', '.join(sorted(missing))}; expected {spec.filename} as published.")
+
+    def _given(self, source: Path) -> Iterator[tuple[str, bytes]]:
+        if not source.is_dir():
+            yield from from_tar(source, self.spec.base_folder, list(self.sums))
+            return
+        inner = source / self.spec.base_folder
+        yield from from_folder(inner if inner.is_dir() else source, list(self.sums))
 
     def load(self, name: str) -> dict[str, Any]:
         """One checked file. Only bytes with the published md5 reach the unpickler.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ickd_pl.data.cache import key_of
+from ickd_pl.data.given import reachable
 from ickd_pl.data.sources.facts import Facts
 from ickd_pl.data.sources.npz import from_npz
 from ickd_pl.data.sources.parquet import from_parquet, parquet_files
@@ -32,7 +32,7 @@ FORMS = (
     "with columns img and label, or an .npz with x_train, y_train, x_test and y_test"
 )
 """Every form that is read, for errors and help."""
-_COMPRESSED = (b"\x1f\x8b", b"BZ", b"\xfd7zXZ")
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 _LARGEST, _TOTAL = 2**28, 2**30
 _LOOK = 1000  # members of a tar archive that are looked at
 
@@ -48,13 +48,11 @@ def recognise(path: Path, base_folder: str, official: Collection[str]) -> Kind:
     Raises:
         UserError: it is none of the forms; with what it has.
     """
-    if path.is_dir():
-        return _folder(path, base_folder, official)
-    try:
+    with reachable("archive", path):  # also a pipe, which would hang
+        if path.is_dir():
+            return _folder(path, base_folder, official)
         with open_regular(path) as file:
             start = file.read(262)
-    except OSError as error:  # also a pipe, which would hang
-        raise UserError(f"archive: {printable(path)} cannot be read ({error.strerror}).") from error
     if start[:4] == b"PAR1":
         raise UserError(f"archive: {printable(path)} is one parquet file: give the folder of training and test images.")
     if start[:4] == b"PK\x03\x04":
@@ -107,12 +105,13 @@ def source_key(kind: Kind, path: Path) -> str:
     """
     names: list[str]
     folder = path
-    if kind == "folder":
-        names = files_of(path)
-    elif kind == "parquet":
-        names = [file.relative_to(path).as_posix() for file in parquet_files(path)]
-    else:
-        folder, names = path.parent, [path.name]
+    with reachable("archive", path):
+        if kind == "folder":
+            names = files_of(path)
+        elif kind == "parquet":
+            names = [file.relative_to(path).as_posix() for file in parquet_files(path)]
+        else:
+            folder, names = path.parent, [path.name]
     return hashlib.sha256(f"{kind} {folder.resolve()} {key_of(folder, names, 0)}".encode(errors="replace")).hexdigest()
 
 
@@ -124,10 +123,7 @@ def _folder(path: Path, base_folder: str, official: Collection[str]) -> Kind:
         return "folder"
     if parquet_files(path):
         return "parquet"
-    try:
-        names = sorted(printable(each.name) for each in path.iterdir())
-    except OSError as error:
-        raise UserError(f"archive: {printable(path)} cannot be read ({error.strerror}).") from error
+    names = sorted(printable(each.name) for each in path.iterdir())
     shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
     raise _unknown(path, f"a folder with {shown or 'nothing'}")
 
@@ -136,8 +132,11 @@ def _zip(path: Path) -> Kind:
     try:
         with open_zip(path) as bundle:
             names = [info.filename for info in bundle.infolist()]
-    except (TooMuch, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"archive: {printable(path)} is a damaged zip archive ({error}): get it again.") from error
+    except Exception as error:  # zipfile raises many types, also for a name that is not what its flag says
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"archive: {printable(path)} is a damaged zip archive ({printable(reason)}): get it again."
+        ) from error
     if any(name.endswith(".npy") for name in names):
         return "npz"
     if any(place_of(name) is not None for name in names):
