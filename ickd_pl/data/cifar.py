@@ -123,7 +123,7 @@ class _CIFAR(TensorDataModule):
         """What the archive is; None where none is given, or where it is not there any more."""
         if self._kind is None and self.archive is not None and there(self._source(), "archive"):
             official = self._files()
-            self._kind = recognise(self._source(), official.folder.name, list(official.sums))
+            self._kind = recognise(self._source(), official.folder.name, official.images)
         return self._kind
 
     def _facts(self) -> Facts:

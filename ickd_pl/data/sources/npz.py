@@ -1,7 +1,7 @@
 """CIFAR in one ``.npz`` file: arrays of numbers and texts, read without numpy's pickles.
 
-Keys: ``x_train`` (50000, 32, 32, 3) uint8, ``y_train`` (50000,) integer, ``x_test`` and ``y_test`` likewise, and, if
-the labels are not in the order of the class names, ``classes`` (K,) text.
+Keys: ``x_train`` (50000, 32, 32, 3) uint8, ``y_train`` (50000,) or (50000, 1) integer, ``x_test`` and ``y_test``
+likewise, and, if the labels are not in the order of the class names, ``classes`` (K,) text.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def from_npz(
                 raise UserError(f"{printable(path)} lacks x_{split} or y_{split}; it has {have or 'nothing'}.")
             if image.dtype != np.uint8 or image.shape[1:] != (SIZE, SIZE, 3):
                 raise _unlike(path, f"x_{split}", image, f"uint8 (N, {SIZE}, {SIZE}, 3)")
+            if label.shape == (len(image), 1):  # as Keras has it
+                label = label.reshape(-1)
             if label.dtype.kind not in "iu" or label.shape != image.shape[:1]:
                 raise _unlike(path, f"y_{split}", label, f"integers ({len(image)},)")
             label = checked_labels(label, facts, f"{path}: y_{split}")

@@ -40,6 +40,7 @@ class Official:
         spec: torchvision's class.
         folder: of the files.
         sums: md5 of every file that is needed, by its name.
+        images: names of the files with images.
     """
 
     def __init__(self, title: str, root: Path) -> None:
@@ -48,6 +49,7 @@ class Official:
         self.spec: Any = getattr(datasets, title)
         self.folder = root / str(self.spec.base_folder)
         meta = self.spec.meta
+        self.images = [name for name, _ in (*self.spec.train_list, *self.spec.test_list)]
         self.sums: dict[str, str] = {
             **dict(self.spec.train_list),
             **dict(self.spec.test_list),

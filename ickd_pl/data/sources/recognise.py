@@ -12,7 +12,7 @@ from ickd_pl.data.given import reachable
 from ickd_pl.data.sources.facts import Facts
 from ickd_pl.data.sources.npz import from_npz
 from ickd_pl.data.sources.parquet import from_parquet, parquet_files
-from ickd_pl.data.sources.png import files_of, from_folder, from_tar, from_zip, place_of
+from ickd_pl.data.sources.png import files_of, from_folder, from_tar, from_zip, place_of, split_folders
 from ickd_pl.data.sources.verify import SPLITS, Split
 from ickd_pl.errors import UserError, printable
 from ickd_pl.plain import TooMuch, members, open_regular, open_tar, open_zip
@@ -43,7 +43,7 @@ def recognise(path: Path, base_folder: str, official: Collection[str]) -> Kind:
     Args:
         path: it exists.
         base_folder: name of the official archive's folder.
-        official: names of the files in it.
+        official: names of the files with images in it.
 
     Raises:
         UserError: it is none of the forms; with what it has.
@@ -119,7 +119,7 @@ def _folder(path: Path, base_folder: str, official: Collection[str]) -> Kind:
     for inner in (path / base_folder, path):
         if any((inner / name).is_file() for name in official):
             return "official"
-    if (path / "train").is_dir() and (path / "test").is_dir() and not parquet_files(path):
+    if all((path / folder).is_dir() for folder in split_folders(path).values()) and not parquet_files(path):
         return "folder"
     if parquet_files(path):
         return "parquet"
@@ -150,7 +150,7 @@ def _tar(path: Path, base_folder: str, official: Collection[str]) -> Kind:
         with open_tar(path, _TOTAL) as tar:
             for member in members(tar, _LARGEST):
                 inside = PurePosixPath(member.name)
-                if inside.name in official and inside.parent.name == base_folder:
+                if member.isreg() and inside.name in official and inside.parent.name == base_folder:
                     return "official"
                 if member.isreg() and place_of(member.name) is not None:
                     return "tar"
