@@ -184,7 +184,10 @@ def plain_arguments(function: Callable[..., Any], values: object, where: str, in
 
 def short(value: object) -> str:
     """Any value as one short line of printable ASCII characters, for a message."""
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(value).__name__} with very large numbers"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

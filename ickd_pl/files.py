@@ -40,7 +40,9 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        written = f" after {temporary.stat().st_size} bytes" if temporary.is_file() else ""
+        written = ""
+        with suppress(OSError):
+            written = f" after {temporary.stat().st_size} bytes"
         advice = "free the space or choose another folder"
         if isinstance(error, FileExistsError | NotADirectoryError):
             advice = f"{path.parent} is not a folder: remove it or choose another one"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ickd_pl.errors import UserError
+from ickd_pl.errors import UserError, printable
 from ickd_pl.runs.command_parser import CommandParser
 
 if TYPE_CHECKING:
@@ -31,9 +30,11 @@ def run(args: Sequence[str]) -> int:
     check = commands.add_parser("check", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.", epilog=_FORMS)
     check.add_argument("path", metavar="PATH", help="see below")
     check.add_argument("--data", default="CIFAR100", choices=["CIFAR100", "CIFAR10"], help="default: CIFAR100")
+    from ickd_pl.data.given import given_path, there
+
     options = parser.parse_args(args)
-    if not Path(options.path).expanduser().exists():
-        raise UserError(f"{options.path} does not exist: give a copy of {options.data}; see data check --help")
+    if not there(given_path(options.path, "PATH"), "PATH"):
+        raise UserError(f"{printable(options.path)} does not exist: give a copy of {options.data}; see --help")
     print(_checked(options.data, options.path), flush=True)
     return 0
 

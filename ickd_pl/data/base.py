@@ -21,6 +21,7 @@ from ickd_pl.data.loader import TensorLoader, suitable_batch
 from ickd_pl.data.splits import check_sizes, split_rows
 from ickd_pl.data.stored import read_data, refuse_paths
 from ickd_pl.errors import UserError
+from ickd_pl.weights.normalization import three_numbers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -277,12 +278,11 @@ class TensorDataModule(pl.LightningDataModule, ABC):
             raise UserError(f"the checkpoint's state of {self.name} is damaged: got {short(state_dict)}")
         mean, std, names = (state_dict.get(name) for name in ("mean", "std", "class_names"))
         if mean is not None and std is not None:
-            for values in (mean, std):
-                if not isinstance(values, list) or len(values) != 3 or not all(type(v) in (int, float) for v in values):
-                    raise UserError(
-                        f"the checkpoint's mean or std is damaged: expected three numbers, got {short(values)}"
-                    )
-            self._constants = [float(v) for v in mean], [float(v) for v in std]
+            numbers = [three_numbers(values) if isinstance(values, list) else None for values in (mean, std)]
+            if numbers[0] is None or numbers[1] is None:
+                wrong = mean if numbers[0] is None else std
+                raise UserError(f"the checkpoint's mean or std is damaged: expected three numbers, got {short(wrong)}")
+            self._constants = numbers[0], numbers[1]
         if names is None:
             return
         if not isinstance(names, list):

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import lzma
-import pickle
-import tarfile
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 
 from ickd_pl.data.base import TensorDataModule
+from ickd_pl.data.given import given_path, reachable, there
 from ickd_pl.data.images import Images
 from ickd_pl.data.sources.facts import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_DIGESTS, Digests, Facts
-from ickd_pl.data.sources.npz import source_of, write_npz
-from ickd_pl.data.sources.official import (
-    LARGEST,
-    fetch,
-    from_folder,
-    from_tar,
-    leaving_no_folder,
-    md5_of,
-    write_file,
-)
-from ickd_pl.data.sources.recognise import FORMS, TITLES, Kind, read_source, recognise, source_key
-from ickd_pl.data.sources.verify import Split, verified
+from ickd_pl.data.sources.npz import source_of
+from ickd_pl.data.sources.official import Official, fetch, leaving_no_folder, md5_of
+from ickd_pl.data.sources.prepared import prepare
+from ickd_pl.data.sources.recognise import FORMS, Kind, read_source, recognise, source_key
+from ickd_pl.data.sources.verify import Split, image_digests, set_digest, verified
 from ickd_pl.errors import UserError, printable
-from ickd_pl.plain import TooMuch, read_bytes
 
 
 class _CIFAR(TensorDataModule):
@@ -69,6 +57,8 @@ class _CIFAR(TensorDataModule):
         archive = None if archive is None else str(archive)  # as the checkpoints keep it
         self.archive = archive
         self._kind: Kind | None = None
+        self._key: str | None = None
+        self._digests: dict[str, str] = {}
         super().__init__(batch_size, eval_batch_size, val_size, train_size, seed)
 
     def prepare_data(self) -> None:
@@ -81,143 +71,141 @@ class _CIFAR(TensorDataModule):
             UserError: a corrupt file, a missing one that cannot be obtained, or a copy that is not the data set; with
                 its name and what differs.
         """
-        kind = self._form()
-        if kind not in (None, "official"):
-            if source_of(self._prepared()) != source_key(kind, self._source()):
+        with reachable("root", self._root()):
+            self._check_archive()
+            there(self._root(), "root")
+            kind = self._form()
+            if kind in (None, "official"):
+                self._prepare_official(kind)
+            elif not self._is_prepared():
                 self._prepare(kind)
-            return
-        spec, folder = self._spec(), self._folder()
-        bad = {name: found for name, md5 in self._sums().items() if (found := md5_of(folder / name)) != md5}
+
+    def _prepare_official(self, kind: Kind | None) -> None:
+        official = self._files()
+        spec, folder = official.spec, official.folder
+        bad = {name: found for name, md5 in official.sums.items() if (found := md5_of(folder / name)) != md5}
         if not bad or (kind is None and self._uses_prepared()):
             return
-        if self.archive is not None:
+        if kind is not None:
             with leaving_no_folder(folder):
-                self._take(self._source())
+                official.take(self._source())
             return
         for name, found in bad.items():
             if found is not None:
-                raise UserError(self._corrupt(str(folder / name), self._sums()[name], found))
-        local = Path(self.root).expanduser() / spec.filename
+                raise UserError(official.corrupt(str(folder / name), official.sums[name], found))
+        local = self._root() / spec.filename
         if local.is_file():
-            self._take(local)
+            official.take(local)
         elif self.download:
             with leaving_no_folder(folder):
-                fetch(spec, Path(self.root).expanduser(), self.torchvision_name, self._take)
+                fetch(spec, self._root(), self.torchvision_name, official.take)
         else:
             raise UserError(
                 f"{folder / next(iter(bad))} is missing. Set download=true, or give archive=, a local {spec.filename}, "
                 "the unpacked folder or another form of the images."
             )
 
+    def _root(self) -> Path:
+        return given_path(self.root, "root") if self.root else Path()
+
     def _source(self) -> Path:
-        return Path(str(self.archive)).expanduser()
+        return given_path(self.archive, "archive")
+
+    def _check_archive(self) -> None:
+        """Refuse an archive that is not there: what ``root`` has may be other images than those that are meant."""
+        if self.archive is not None and not there(self._source(), "archive"):
+            raise UserError(
+                f"archive: {printable(self._source())} does not exist; expected {FORMS}. Correct it, or leave archive "
+                f"out (null) to use what {printable(self._root())} holds."
+            )
 
     def _form(self) -> Kind | None:
-        """What the archive is; None where none is given, or where it is not there (any more)."""
-        if self._kind is None and self.archive is not None and self._source().exists():
-            self._kind = recognise(self._source(), str(self._spec().base_folder), list(self._sums()))
+        """What the archive is; None where none is given, or where it is not there any more."""
+        if self._kind is None and self.archive is not None and there(self._source(), "archive"):
+            official = self._files()
+            self._kind = recognise(self._source(), official.folder.name, official.images)
         return self._kind
 
     def _facts(self) -> Facts:
         counts = {"train": self.num_available, "test": self.num_test}
         return Facts(self.torchvision_name, self.classes, counts, self.label_column, self.digests)
 
+    def _files(self) -> Official:
+        return Official(self.torchvision_name, self._root())
+
     def _prepared(self) -> Path:
-        return Path(self.root).expanduser() / f"{self.name}-prepared.npz"
+        return self._root() / f"{self.name}-prepared.npz"
 
     def _uses_prepared(self) -> bool:
         """Whether the images are read from the prepared file, not from the official ones."""
         if self._form() is not None:
             return self._form() != "official"
-        return self._prepared().is_file() and not all((self._folder() / name).is_file() for name in self._sums())
+        official = self._files()
+        return self._prepared().is_file() and not all((official.folder / name).is_file() for name in official.sums)
 
-    def _prepare(self, kind: Kind) -> None:
-        """Read, verify and write what ``archive`` has."""
-        source, facts = self._source(), self._facts()
-        shown = f"{printable(source)} ({TITLES[kind]})"
-        rank_zero_info(f"reading {self.torchvision_name} from {shown}, once")
-        key = source_key(kind, source)
-        splits = verified(read_source(kind, source, facts), facts, shown)
-        write_npz(self._prepared(), splits, facts, key)
+    def _is_prepared(self) -> bool:
+        """Whether the archive is the prepared file itself."""
+        prepared = self._prepared()
+        return self.archive is not None and prepared.is_file() and prepared.samefile(self._source())
 
-    def _spec(self) -> Any:
-        """torchvision's class: where the files come from, their names and md5 sums."""
-        from torchvision import datasets
-
-        return getattr(datasets, self.torchvision_name)
-
-    def _folder(self) -> Path:
-        return Path(self.root).expanduser() / str(self._spec().base_folder)
-
-    def _sums(self) -> dict[str, str]:
-        """md5 of every file that is needed, by file name."""
-        spec = self._spec()
-        return {**dict(spec.train_list), **dict(spec.test_list), spec.meta["filename"]: spec.meta["md5"]}
-
-    def _corrupt(self, what: str, expected: str, found: str) -> str:
-        return (
-            f"{what} is corrupt: expected md5 {expected}, found {found}. Delete it, or give archive=, a good "
-            f"{self._spec().filename} or the unpacked folder."
-        )
-
-    def _take(self, source: Path) -> None:
-        """Copy the needed files out of an archive or a folder, each checked before it is stored."""
-        spec, sums, folder = self._spec(), self._sums(), self._folder()
-        if source.is_dir():
-            inner = source / spec.base_folder
-            files = from_folder(inner if inner.is_dir() else source, list(sums))
-        elif source.is_file():
-            files = from_tar(source, spec.base_folder, list(sums))
-        else:
-            raise UserError(f"archive: {source} does not exist; expected {FORMS}.")
-        missing = set(sums)
-        try:
-            for name, content in files:
-                if (found := hashlib.md5(content).hexdigest()) != sums[name]:
-                    raise UserError(self._corrupt(f"{source} ({name})", sums[name], found))
-                write_file(folder / name, content)
-                missing.discard(name)
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, TooMuch) as error:
-            reason = str(error).partition(":\n")[0]
-            raise UserError(self._corrupt(f"{source} ({reason})", spec.tgz_md5, str(md5_of(source)))) from error
-        except OSError as error:
-            raise UserError(f"{source} cannot be unpacked into {folder}: {error}.") from error
-        if missing:
-            raise UserError(f"{source} lacks {', '.join(sorted(missing))}; expected {spec.filename} as published.")
-
-    def _load(self, name: str) -> dict[str, Any]:
-        """One checked file. Only bytes with the published md5 reach the unpickler."""
-        path, expected = self._folder() / name, self._sums()[name]
-        try:
-            content = read_bytes(path, LARGEST)
-        except (OSError, TooMuch) as error:
-            raise UserError(f"{path} cannot be read ({error}). Call prepare_data() first.") from error
-        if (found := hashlib.md5(content).hexdigest()) != expected:
-            raise UserError(self._corrupt(str(path), expected, found))
-        entry: dict[str, Any] = pickle.loads(content, encoding="latin1")
-        return entry
+    def _prepare(self, kind: Kind, anew: bool = False) -> None:
+        self._key = source_key(kind, self._source())
+        prepare(self._prepared(), kind, self._source(), self._facts(), self._key, anew)
 
     def _read(self, split: str) -> Images:
-        facts, where = self._facts(), str(self._folder())
-        if self._uses_prepared():
-            path = self._prepared()
-            if not path.is_file():
-                raise UserError(f"{printable(path)} is missing. Call prepare_data() first.")
-            where = printable(path)
-            if facts.digests is None:
-                rank_zero_info(f"{where}: {split} images of {facts.title} are not verified: no digest of them is known")
-            found = read_source("npz", path, facts, (split,), "delete it")[split]
-        else:
-            found = self._official(split)
-        found = verified({split: found}, facts, where, "Delete it, or give archive= another copy.")[split]
+        with reachable("root", self._root()):
+            there(self._root(), "root")
+            if not self._uses_prepared():
+                found = self._verified(split, self._official(split), str(self._files().folder))
+            else:
+                found = self._of_prepared(split)
+        if self.digests is None:
+            self._digests[split] = set_digest(image_digests(found))
         return Images(torch.from_numpy(found.image), torch.from_numpy(found.label).long())
 
+    def _of_prepared(self, split: str) -> Split:
+        path, facts, kind = self._prepared(), self._facts(), self._form()
+        where = printable(path)
+        if not path.is_file():
+            raise UserError(f"{where} is missing. Call prepare_data() first.")
+        key = None
+        if facts.digests is None:
+            rank_zero_info(f"{where}: {split} images of {facts.title} are not verified: no digest of them is known")
+            key = self._key = self._key or self._source_key(kind) or source_of(path)
+        try:
+            return self._verified(split, read_source("npz", path, facts, (split,), "delete it", key)[split], where)
+        except UserError:
+            if kind is None or self._is_prepared():
+                raise
+        rank_zero_info(f"{where} is damaged, or of another source than {printable(self._source())}: it is made anew")
+        self._prepare(kind, anew=True)
+        key = None if key is None else self._key
+        return self._verified(split, read_source("npz", path, facts, (split,), "delete it", key)[split], where)
+
+    def _source_key(self, kind: Kind | None) -> str | None:
+        return None if kind is None or self._is_prepared() else source_key(kind, self._source())
+
+    def _verified(self, split: str, found: Split, where: str) -> Split:
+        return verified({split: found}, self._facts(), where, "Delete it, or give archive= another copy.")[split]
+
     def _official(self, split: str) -> Split:
-        spec = self._spec()
-        entries = [self._load(name) for name, _ in (spec.train_list if split == "train" else spec.test_list)]
-        pixels = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32)
-        labels = [label for entry in entries for label in entry["fine_labels" if "fine_labels" in entry else "labels"]]
-        return Split(pixels, np.array(labels, dtype=np.uint8))
+        return self._files().split(split)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every data module, and of a data set that is not verified the ``digests`` of its images by split."""
+        state = super().state_dict()
+        return {**state, "digests": dict(self._digests)} if state and self._digests else state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As of every data module; a line says where the images are not those of the checkpoint's run."""
+        super().load_state_dict(state_dict)
+        stored = state_dict.get("digests")
+        for split, digest in self._digests.items():
+            if isinstance(stored, Mapping) and stored.get(split, digest) != digest:
+                rank_zero_info(
+                    f"warning: the {split} images of {self.torchvision_name} are not those of the checkpoint's run: "
+                    "its figures and those measured on these cannot be compared. Give archive= or root= of that run."
+                )
 
     def _read_class_names(self) -> list[str]:
         return list(self.classes)

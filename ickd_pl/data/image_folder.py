@@ -13,6 +13,7 @@ from ickd_pl.checks import short
 from ickd_pl.data.base import TensorDataModule
 from ickd_pl.data.cache import Cache, key_of
 from ickd_pl.data.decode import decoding, quiet_about_size
+from ickd_pl.data.given import given_path, reachable
 from ickd_pl.data.images import Images, LazyImages
 from ickd_pl.data.listing import list_classes, list_images
 from ickd_pl.errors import UserError
@@ -81,18 +82,20 @@ class ImageFolder(TensorDataModule):
             raise UserError(f"cache must be one of {', '.join(get_args(CacheKind))}, got {short(cache)}.")
         if image_size < 1 or padding < 0:
             raise UserError(f"image_size must be at least 1 and padding at least 0, got {image_size} and {padding}.")
-        self.root = Path(root).expanduser()
+        self.root = given_path(root, "root")
         self.name = re.sub(r"[^\w.-]+", "_", self.root.resolve().name) or "images"
         self.image_size = image_size
         self.flip = flip
         self.padding = padding
         self.cache = cache
-        self._classes, self._files, self._labels = list_classes(self.root)
+        with reachable("root", self.root):
+            self._classes, self._files, self._labels = list_classes(self.root)
         self._folders = {"train": self.root / "train", "test": self.root / "test"}
         if predict_root is not None:
             self.predict_split = "predict"
-            self._folders["predict"] = Path(predict_root).expanduser()
-            self._files["predict"] = list_images(self._folders["predict"])
+            self._folders["predict"] = given_path(predict_root, "predict_root")
+            with reachable("predict_root", self._folders["predict"]):
+                self._files["predict"] = list_images(self._folders["predict"])
             self._labels["predict"] = [-1] * len(self._files["predict"])
         self.num_classes = len(self._classes)
         self.num_available = len(self._files["train"])

@@ -9,6 +9,7 @@ refused by name.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from ickd_pl.errors import UserError, near, printable
@@ -103,29 +104,36 @@ class Found:
         return os.path.realpath(real) if real.is_symlink() else str(real)
 
 
-def list_classes(root: Path) -> tuple[list[str], dict[str, list[str]], dict[str, list[int]]]:
+def list_classes(
+    root: Path, folders: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, list[str]], dict[str, list[int]]]:
     """Classes, and by split the files (relative to the split's folder, sorted by class, then path) and their labels.
+
+    Args:
+        root: folder of the folders of the splits.
+        folders: their names by split; None: "train" and "test".
 
     Raises:
         UserError: a missing or empty folder, an unknown class, and what :class:`Found` and the rule for links refuse.
     """
     shown = printable(root)
-    for folder in (root, root / "train", root / "test"):
+    inner = {split: root / (folders or {}).get(split, split) for split in ("train", "test")}
+    for folder in (root, *inner.values()):
         if not folder.is_dir():
             there = sorted(printable(p.name) for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
             found = f"; found in {shown}: {', '.join(there) or 'no folder'}" if root.is_dir() else ""
             expected = f"{shown}/train/<class>/ and {shown}/test/<class>/"
             raise UserError(f"{printable(folder)} is not a folder; expected {expected}{found}.")
-    classes = _subfolders(root / "train")
+    classes = _subfolders(inner["train"])
     if not classes:
         raise UserError(f"{shown}/train holds no folders; expected one folder of images for each class.")
     files: dict[str, list[str]] = {"train": [], "test": []}
     labels: dict[str, list[int]] = {"train": [], "test": []}
-    outside = tuple(os.path.realpath(folder) for folder in (root, root / "train", root / "test"))
+    outside = tuple(os.path.realpath(folder) for folder in (root, *inner.values()))
     every: list[Found] = []
     for split in files:
-        for name in classes if split == "train" else _subfolders(root / split):
-            folder = root / split / name
+        for name in classes if split == "train" else _subfolders(inner[split]):
+            folder = inner[split] / name
             if name not in classes:
                 hint = printable(near(name, classes))
                 raise UserError(f"class {printable(name)} of {shown}/{split} is not in {shown}/train; {hint}.")

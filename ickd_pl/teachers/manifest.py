@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -182,6 +181,6 @@ def _teacher(name: str, entry: dict[str, Any]) -> Teacher:
     if teacher.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", str(teacher.sha256)):
         raise UserError(f"sha256: expected 64 lower-case hex digits or null, got {teacher.sha256!r}")
     measured = teacher.measured_acc1
-    if measured is not None and (not isinstance(measured, int | float) or not math.isfinite(measured)):
+    if measured is not None and (not isinstance(measured, int | float) or not 0 <= measured <= 100):
         raise UserError(f"measured_acc1: expected a number in percent or null, got {measured!r}")
     return teacher

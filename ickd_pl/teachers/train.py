@@ -132,8 +132,8 @@ def measure(name: str, path: Path, args: Sequence[str], normalization: Any = "au
     """
     from ickd_pl.runs.data_options import data_from_args, data_name
 
-    check_normalization(normalization)
-    images = TeacherImages(str(path))
+    check_normalization(normalization, "--normalization")
+    images = TeacherImages(str(path), "--normalization")
     read_state_dict(path)  # an invalid file fails before the data are read
     data = data_from_args(args)
     net = get_model(name, data.num_classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ickd_pl.checks import short
 from ickd_pl.errors import UserError
+from ickd_pl.weights.normalization import fault_of, three_numbers
 from ickd_pl.weights.student import normalisation_of
 
 Constants: TypeAlias = tuple[list[float], list[float]]
@@ -18,17 +18,26 @@ Constants: TypeAlias = tuple[list[float], list[float]]
 CHOICES = ("auto", "data")
 
 
-def check_normalization(value: Any) -> None:
-    """Raise :class:`UserError` for a ``teacher_normalization`` that is not ``auto``, ``data`` or mean and std."""
+def check_normalization(value: Any, setting: str = "teacher_normalization") -> None:
+    """Check what a ``teacher_normalization`` is: ``auto``, ``data``, or mean and std.
+
+    Args:
+        value: as given.
+        setting: its name, for an error.
+
+    Raises:
+        UserError: it is none of them, or mean and std are not those of pixels scaled to 0..1.
+    """
     if isinstance(value, str) and value in CHOICES:
         return
-    numbers: list[Any] = (
-        [value.get(name) for name in ("mean", "std")] if isinstance(value, Mapping) and len(value) == 2 else []
-    )
-    if not numbers or not all(_three(each) for each in numbers) or min(numbers[1]) <= 0:
+    given = [value.get(name) for name in ("mean", "std")] if isinstance(value, Mapping) and len(value) == 2 else []
+    numbers = [three_numbers(each) if isinstance(each, Sequence) else None for each in given] or [None, None]
+    mean, std = numbers
+    fault = "" if mean is None or std is None else fault_of(mean, std)
+    if mean is None or std is None or fault:
         raise UserError(
-            "teacher_normalization: expected auto, data or {mean: [R, G, B], std: [R, G, B]} of pixels scaled to 0..1, "
-            f"std above 0, got {short(value)}"
+            f"{setting}: expected auto, data or {{mean: [R, G, B], std: [R, G, B]}} of pixels scaled to 0..1, std "
+            f"above 0, got {short(value)}{fault and f': {fault}'}"
         )
 
 
@@ -37,10 +46,11 @@ class TeacherImages:
 
     Args:
         path: the teacher's weights file, which may say its mean and std; None: there is none.
+        setting: name of the setting that says them otherwise, for an error.
     """
 
-    def __init__(self, path: str | None) -> None:
-        self._path = path
+    def __init__(self, path: str | None, setting: str = "model.teacher_normalization") -> None:
+        self._path, self._setting = path, setting
         self._stated: Constants | None = None
         self._was_read = False
         self._prepared: tuple[Any, Constants | None] | None = None
@@ -69,8 +79,8 @@ class TeacherImages:
         self._scale = self._shift = None
         if own is not None and theirs is None and choice != "auto":
             raise UserError(
-                "teacher_normalization needs the mean and std with which the data module normalises images: give it "
-                "attributes mean and std, three numbers each, or set teacher_normalization to data"
+                f"{self._setting} needs the mean and std with which the data module normalises images: give it "
+                f"attributes mean and std, three numbers each, or set {self._setting} to data"
             )
         if own is not None and theirs is not None and own != theirs:
             mean, std, to_mean, to_std = (torch.tensor(each, dtype=torch.float64) for each in (*theirs, *own))
@@ -99,22 +109,10 @@ class TeacherImages:
         if choice != "auto":
             return [float(v) for v in choice["mean"]], [float(v) for v in choice["std"]]
         if not self._was_read and self._path is not None:
-            self._stated, self._was_read = normalisation_of(self._path), True
+            self._stated, self._was_read = normalisation_of(self._path, self._setting), True
         return self._stated
 
 
 def _of_data(data: Any) -> Constants | None:
-    mean: Any = getattr(data, "mean", None)
-    std: Any = getattr(data, "std", None)
-    if not (_three(mean) and _three(std)):
-        return None
-    return [float(v) for v in mean], [float(v) for v in std]
-
-
-def _three(values: Any) -> bool:
-    return (
-        isinstance(values, Sequence)
-        and not isinstance(values, str)
-        and len(values) == 3
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    )
+    mean, std = (three_numbers(getattr(data, name, None)) for name in ("mean", "std"))
+    return None if mean is None or std is None else (mean, std)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ickd_pl.checks import short
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model, model_names
 from ickd_pl.models.base import FeatureNet
 from ickd_pl.seeding import seeded
 from ickd_pl.version import __version__
 from ickd_pl.weights.checkpoint import RunCheckpoint, checkpoint_of, is_checkpoint
+from ickd_pl.weights.normalization import fault_of, three_numbers
 from ickd_pl.weights.read import load_weights, read_file, weights_file
 
 KEY = "config"
@@ -52,9 +53,10 @@ class StudentConfig:
             if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
                 raise UserError(f"{name}: expected a whole number from 1 to {most}, got {size!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and not _three_numbers(values, above_zero=name == "std"):
+            numbers = three_numbers(values) if isinstance(values, list) else None
+            if values is not None and (numbers is None or (name == "std" and min(numbers) <= 0)):
                 what = "three numbers above 0" if name == "std" else "three numbers"
-                raise UserError(f"{name}: expected {what}, one per channel, got {values!r}")
+                raise UserError(f"{name}: expected {what}, one per channel, got {short(values)}")
         names = self.class_names
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise UserError(f"class_names: expected a list of strings, got {type(names).__name__}")
@@ -124,14 +126,17 @@ def read_config(path: str | Path) -> StudentConfig:
     )
 
 
-def normalisation_of(path: str | Path) -> tuple[list[float], list[float]] | None:
+def normalisation_of(
+    path: str | Path, setting: str = "model.teacher_normalization"
+) -> tuple[list[float], list[float]] | None:
     """Mean and std with which the images of a network were normalised, as its weights file says; None: it does not.
 
     Args:
         path: a checkpoint of ``fit``, an export or another weights file, or ``FILE#ENTRY``.
+        setting: name of the setting that says them otherwise, for an error.
 
     Raises:
-        UserError: the file is missing or damaged, or what it says is not a mean and a std.
+        UserError: the file is missing or damaged, or what it says is not a mean and a std of pixels scaled to 0..1.
     """
     path = weights_file(path)
     content = read_file(path)
@@ -145,12 +150,16 @@ def normalisation_of(path: str | Path) -> tuple[list[float], list[float]] | None
     mean, std = (stated.get(name) for name in ("mean", "std")) if isinstance(stated, Mapping) else (None, None)
     if mean is None or std is None:
         return None
-    if not (_three_numbers(mean, above_zero=False) and _three_numbers(std, above_zero=True)):
+    found_mean, found_std = three_numbers(mean), three_numbers(std)
+    if found_mean is None or found_std is None:
         raise UserError(
-            f"{path}: its mean or std is damaged, three numbers are expected: get it again, or set "
-            "model.teacher_normalization"
+            f"{path}: its mean or std is damaged, three numbers are expected: get it again, or set {setting}"
         )
-    return [float(value) for value in mean], [float(value) for value in std]
+    if fault := fault_of(found_mean, found_std):
+        raise UserError(
+            f"{path}: its mean {short(found_mean)} and std {short(found_std)} cannot be used ({fault}): set {setting}"
+        )
+    return found_mean, found_std
 
 
 def _of_checkpoint(checkpoint: RunCheckpoint) -> StudentConfig:
@@ -176,12 +185,3 @@ def _metadata(path: Path) -> Any:
         return json.loads(metadata[KEY])
     except ValueError as error:
         raise UserError(f"expected JSON, got {metadata[KEY][:30]!r}") from error
-
-
-def _three_numbers(values: Any, above_zero: bool) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == 3
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-        and (not above_zero or min(values) > 0)
-    )

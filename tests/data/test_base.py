@@ -279,3 +279,11 @@ def test_importing_the_data_modules_imports_no_image_library():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.partition(".")[0] for name in names} & {"torchvision", "sklearn", "PIL"}, file
+
+
+@pytest.mark.parametrize("wrong", [[10**400, 0, 0], [True] * 3, [0.5] * 2, 0.5, [float("inf")] * 3])
+def test_numbers_of_a_checkpoint_that_are_none(wrong):
+    good = [0.5] * 3
+    for state in ({"mean": wrong, "std": good}, {"mean": good, "std": wrong}):
+        with pytest.raises(UserError, match="the checkpoint's mean or std is damaged: expected three numbers, got"):
+            Toy().load_state_dict(state)

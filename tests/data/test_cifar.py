@@ -17,7 +17,8 @@ from threading import Thread
 import pytest
 from torchvision import datasets
 
-from ickd_pl.data import CIFAR10, CIFAR100, cifar
+from ickd_pl.data import CIFAR10, CIFAR100
+from ickd_pl.data.sources import official
 from ickd_pl.data.sources.official import md5_of
 from ickd_pl.errors import UserError
 from tests.data.cifar_source import make_source
@@ -185,7 +186,7 @@ def test_a_downloaded_archive_outlives_a_failure_to_take_it(source, mirror, tmp_
         def fail(*_: object) -> None:
             raise UserError("cannot write train.")
 
-        patch.setattr(cifar, "write_file", fail)
+        patch.setattr(official, "write_file", fail)
         with pytest.raises(UserError, match=r"cannot write train\. The downloaded archive is kept as .*100-python"):
             CIFAR100(str(root)).prepare_data()
     assert [p.name for p in root.iterdir()] == [mirror.name]
@@ -221,7 +222,7 @@ def test_missing_and_not_to_be_downloaded(source, tmp_path):
 def test_what_has_the_wrong_md5_is_never_unpickled(source, tmp_path, monkeypatch):
     shutil.copytree(source, tmp_path / "data" / source.name)
     (tmp_path / "data" / source.name / "train").write_bytes(pickle.dumps({"data": 1}))
-    monkeypatch.setattr(cifar.pickle, "loads", lambda *_, **__: pytest.fail("unpickled"))
+    monkeypatch.setattr(official.pickle, "loads", lambda *_, **__: pytest.fail("unpickled"))
     with pytest.raises(UserError, match="train is corrupt"):
         CIFAR100(str(tmp_path / "data")).setup()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_the_file_says_its_own(teacher: Run) -> None:
     torch.save({"model": get_model("resnet8", 10).state_dict()}, "plain.pth")
     assert normalisation_of("plain.pth") is None
     torch.save({"model": {}, "config": {"mean": [0.5] * 3, "std": [0.0] * 3}}, "damaged.pth")
-    with pytest.raises(UserError, match=r"damaged\.pth: its mean or std is damaged"):
+    with pytest.raises(UserError, match=r"damaged\.pth: its mean .* cannot be used \(every std must be"):
         normalisation_of("damaged.pth")
 
 
@@ -74,6 +75,59 @@ def test_exports_say_it(teacher: Run, form: str) -> None:
 def test_values_that_are_refused(value: Any) -> None:
     with pytest.raises(UserError, match="teacher_normalization: expected auto, data or"):
         DistillationModule("resnet8", num_classes=10, teacher_normalization=value)
+
+
+def test_a_number_that_python_does_not_write_out() -> None:
+    value = {"mean": [10**5000, 0, 0], "std": [1.0] * 3}
+    with pytest.raises(UserError, match="above 0, got a dict with very large numbers"):
+        DistillationModule("resnet8", num_classes=10, teacher_normalization=value)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ([128.0] * 3, [64.0] * 3, "they are not of pixels scaled to 0..1: divide them by 255"),
+        ([125.3, 123.0, 113.9], [63.0, 62.1, 66.7], "divide them by 255"),
+        ([0.5] * 3, [63.0] * 3, "divide them by 255"),
+        ([-0.5, 0.5, 0.5], [0.5] * 3, "every mean must be from 0 to 1"),
+        ([0.5] * 3, [1e-320, 1, 1], "every std must be from 1e-06 to 1"),
+        ([0.5] * 3, [1e-30, 1, 1], "every std must be from 1e-06 to 1"),
+        ([10**400, 0, 0], [1.0] * 3, "std above 0, got"),
+        ([0.5] * 3, [True] * 3, "std above 0, got"),
+        ([float("nan")] * 3, [1.0] * 3, "std above 0, got"),
+    ],
+)
+def test_numbers_that_are_not_of_pixels_scaled_to_0_to_1(
+    mean: list[float], std: list[float], said: str, teacher: Run
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"^teacher_normalization: expected auto, data or .*{re.escape(said)}"
+    ) as caught:
+        DistillationModule("resnet8", num_classes=10, teacher_normalization={"mean": mean, "std": std})
+    assert "\n" not in str(caught.value)
+    torch.save({"model": {}, "config": {"mean": mean, "std": std}}, "wrong.pth")
+    with pytest.raises(UserError, match=r"wrong\.pth: its mean .*set model\.teacher_normalization$") as caught:
+        normalisation_of("wrong.pth")
+    assert said.startswith("std above 0") or said in str(caught.value)
+
+
+def test_verify_names_its_own_option(teacher: Run) -> None:
+    verify = ["teachers", "verify", "resnet20", "--data", "Digits"]
+    for value in ("{mean: [128, 128, 128], std: [64, 64, 64]}", f"{{mean: [{10**400}, 0, 0], std: [1, 1, 1]}}"):
+        done = cli(*verify, "--file", teacher.last, "--normalization", value)
+        assert done.status == 2 and len(done.err.splitlines()) == 1
+        assert "--normalization: expected auto, data or" in done.err and "teacher_normalization" not in done.err
+    state = load(teacher.last)["state_dict"]
+    weights = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    torch.save({"model": weights, "config": {"mean": [128.0] * 3, "std": [64.0] * 3}}, "bytes.pth")
+    done = cli(*verify, "--file", "bytes.pth")
+    assert done.status == 2 and "divide them by 255): set --normalization" in done.err
+
+
+@pytest.mark.parametrize("kind", [tuple, torch.tensor, lambda values: torch.tensor(values).view(1, 3, 1, 1)])
+def test_a_file_may_say_it_as_a_tuple_or_a_tensor(kind: Any) -> None:
+    torch.save({"model": {}, "config": {"mean": kind([0.5, 0.25, 0.75]), "std": kind([0.5, 0.25, 1.0])}}, "kind.pth")
+    assert normalisation_of("kind.pth") == ([0.5, 0.25, 0.75], [0.5, 0.25, 1.0])
 
 
 def test_data_that_say_nothing() -> None:

@@ -1,7 +1,7 @@
 """CIFAR in one ``.npz`` file: arrays of numbers and texts, read without numpy's pickles.
 
-Keys: ``x_train`` (50000, 32, 32, 3) uint8, ``y_train`` (50000,) integer, ``x_test`` and ``y_test`` likewise, and, if
-the labels are not in the order of the class names, ``classes`` (K,) text.
+Keys: ``x_train`` (50000, 32, 32, 3) uint8, ``y_train`` (50000,) or (50000, 1) integer, ``x_test`` and ``y_test``
+likewise, and, if the labels are not in the order of the class names, ``classes`` (K,) text.
 """
 
 from __future__ import annotations
@@ -24,17 +24,30 @@ _AT_ONCE = 2**20
 _TEXTS = 2**16  # bytes of an array of texts
 
 
-def from_npz(path: Path, facts: Facts, splits: tuple[str, ...] = tuple(SPLITS)) -> dict[str, Split]:
+def from_npz(
+    path: Path, facts: Facts, splits: tuple[str, ...] = tuple(SPLITS), source: str | None = None
+) -> dict[str, Split]:
     """The images of some splits.
 
+    Args:
+        path: of the file.
+        facts: of the data set.
+        splits: those that are needed.
+        source: as :func:`write_npz` must have kept it; None: it does not matter.
+
     Raises:
-        UserError: an array is missing, or has another shape or type than expected.
+        UserError: an array is missing, or has another shape or type than expected; or another source was kept.
         Exception: the file is damaged.
     """
     found = {}
     with open_zip(path) as bundle:
         classes = _array(bundle, "classes", path)
         codes = None
+        if source is not None and str(_array(bundle, "source", path)) != source:
+            raise UserError(
+                f"{printable(path)} has been replaced, by the images of another source: give each archive a root of "
+                "its own."
+            )
         if classes is not None and classes.dtype.kind == "U" and classes.shape == (len(facts.classes),):
             codes = np.array([class_label(str(name), facts, path) for name in classes], np.uint8)
         for split in splits:
@@ -44,6 +57,8 @@ def from_npz(path: Path, facts: Facts, splits: tuple[str, ...] = tuple(SPLITS)) 
                 raise UserError(f"{printable(path)} lacks x_{split} or y_{split}; it has {have or 'nothing'}.")
             if image.dtype != np.uint8 or image.shape[1:] != (SIZE, SIZE, 3):
                 raise _unlike(path, f"x_{split}", image, f"uint8 (N, {SIZE}, {SIZE}, 3)")
+            if label.shape == (len(image), 1):  # as Keras has it
+                label = label.reshape(-1)
             if label.dtype.kind not in "iu" or label.shape != image.shape[:1]:
                 raise _unlike(path, f"y_{split}", label, f"integers ({len(image)},)")
             label = checked_labels(label, facts, f"{path}: y_{split}")

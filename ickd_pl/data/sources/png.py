@@ -6,6 +6,7 @@ Archives are read member by member into memory: nothing is unpacked to the disk,
 from __future__ import annotations
 
 import io
+import re
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -60,21 +61,29 @@ def from_folder(path: Path, facts: Facts) -> dict[str, Split]:
     Raises:
         UserError: an unknown class, wrong numbers of images, or a file that is not such an image.
     """
-    names, files, labels = list_classes(path)
+    folders = split_folders(path)
+    names, files, labels = list_classes(path, folders)
     codes = [class_label(name, facts, path) for name in names]
     known = {split: [codes[label] for label in labels[split]] for split in SPLITS}
     check_counts(known, facts, printable(path))
     found = {}
     for split in SPLITS:
-        paths = [path / split / file for file in files[split]]
+        paths = [path / folders[split] / file for file in files[split]]
         found[split] = gathered(((_content(file), str(file)) for file in paths), known[split])
     return found
 
 
 def files_of(path: Path) -> list[str]:
     """The image files of :func:`from_folder`, relative to ``path``."""
-    _, files, _ = list_classes(path)
-    return [f"{split}/{file}" for split in SPLITS for file in files[split]]
+    folders = split_folders(path)
+    _, files, _ = list_classes(path, folders)
+    return [f"{folders[split]}/{file}" for split in SPLITS for file in files[split]]
+
+
+def split_folders(path: Path) -> dict[str, str]:
+    """The names of the folders of the splits, which may be written in capitals; as usual where there are none."""
+    there = sorted((each.name for each in path.iterdir() if each.is_dir()), reverse=True)
+    return {split: next((name for name in there if name.lower() == split), split) for split in SPLITS}
 
 
 def from_zip(path: Path, facts: Facts) -> dict[str, Split]:
@@ -132,7 +141,8 @@ def place_of(name: str) -> tuple[str, str] | None:
     if len(parts) < 3 or name.endswith("/") or not parts[-1].lower().endswith(_ENDINGS):
         return None
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return None if hidden or parts[-3] not in SPLITS else (parts[-3], parts[-2])
+    split = parts[-3].lower()
+    return None if hidden or split not in SPLITS else (split, parts[-2])
 
 
 def class_label(name: str, facts: Facts, where: Path) -> int:
@@ -143,6 +153,9 @@ def class_label(name: str, facts: Facts, where: Path) -> int:
     """
     if name not in facts.classes:
         hint = printable(near(name, facts.classes))
+        if re.fullmatch("[0-9]{1,3}", name) and int(name) < len(facts.classes):
+            known = facts.classes[int(name)]
+            hint = f"classes have their names here: if numbers count them in the order of their names, it is {known}."
         raise UserError(f"{printable(where)}: {printable(name)} is not a class of {facts.title}; {hint}")
     return facts.classes.index(name)
 

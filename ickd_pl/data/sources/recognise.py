@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ickd_pl.data.cache import key_of
+from ickd_pl.data.given import reachable
 from ickd_pl.data.sources.facts import Facts
 from ickd_pl.data.sources.npz import from_npz
 from ickd_pl.data.sources.parquet import from_parquet, parquet_files
-from ickd_pl.data.sources.png import files_of, from_folder, from_tar, from_zip, place_of
+from ickd_pl.data.sources.png import files_of, from_folder, from_tar, from_zip, place_of, split_folders
 from ickd_pl.data.sources.verify import SPLITS, Split
 from ickd_pl.errors import UserError, printable
 from ickd_pl.plain import TooMuch, members, open_regular, open_tar, open_zip
@@ -32,7 +32,7 @@ FORMS = (
     "with columns img and label, or an .npz with x_train, y_train, x_test and y_test"
 )
 """Every form that is read, for errors and help."""
-_COMPRESSED = (b"\x1f\x8b", b"BZ", b"\xfd7zXZ")
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 _LARGEST, _TOTAL = 2**28, 2**30
 _LOOK = 1000  # members of a tar archive that are looked at
 
@@ -43,18 +43,16 @@ def recognise(path: Path, base_folder: str, official: Collection[str]) -> Kind:
     Args:
         path: it exists.
         base_folder: name of the official archive's folder.
-        official: names of the files in it.
+        official: names of the files with images in it.
 
     Raises:
         UserError: it is none of the forms; with what it has.
     """
-    if path.is_dir():
-        return _folder(path, base_folder, official)
-    try:
+    with reachable("archive", path):  # also a pipe, which would hang
+        if path.is_dir():
+            return _folder(path, base_folder, official)
         with open_regular(path) as file:
             start = file.read(262)
-    except OSError as error:  # also a pipe, which would hang
-        raise UserError(f"archive: {printable(path)} cannot be read ({error.strerror}).") from error
     if start[:4] == b"PAR1":
         raise UserError(f"archive: {printable(path)} is one parquet file: give the folder of training and test images.")
     if start[:4] == b"PK\x03\x04":
@@ -65,7 +63,12 @@ def recognise(path: Path, base_folder: str, official: Collection[str]) -> Kind:
 
 
 def read_source(
-    kind: Kind, path: Path, facts: Facts, splits: tuple[str, ...] = tuple(SPLITS), repair: str = "get it again"
+    kind: Kind,
+    path: Path,
+    facts: Facts,
+    splits: tuple[str, ...] = tuple(SPLITS),
+    repair: str = "get it again",
+    key: str | None = None,
 ) -> dict[str, Split]:
     """The images of a source that is not the official one; neither verified nor in order.
 
@@ -75,12 +78,13 @@ def read_source(
         facts: of the data set.
         splits: those that are needed; both are always read, except from an ``.npz``.
         repair: what to do with a damaged one.
+        key: of the source that an ``.npz`` must be of, where it was prepared; None: it does not matter.
 
     Raises:
         UserError: it is damaged, or lacks something; with what.
     """
     try:
-        return from_npz(path, facts, splits) if kind == "npz" else _READERS[kind](path, facts)
+        return from_npz(path, facts, splits, key) if kind == "npz" else _READERS[kind](path, facts)
     except UserError:
         raise
     except TooMuch as error:
@@ -101,12 +105,13 @@ def source_key(kind: Kind, path: Path) -> str:
     """
     names: list[str]
     folder = path
-    if kind == "folder":
-        names = files_of(path)
-    elif kind == "parquet":
-        names = [file.relative_to(path).as_posix() for file in parquet_files(path)]
-    else:
-        folder, names = path.parent, [path.name]
+    with reachable("archive", path):
+        if kind == "folder":
+            names = files_of(path)
+        elif kind == "parquet":
+            names = [file.relative_to(path).as_posix() for file in parquet_files(path)]
+        else:
+            folder, names = path.parent, [path.name]
     return hashlib.sha256(f"{kind} {folder.resolve()} {key_of(folder, names, 0)}".encode(errors="replace")).hexdigest()
 
 
@@ -114,14 +119,11 @@ def _folder(path: Path, base_folder: str, official: Collection[str]) -> Kind:
     for inner in (path / base_folder, path):
         if any((inner / name).is_file() for name in official):
             return "official"
-    if (path / "train").is_dir() and (path / "test").is_dir() and not parquet_files(path):
+    if all((path / folder).is_dir() for folder in split_folders(path).values()) and not parquet_files(path):
         return "folder"
     if parquet_files(path):
         return "parquet"
-    try:
-        names = sorted(printable(each.name) for each in path.iterdir())
-    except OSError as error:
-        raise UserError(f"archive: {printable(path)} cannot be read ({error.strerror}).") from error
+    names = sorted(printable(each.name) for each in path.iterdir())
     shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
     raise _unknown(path, f"a folder with {shown or 'nothing'}")
 
@@ -130,8 +132,11 @@ def _zip(path: Path) -> Kind:
     try:
         with open_zip(path) as bundle:
             names = [info.filename for info in bundle.infolist()]
-    except (TooMuch, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"archive: {printable(path)} is a damaged zip archive ({error}): get it again.") from error
+    except Exception as error:  # zipfile raises many types, also for a name that is not what its flag says
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"archive: {printable(path)} is a damaged zip archive ({printable(reason)}): get it again."
+        ) from error
     if any(name.endswith(".npy") for name in names):
         return "npz"
     if any(place_of(name) is not None for name in names):
@@ -145,7 +150,7 @@ def _tar(path: Path, base_folder: str, official: Collection[str]) -> Kind:
         with open_tar(path, _TOTAL) as tar:
             for member in members(tar, _LARGEST):
                 inside = PurePosixPath(member.name)
-                if inside.name in official and inside.parent.name == base_folder:
+                if member.isreg() and inside.name in official and inside.parent.name == base_folder:
                     return "official"
                 if member.isreg() and place_of(member.name) is not None:
                     return "tar"

@@ -119,6 +119,13 @@ def _differences(
     pixels = {name: image_digests(split, labelled=False) for name, split in splits.items()}
     found = []
     for name in wrong:
+        reversed_channels = splits[name]._replace(image=splits[name].image[:, ::-1])
+        if set_digest(image_digests(reversed_channels)) == known.labelled[name]:
+            found.append(
+                f"the {SPLITS[name]} images and their labels are right, but channels are in reverse order (B, G, R), "
+                "expected R, G, B"
+            )
+            continue
         if set_digest(pixels[name]) == known.pixels.get(name):
             found.append(f"the pixels of the {SPLITS[name]} images are right, but labels differ")
             continue
@@ -134,7 +141,7 @@ def _differences(
     if shared is not None and shared != known.shared:
         expected = "" if known.shared is None else f", expected {known.shared}"
         found.append(f"{shared:,} test images equal a training image{expected}")
-    elif not any("labels differ" in reason for reason in found):
+    elif not any("are right" in reason for reason in found):
         found.append("a lossy copy, such as JPEG, or a resized one looks like this")
     return found
 

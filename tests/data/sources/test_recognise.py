@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +17,7 @@ from ickd_pl.data import CIFAR10, CIFAR100
 from ickd_pl.data.sources import parquet
 from ickd_pl.errors import UserError
 from ickd_pl.training.fingerprint import data_hash
-from tests.data.sources.made_up import FORMS, MadeUp, make, tree
+from tests.data.sources.made_up import FORMS, MadeUp, make, npz, tree
 
 REAL = Path(os.environ.get("ICKD_CIFAR100", "nowhere"))
 
@@ -40,7 +43,7 @@ def test_the_same_whatever_the_form(form: str, made_up: MadeUp, tmp_path: Path) 
     assert other.class_names == official.class_names
     first, second = (next(iter(each.train_dataloader())) for each in (official, other))
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
-    assert [file.name for file in (tmp_path / "data").iterdir()] == ["cifar100-prepared.npz"]
+    assert [file.name for file in (tmp_path / "data").glob("[!.]*")] == ["cifar100-prepared.npz"]
 
 
 def test_the_second_start_reads_the_prepared_file(
@@ -138,3 +141,39 @@ def test_the_real_one(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 5
+
+
+def test_a_tree_stays_one_whatever_lies_beside_it(made_up: MadeUp, tmp_path: Path) -> None:
+    """Its folders may be named in capitals; in an archive its top folder may be that of the official files."""
+    path = tree(tmp_path / "cifar-100-python", made_up.splits)
+    (path / "meta").write_bytes(b"names")
+    before = data_hash(loaded(tmp_path / "a", path))
+    with tarfile.open(tmp_path / "tar", "w") as archive:
+        archive.add(path, path.name)
+    assert data_hash(loaded(tmp_path / "b", tmp_path / "tar")) == before
+    for old, new in (("train", "TRAIN"), ("test", "Test")):
+        (path / old).rename(path / new)
+    assert data_hash(loaded(tmp_path / "c", path)) == before
+    with zipfile.ZipFile(tmp_path / "zip", "w") as bundle:
+        for file in path.rglob("*.png"):
+            bundle.write(file, file.relative_to(path))
+    assert data_hash(loaded(tmp_path / "d", tmp_path / "zip")) == before
+
+
+def test_labels_as_keras_has_them(made_up: MadeUp, tmp_path: Path) -> None:
+    with np.load(npz(tmp_path / "a", made_up.splits)) as content:
+        changed = {key: value[:, None] if key[0] == "y" else value for key, value in content.items()}
+    with (tmp_path / "b").open("wb") as file:
+        np.savez(file, **changed)
+    assert data_hash(loaded(tmp_path / "c", tmp_path / "b")) == data_hash(loaded(tmp_path / "d", tmp_path / "a"))
+
+
+def test_classes_by_number_and_channels_in_reverse(made_up: MadeUp, tmp_path: Path) -> None:
+    path = tree(tmp_path / "images", made_up.splits)
+    for split in ("train", "test"):
+        (path / split / "name 7").rename(path / split / "7")
+    with pytest.raises(UserError, match=r"7 is not a class of CIFAR100; classes have their names .*, it is name 7\.$"):
+        loaded(tmp_path / "data", path)
+    reverse = {name: split._replace(image=split.image[:, ::-1]) for name, split in made_up.splits.items()}
+    with pytest.raises(UserError, match=r"test images and their labels are right, but channels are in reverse order"):
+        loaded(tmp_path / "data", npz(tmp_path / "b", reverse))
