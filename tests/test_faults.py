@@ -101,6 +101,7 @@ def killed_while_saving(elsewhere: Path, delays: list[float]) -> None:
     assert [path for path in elsewhere.iterdir() if path.is_file()] == [], "what was written went by way of TMPDIR"
 
 
+@pytest.mark.reliability
 def test_killed_while_saving(elsewhere: Path) -> None:
     """The previous checkpoint still loads, the next run resumes from it, and no file is partial."""
     killed_while_saving(elsewhere, [0, 2, 5, 10, 20, 40, 80, 160])

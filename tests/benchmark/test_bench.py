@@ -101,6 +101,7 @@ def test_killed_at_any_point_the_results_are_the_same(done: Path) -> None:
         assert_same_run(Path("out/cells") / name, done / "cells" / name)
 
 
+@pytest.mark.reliability
 def test_two_shards_at_once(done: Path, forked: Forked) -> None:
     quick()
     command = ["bench", "run", "--config", "short.yaml", "--output", "out", "--shard"]
@@ -262,6 +263,7 @@ def test_output_is_a_file() -> None:
     assert "cannot write into out" in refused("run", "--config", quick(), "--output", "out")
 
 
+@pytest.mark.reliability
 def test_two_runs_of_the_same_cells(done: Path) -> None:
     folder = again(done)
     for path in (folder / "cells/resnet20_resnet8").glob("*/seed_1/result.json"):

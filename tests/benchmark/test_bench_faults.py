@@ -75,6 +75,7 @@ def result(path: Path) -> dict[str, Any]:
 # -- interrupted, and changed before resuming --------------------------------------------------------------------------
 
 
+@pytest.mark.reliability
 def test_a_half_trained_teacher_has_no_hash(stop_after: Stop) -> None:
     """A shard that starts then must not use the unfinished teacher."""
     small()
@@ -105,6 +106,7 @@ def test_a_pack_resumed_with_different_code_is_marked(stop_after: Stop, monkeypa
     assert "MIXED CODE" in Path("out/report.md").read_text()
 
 
+@pytest.mark.reliability
 def test_a_result_that_was_deleted_does_not_make_old_training_new(monkeypatch: pytest.MonkeyPatch) -> None:
     small(pack=False)
     assert run().status == 0
@@ -170,6 +172,7 @@ def test_a_damaged_pack_checkpoint_is_reported_and_the_previous_one_is_used(stop
     assert_same_run(KD, Path("whole") / KD.relative_to("out"))
 
 
+@pytest.mark.reliability
 def test_sigterm_has_its_exit_status_and_one_line(forked: Forked) -> None:
     small(trainer={"max_epochs": 200})
     process = forked.start("bench", "run", "--config", "short.yaml", "--output", "out")
@@ -263,6 +266,7 @@ def test_a_setting_that_is_not_accepted_is_one_line_before_anything_is_written(
     assert not Path("out").exists()
 
 
+@pytest.mark.reliability
 def test_teacher_floor_and_paths_may_be_changed() -> None:
     small(teachers={"weights": {"resnet20": "nowhere.pth"}})
     assert "nowhere.pth for resnet20 does not exist" in refused("run", "--config", "short.yaml", "--output", "out")
@@ -276,6 +280,7 @@ def test_teacher_floor_and_paths_may_be_changed() -> None:
     assert snapshot(TEACHER) == before
 
 
+@pytest.mark.reliability
 def test_a_deleted_benchmark_file_is_recreated() -> None:
     small()
     assert run().status == 0
@@ -314,6 +319,7 @@ def test_a_damaged_file_of_a_cell(name: str, text: str) -> None:
     assert run().status == 0
 
 
+@pytest.mark.reliability
 def test_status_of_a_cell_whose_table_was_cut_short() -> None:
     small()
     assert run().status == 0

@@ -52,6 +52,7 @@ def solo(**found: list[float]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_tiny_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Real processes; one that cannot run does not keep the others from it; the same command measures nothing again."""
     page = Path("page.md")

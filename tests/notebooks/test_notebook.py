@@ -32,6 +32,7 @@ def test_is_clean(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, in an empty folder; an error in a cell fails the test with that cell's traceback."""
     # The kernel's folder is not the repository's: this clone is found also where it is not installed.

@@ -104,6 +104,7 @@ def read_elsewhere(script: str, *paths: str) -> list[dict[str, Any]]:
         ("torch_export", "pt2", TORCH_READER, ["resnet8", "vgg8"]),
     ],
 )
+@pytest.mark.slow
 def test_programs_give_the_logits_without_this_project(format: str, suffix: str, reader: str, names: list[str]) -> None:
     images = sixty_four_images()
     nets = {f"{name}.{suffix}": network(name) for name in names}
