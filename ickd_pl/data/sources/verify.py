@@ -16,6 +16,7 @@ from ickd_pl.errors import UserError
 SPLITS = {"train": "training", "test": "test"}
 """Names of the splits, and as they are called in a sentence."""
 ANOTHER = "Give archive= another copy."
+_NEAR = 0.005  # what a lossy copy changes of a mean or std
 
 
 class Split(NamedTuple):
@@ -133,6 +134,9 @@ def _differences(
         text = f"pixels of {SPLITS[name]} images differ: mean {_shown(mean)} and std {_shown(std)}"
         if name in known.mean_std:
             text += f", expected {_shown(known.mean_std[name][0])} and {_shown(known.mean_std[name][1])}"
+            backwards = [*known.mean_std[name][0][::-1], *known.mean_std[name][1][::-1]]
+            if all(abs(one - other) < _NEAR for one, other in zip((*mean, *std), backwards, strict=True)):
+                text += ", which they are in reverse order: channels must be R, G, B"
         again = len(pixels[name]) - len(set(pixels[name]))
         if again != (published := known.repeated.get(name, 0)):
             text += f"; {again:,} of them repeat another, expected {published}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ickd_pl.data.sources.facts import CIFAR10_CLASSES, CIFAR100_CLASSES, Facts
-from ickd_pl.data.sources.verify import Split, image_digests, set_digest, shared_images, verified
+from ickd_pl.data.sources.verify import Split, image_digests, mean_std, set_digest, shared_images, verified
 from ickd_pl.errors import UserError
 from tests.data.cifar_source import digests_of
 
@@ -100,3 +102,22 @@ def test_a_cut_copy_that_was_filled_up() -> None:
     image = GOOD["train"].image.copy()
     image[20:] = image[:10]
     assert "; 10 of them repeat another, expected 0" in refusal(Split(image, GOOD["train"].label))
+
+
+def test_channels_in_reverse_order() -> None:
+    """Of the images themselves, and of a lossy copy, of which only mean and std tell it."""
+    shaded = {
+        name: Split(split.image // np.array([1, 2, 3], np.uint8)[:, None, None], split.label)
+        for name, split in GOOD.items()
+    }
+    digests = replace(digests_of(shaded), mean_std={"train": mean_std(shaded["train"])})
+    facts = replace(FACTS, digests=digests)
+    image = shaded["train"].image[:, ::-1].copy()
+    for changed, said in ((0, "are right, but channels are in reverse order (B, G, R)"), (1, "must be R, G, B")):
+        image[3, 0, 0, 0] ^= changed
+        with pytest.raises(UserError, match=re.escape(said)):
+            verified({"train": Split(image, shaded["train"].label), "test": shaded["test"]}, facts, "here")
+    unlike = Split(shaded["train"].image ^ 1, shaded["train"].label)
+    with pytest.raises(UserError, match="pixels of training images differ") as caught:
+        verified({"train": unlike, "test": shaded["test"]}, facts, "here")
+    assert "R, G, B" not in str(caught.value)
