@@ -150,6 +150,7 @@ def test_a_results_folder_is_read_but_not_resumed() -> None:
     assert {p: p.read_bytes() for p in Path("results/cells").rglob("*") if p.is_file() and p.name[0] != "."} == files
 
 
+@pytest.mark.reliability
 def test_a_pack_that_was_killed() -> None:
     """It is read, refused because the code differs, and resumed if the user accepts that."""
     cells = json.loads(Path("results_half_expected.json").read_text())["whole"]

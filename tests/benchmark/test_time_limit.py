@@ -61,6 +61,7 @@ def carry(to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(Path().rglob("previous*"))
 
 
+@pytest.mark.reliability
 def test_pieces_on_several_machines_end_like_one_run(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -297,6 +297,7 @@ def test_bfloat16_without_its_instructions_is_said(monkeypatch: pytest.MonkeyPat
         solo(Path("run"), "run", member([], taught()), epochs=1, precision="bf16-mixed")
 
 
+@pytest.mark.slow
 def test_a_compiled_pack_is_its_compiled_solo_runs() -> None:
     """With an odd last batch: a graph for each size, and none more in the second epoch."""
     if not speed.can_compile("cpu"):
