@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ickd_pl.errors import UserError
 
@@ -83,6 +83,28 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def lock_where_possible(path: Path, waits: Callable[[], None]) -> Iterator[bool]:
+    """Hold a lock between processes as soon as it is free, if there can be one; yields whether it is held.
+
+    There is none in a folder that cannot be written, or on a file system without locks.
+
+    Args:
+        path: the lock file.
+        waits: called once if another process holds the lock, to say so.
+    """
+    with ExitStack() as held:
+        has_lock = False
+        with suppress(UserError):
+            try:
+                held.enter_context(locked(path, timeout=0))
+            except Timeout:
+                waits()
+                held.enter_context(locked(path))
+            has_lock = True
+        yield has_lock
 
 
 def _temporary(path: Path) -> Path:

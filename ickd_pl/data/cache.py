@@ -15,12 +15,12 @@ import os
 import shutil
 import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import Timeout
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from ickd_pl.data.augment import ChannelStats, channel_stats
 from ickd_pl.data.decode import quiet_about_size
 from ickd_pl.data.images import LazyImages, Pixels, parts
 from ickd_pl.errors import UserError, printable
-from ickd_pl.files import locked, replacing
+from ickd_pl.files import lock_where_possible, replacing
 from ickd_pl.plain import open_regular
 
 # Changes with the rules by which images are decoded, and with the file's layout.
@@ -68,12 +68,13 @@ class Cache:
         found = self.load(in_memory)
         if found is not None:
             return found
-        with ExitStack() as held:
-            alone = self._lock(held)
+        folder = self.path.parent
+        waits = partial(rank_zero_info, f"waiting for another process that decodes images into {printable(folder)}")
+        with lock_where_possible(folder / "lock", waits) as alone:
             found = self.load(in_memory)  # another process may have made it
             if found is None:
                 if alone:
-                    for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):  # by a killed process
+                    for left in folder.glob(f".{self.path.name}.*.tmp"):  # by a killed process
                         left.unlink(missing_ok=True)
                 found = self._make(in_memory)
         return found
@@ -97,18 +98,6 @@ class Cache:
             return Stored(lazy if whole is None else whole, mean, std) if checksum == note["crc32"] else None
         except Exception:  # whatever is wrong with a cache, the images themselves are still there
             return None
-
-    def _lock(self, held: ExitStack) -> bool:
-        """Wait for other processes that make the cache; False where no lock can be had, as in a read-only folder."""
-        lock = self.path.parent / "lock"
-        with suppress(UserError):
-            try:
-                held.enter_context(locked(lock, timeout=0))
-            except Timeout:
-                rank_zero_info(f"waiting for another process that decodes images into {printable(lock.parent)}")
-                held.enter_context(locked(lock))
-            return True
-        return False
 
     def _make(self, in_memory: bool) -> Stored:
         with quiet_about_size():

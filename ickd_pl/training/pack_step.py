@@ -67,21 +67,20 @@ class PackedSteps(CapturedSteps):
         else:
             forward: list[Any] = [partial(self._student_features, part, checked.image, ahead=True) for part in parts]
             *features, teacher = self.side_by_side([*forward, partial(self._teacher_features, checked)])
-        # DDP expects this call once per step; each member contributes a part of the gradients.
-        synchronise = [self.trainer.strategy.pre_backward]  # private: lightning strategy.pre_backward
 
-        def backward(part: Part, students: Sequence[Features | None] | None) -> None:
+        def backward(number: int, part: Part, students: Sequence[Features | None] | None) -> None:
             students = students or self._student_features(part, checked.image, ahead=False)
             losses = [self._loss(i, batch, teacher, own) for i, own in zip(part.positions, students, strict=True)]
             del students
-            if synchronise:
-                synchronise.pop()(losses[0])
+            if number == 0:
+                # DDP expects this call once per step; each member contributes a part of the gradients.
+                self.trainer.strategy.pre_backward(losses[0])  # private: lightning strategy.pre_backward
             # Lightning runs training_step under autocast but a solo run's backward pass outside it: under autocast the
             # gradients of losses computed in full precision would be in half precision.
             with torch.autocast(self.device.type, enabled=False):
                 torch.autograd.backward(losses if self.trainer.world_size == 1 else [loss * factor for loss in losses])
 
-        self.side_by_side([partial(backward, part, own) for part, own in zip(parts, features, strict=True)])
+        self.side_by_side([partial(backward, *each) for each in zip(range(len(parts)), parts, features, strict=True)])
         self._check_gradients()
         self._clip()
 

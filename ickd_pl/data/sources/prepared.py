@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from filelock import Timeout
 from pytorch_lightning.utilities import rank_zero_info
 
 from ickd_pl.data.sources.facts import Facts
 from ickd_pl.data.sources.npz import source_of, write_npz
 from ickd_pl.data.sources.recognise import TITLES, Kind, read_source
 from ickd_pl.data.sources.verify import verified
-from ickd_pl.errors import UserError, printable
-from ickd_pl.files import locked
+from ickd_pl.errors import printable
+from ickd_pl.files import lock_where_possible
 
 
 def prepare(path: Path, kind: Kind, source: Path, facts: Facts, key: str, anew: bool = False) -> None:
@@ -35,22 +35,10 @@ def prepare(path: Path, kind: Kind, source: Path, facts: Facts, key: str, anew: 
     shown = f"{printable(source)} ({TITLES[kind]})"
     rank_zero_info(f"reading {facts.title} from {shown}, once")
     splits = verified(read_source(kind, source, facts), facts, shown)
-    with ExitStack() as held:
-        if _lock(path, held):
+    waits = partial(rank_zero_info, f"waiting for another process that writes {printable(path)}")
+    with lock_where_possible(path.with_name(f".{path.name}.lock"), waits) as alone:
+        if alone:
             for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a killed process
                 with suppress(OSError):
                     left.unlink()
         write_npz(path, splits, facts, key)
-
-
-def _lock(path: Path, held: ExitStack) -> bool:
-    """Wait for others that write the file; False where there are no locks."""
-    lock = path.with_name(f".{path.name}.lock")
-    with suppress(UserError):
-        try:
-            held.enter_context(locked(lock, timeout=0))
-        except Timeout:
-            rank_zero_info(f"waiting for another process that writes {printable(path)}")
-            held.enter_context(locked(lock))
-        return True
-    return False
