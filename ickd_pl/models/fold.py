@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -66,7 +67,7 @@ def fold_batch_norms(
         folded = copy.deepcopy(net)
     except (RuntimeError, TypeError):
         return net
-    with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(first.device.type, enabled=False), _no_tf32():
         expected = _features(net, image)
         try:
             pairs = _pairs(folded, image)
@@ -78,6 +79,17 @@ def fold_batch_norms(
             return folded if _close(expected, _features(folded, image)) else None
         except Exception:  # code of the user's that works for the network, but not for a copy or another layout
             return None
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Real float32, whatever a run computes in: TF32's rounding of ten bits is larger than what is looked for."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _pairs(net: FeatureNet | HookedNet, image: Tensor) -> list[tuple[Any, Any]]:

@@ -199,15 +199,11 @@ def host_draws() -> Hashable:
 def start(
     trainer: pl.Trainer, module: pl.LightningModule, strategies: Sequence[LossStrategy], wanted: bool
 ) -> StepRunner | None:
-    """The runner for a fit with ``cuda_graphs``; None where its steps run as ever, with one line if that is a pity."""
+    """The runner for a fit with ``cuda_graphs``; None where its steps run as ever, with one line that says why."""
     device = trainer.strategy.root_device
-    if device.type not in GRAPHS:
+    if device.type not in GRAPHS or not wanted:
         return None
     why = _why_eager(trainer, module, strategies)
-    if not wanted:
-        if why is None:
-            rank_zero_info("with --model.cuda_graphs=true these steps take a fraction of the time: see docs/speed.md")
-        return None
     if why is not None:
         rank_zero_info(f"cuda_graphs: steps are not captured, but run eagerly, because {why}")
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from copy import copy
 from typing import Any
 
 import pytorch_lightning as pl
@@ -76,9 +76,11 @@ class CapturedSteps(pl.LightningModule):
         def step() -> Any:
             optimizer.step(closure=optimizer_closure)
             found = optimizer_closure.consume_result()
-            return replace(found, closure_loss=None)  # which would keep the step's graph
+            found.closure_loss = None  # which would keep the step's graph
+            return found
 
-        result = self.captured.run(self._raw, self.global_step, self._key(optimizer), step)
+        result = copy(self.captured.run(self._raw, self.global_step, self._key(optimizer), step))
+        result.loss = result.loss.clone()  # the next step overwrites the recorded one, and callbacks may keep it
         optimizer_closure._result = result  # private: lightning Closure._result
 
     def manual_step(self, raw: Any, optimizer: Any, compute: Callable[[Any], None]) -> None:

@@ -105,7 +105,7 @@ class DistillationModule(CapturedSteps, TaughtModule):
         fold_teacher: bool = True,
         compile: bool = False,
         tf32: bool = False,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()

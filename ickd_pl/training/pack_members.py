@@ -46,10 +46,10 @@ def check_members(members: Sequence[DistillationModule], names: Sequence[str]) -
     for name, member in zip(names, members, strict=True):
         if reason := why_alone(member.strategies) or _uses_dropout(member.student):
             raise UserError(f"{name} cannot be packed, because {reason}: run it alone")
-        for what in ("num_classes", "image_size", *UNSET):
+        for what in ("num_classes", "image_size", *UNSET, "cuda_graphs"):
             first, own = members[0].hparams[what], member.hparams[what]
             if first != own:
-                shared = "compute alike" if what in UNSET else "share their data"
+                shared = "share their data" if what in ("num_classes", "image_size") else "compute alike"
                 raise UserError(f"the members of a pack {shared}: {what} is {first}, but {own} for {name}")
     _check_apart(members, names)
     taught = [member for member in members if member.teacher is not None]

@@ -112,6 +112,26 @@ def test_a_convolution_with_a_second_reader() -> None:
     assert fold_batch_norms(net, 32) is net
 
 
+def test_whether_a_copy_computes_alike_is_seen_in_real_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's TF32 made the difference too large, so that teachers were never folded on a GPU."""
+    seen = []
+    features = fold._features
+
+    def looked(net: FeatureNet, image: Tensor) -> Features:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return features(net, image)
+
+    monkeypatch.setattr(fold, "_features", looked)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert fold_batch_norms(get_model("resnet8", 10).eval(), 32) is not None
+        assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    assert seen and set(seen) == {(False, False)}
+
+
 def test_a_copy_that_computes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     net = get_model("resnet8", 10).eval()
     monkeypatch.setattr(fold, "_fold", lambda layer, norm: setattr(norm, "__class__", nn.Identity))

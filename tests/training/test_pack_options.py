@@ -42,8 +42,8 @@ EQUAL: dict[str, Callable[[], dict[str, Any]]] = {
 # Arguments that all members must share, and the message for a member that differs.
 REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "cuda_graphs": (
-        lambda: {"cuda_graphs": True},
-        "the members of a pack compute alike: cuda_graphs is False, but True for other",
+        lambda: {"cuda_graphs": False},
+        "the members of a pack compute alike: cuda_graphs is True, but False for other",
     ),
     "num_classes": (lambda: {"num_classes": 4, "strategies": []}, "share their data: num_classes is 10"),
     "image_size": (lambda: {"image_size": 64}, "share their data: image_size is 32"),

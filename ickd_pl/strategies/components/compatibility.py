@@ -6,7 +6,7 @@ from math import prod
 from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from ickd_pl.errors import IncompatiblePair, UserError
 from ickd_pl.models.features import FeatureShapes
@@ -21,7 +21,12 @@ def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pool(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if x.shape[2:] == size else adaptive_avg_pool2d(x, size)
+    if x.shape[2:] == size:
+        return x
+    if x.shape[2] % size[0] or x.shape[3] % size[1]:
+        return adaptive_avg_pool2d(x, size)
+    # The same means, with a gradient that is deterministic on CUDA, too.
+    return avg_pool2d(x, (x.shape[2] // size[0], x.shape[3] // size[1]))
 
 
 def shape_text(*shapes: tuple[int, ...]) -> str:
