@@ -18,17 +18,25 @@ from ickd_pl.strategies import (
     AT,
     CC,
     CRD,
+    DIST,
     DKD,
     FSP,
     FT,
     ICKD,
+    ITRD,
     KD,
     KDSVD,
+    NKD,
     NST,
+    OFA,
     PKT,
     RKD,
+    RLD,
     SP,
+    TTM,
     VID,
+    WSLD,
+    WTTM,
     FitNet,
     LossStrategy,
 )
@@ -80,8 +88,21 @@ def _pooled(x: list[Tensor]) -> Features:
     return make_features(pooled=x[0])
 
 
+def _logits(x: list[Tensor]) -> Features:
+    return make_features(logits=x[0])
+
+
+def _dkd(h: dict[str, Any], standardise: bool = False) -> LossStrategy:
+    return DKD(alpha=h["alpha"], beta=h["beta"], temperature=h["T"], standardise=standardise)
+
+
+def _rld(h: dict[str, Any]) -> LossStrategy:
+    temperatures = {"temperature": h["T"], "confidence_temperature": h["alpha_T"]}
+    return RLD(alpha=h["alpha"], beta=h["beta"], **temperatures, standardise=h["logit_stand"])
+
+
 METHODS: dict[str, Method] = {
-    "kd": Method(lambda h: KD(temperature=h.get("T", 4.0)), lambda x: make_features(logits=x[0])),
+    "kd": Method(lambda h: KD(temperature=h.get("T", 4.0)), _logits),
     "hint": Method(
         lambda h: FitNet(hint_layer=h.get("hint_layer", 2)),
         lambda x: make_features(stages=(x[0], x[0])),
@@ -124,8 +145,20 @@ METHODS: dict[str, Method] = {
             (r"(crd/)?contrast[./]params", "constants"),
         ),
     ),
-    "dkd": Method(
-        lambda h: DKD(alpha=h["alpha"], beta=h["beta"], temperature=h["T"]), lambda x: make_features(logits=x[0])
+    "dkd": Method(_dkd, _logits),
+    "kd_ls": Method(lambda h: KD(temperature=h["T"], standardise=True), _logits),
+    "dkd_ls": Method(lambda h: _dkd(h, standardise=True), _logits),
+    "nkd": Method(lambda h: NKD(gamma=h["gamma"], temperature=h["T"]), _logits),
+    "wsld": Method(lambda h: WSLD(temperature=h["T"]), _logits),
+    "ttm": Method(lambda h: TTM(exponent=h["l"]), _logits),
+    "wttm": Method(lambda h: WTTM(exponent=h["l"]), _logits),
+    "rld": Method(_rld, _logits),
+    "dist": Method(lambda h: DIST(beta=h["beta"], gamma=h["gamma"], temperature=h["tau"]), _logits),
+    "ofa": Method(lambda h: OFA(power=h["eps"], temperature=h["T"]), _logits),
+    "itrd": Method(
+        lambda h: ITRD(correlation_weight=h["lambda_corr"], mutual_weight=h["lambda_mutual"], alpha=h["alpha_it"]),
+        _pooled,
+        ((r"itrd/embed\.", ""),),
     ),
     "kdsvd": Method(lambda h: KDSVD(count=h["k"]), _stages),
 }  # fmt: skip
