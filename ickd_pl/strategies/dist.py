@@ -19,8 +19,8 @@ EPS = 1e-8
 def correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """Pearson's correlation along a dimension; 1e-8 is added to the product of the deviations, so a constant has 0."""
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
-    deviations = vector_norm(a, dim=dim) * vector_norm(b, dim=dim)
-    return (a * b).sum(dim) / (deviations + EPS)
+    found: Tensor = (a * b).sum(dim) / (vector_norm(a, dim=dim) * vector_norm(b, dim=dim) + EPS)
+    return found
 
 
 @full_precision

@@ -101,19 +101,19 @@ class ITRD(LossStrategy):
     brings the student's vector to the teacher's width; the mutual term uses it only where the widths differ.
 
     The defaults are those of the authors' command for wrn_40_2/wrn_16_2; without a command their code has a mutual
-    weight of 0.05 and alpha of 1.5.
+    weight of 0.05 and an exponent of 1.5.
 
     Args:
         weight: factor of the loss.
         correlation_weight: factor of the correlation's term.
         mutual_weight: factor of the mutual term.
-        alpha: half of the correlation's power.
+        exponent: alpha of the paper, half of the correlation's power.
     """
 
     weight: NonNegativeFloat = 1.0
     correlation_weight: NonNegativeFloat = 2.0
     mutual_weight: NonNegativeFloat = 1.0
-    alpha: PositiveFloat = 1.01
+    exponent: PositiveFloat = 1.01
 
     def vectors_of(self, net: FeatureShapes) -> dict[str, tuple[int, ...]]:
         return {"the pooled feature": net.pooled}
@@ -125,4 +125,4 @@ class ITRD(LossStrategy):
         one, other = student.pooled.flatten(1), teacher.pooled.flatten(1)
         embedded = expect(self, adapter, LinearEmbedding)(one)
         mutual = mutual_loss(one if one.shape == other.shape else embedded, other)
-        return self.correlation_weight * correlation_loss(embedded, other, self.alpha) + self.mutual_weight * mutual
+        return self.correlation_weight * correlation_loss(embedded, other, self.exponent) + self.mutual_weight * mutual

@@ -156,7 +156,7 @@ METHODS: dict[str, Method] = {
     "dist": Method(lambda h: DIST(beta=h["beta"], gamma=h["gamma"], temperature=h["tau"]), _logits),
     "ofa": Method(lambda h: OFA(power=h["eps"], temperature=h["T"]), _logits),
     "itrd": Method(
-        lambda h: ITRD(correlation_weight=h["lambda_corr"], mutual_weight=h["lambda_mutual"], alpha=h["alpha_it"]),
+        lambda h: ITRD(correlation_weight=h["lambda_corr"], mutual_weight=h["lambda_mutual"], exponent=h["alpha_it"]),
         _pooled,
         ((r"itrd/embed\.", ""),),
     ),

@@ -34,3 +34,13 @@ def test_constants(dtype: torch.dtype) -> None:
     assert dist_loss(one, one, beta=0, gamma=2) == 32
     gradients(dist_loss, one, t(1, 10).to(dtype))
     check_half(dist_loss, s(4, 10), t(4, 10))
+
+
+@pytest.mark.parametrize(
+    ("beta", "gamma", "temperature", "expected"),
+    [(1, 1, 1, 2.492657086), (1, 1, 4, 37.0393552), (1, 0, 4, 19.14609638), (0, 1, 4, 17.89325881)],
+)
+def test_reference(beta: float, gamma: float, temperature: float, expected: float) -> None:
+    """What the authors' code gives."""
+    value = dist_loss(3 * s(4, 10), 4 * t(4, 10), beta, gamma, temperature)
+    assert value.item() == pytest.approx(expected, rel=1e-8)

@@ -48,7 +48,7 @@ def test_constant_dimensions_vectors_of_zeros_and_one_image(dtype: torch.dtype) 
 
 
 def test_the_embedding_is_between_different_widths() -> None:
-    method = ITRD(correlation_weight=2, mutual_weight=3, alpha=1.5)
+    method = ITRD(correlation_weight=2, mutual_weight=3, exponent=1.5)
     for width in (3, 4):
         student, teacher = make_features(pooled=s(5, 3)), make_features(pooled=t(5, width))
         adapter = built(method, student, teacher)
@@ -57,3 +57,9 @@ def test_the_embedding_is_between_different_widths() -> None:
         expected = 2 * correlation_loss(embedded, teacher.pooled, 1.5)
         expected = expected + 3 * mutual_loss(student.pooled if width == 3 else embedded, teacher.pooled)
         torch.testing.assert_close(method.loss(student, teacher, blank_batch(5), adapter), expected)
+
+
+def test_reference() -> None:
+    """What the authors' code gives, with an embedding that changes nothing."""
+    assert correlation_loss(s(4, 5), t(4, 5), alpha=1.5).item() == pytest.approx(2.772204494, rel=1e-8)
+    assert mutual_loss(s(4, 5), t(4, 5)).item() == pytest.approx(0.304957264, rel=1e-8)

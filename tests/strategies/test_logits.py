@@ -10,7 +10,7 @@ from ickd_pl.strategies.dkd import DKD, dkd_loss
 from ickd_pl.strategies.kd import KD, kd_loss
 from ickd_pl.strategies.rld import RLD, rld_loss
 from tests.strategies.golden_methods import blank_batch
-from tests.strategies.reference import full_features, s
+from tests.strategies.reference import full_features, s, t
 
 
 def test_standardised_logits() -> None:
@@ -46,3 +46,10 @@ def test_methods_take_standardised_logits() -> None:
         (RLD(standardise=True), rld_loss(one, other, label)),
     ):
         assert method.loss(student, teacher, batch, None) == expected
+
+
+def test_reference() -> None:
+    """What the authors' code gives."""
+    one, other, label = standardised(3 * s(4, 10)), standardised(4 * t(4, 10)), torch.tensor([0, 3, 3, 7])
+    assert kd_loss(one, other, 2).item() == pytest.approx(0.9694761528, rel=1e-8)
+    assert dkd_loss(one, other, label, 1, 8, 2).item() == pytest.approx(7.471808328, rel=1e-8)

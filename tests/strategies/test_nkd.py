@@ -38,3 +38,9 @@ def test_least_for_equal_logits_and_finite() -> None:
     gradients(loss, torch.zeros(4, 10), t(4, 10).float())
     gradients(loss, torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([[1e4, -1e4, 0.0]]))
     check_half(loss, s(4, 10), t(4, 10))
+
+
+@pytest.mark.parametrize(("temperature", "gamma", "expected"), [(1, 1.5, 8.57036874), (3, 3.5, 81.6734369)])
+def test_reference(temperature: float, gamma: float, expected: float) -> None:
+    """What the authors' code gives."""
+    assert nkd_loss(3 * s(4, 10), 4 * t(4, 10), LABEL, gamma, temperature).item() == pytest.approx(expected, rel=1e-8)

@@ -38,3 +38,9 @@ def test_finite() -> None:
     gradients(loss, torch.zeros(4, 10), t(4, 10).float())
     gradients(loss, torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([[1e4, -1e4, 0.0]]))
     check_half(loss, s(4, 10), t(4, 10))
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1, 5.252054746), (1.5, 4.761733193)])
+def test_reference(power: float, expected: float) -> None:
+    """What the authors' code gives."""
+    assert ofa_loss(3 * s(4, 10), 4 * t(4, 10), LABEL, power).item() == pytest.approx(expected, rel=1e-8)

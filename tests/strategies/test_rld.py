@@ -51,3 +51,10 @@ def test_warmup() -> None:
     rld = RLD(weight=2, warmup_epochs=20)
     assert [rld.weight_at(epoch) for epoch in (1, 2, 20, 21, None)] == [0.1, 0.2, 2, 2, 2]
     assert RLD(warmup_epochs=0).weight_at(1) == 1
+
+
+@pytest.mark.parametrize(("confidence_temperature", "expected"), [(1, 27.47588531), (4, 27.47398783)])
+def test_reference(confidence_temperature: float, expected: float) -> None:
+    """What the authors' code gives."""
+    value = rld_loss(3 * s(4, 10), 4 * t(4, 10), LABEL, 1, 8, 4, confidence_temperature)
+    assert value.item() == pytest.approx(expected, rel=1e-8)

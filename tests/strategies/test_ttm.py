@@ -22,3 +22,10 @@ def test_properties() -> None:
     check_properties(lambda a, b: ttm_loss(a, b, exponent=1), s(4, 10), t(4, 10))
     check_half(ttm_loss, s(4, 10), t(4, 10))
     gradients(ttm_loss, torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([[1e4, -1e4, 0.0]]))
+
+
+@pytest.mark.parametrize(("weighted", "expected"), [(False, 1.701583872), (True, 10.83050862)])
+def test_reference(weighted: bool, expected: float) -> None:
+    """What the authors' code gives."""
+    value = ttm_loss(3 * s(4, 10), 4 * t(4, 10), 0.1, weighted)
+    assert value.item() == pytest.approx(expected, rel=1e-8)

@@ -38,3 +38,9 @@ def test_finite() -> None:
     gradients(loss, torch.zeros(4, 10), t(4, 10).float())
     gradients(loss, torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([[1e4, -1e4, 0.0]]))
     check_half(loss, s(4, 10), t(4, 10))
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(4, 25.28395091), (2, 8.024118293)])
+def test_reference(temperature: float, expected: float) -> None:
+    value = wsld_loss(3 * s(4, 10), 4 * t(4, 10), LABEL, temperature)
+    assert value.item() == pytest.approx(expected, rel=1e-8)
