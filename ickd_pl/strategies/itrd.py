@@ -93,12 +93,44 @@ def mutual_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return own.square().sum() - both.square().sum()
 
 
+def itrd_loss(
+    student: Tensor,
+    embedded: Tensor,
+    teacher: Tensor,
+    correlation_weight: float = 2.0,
+    mutual_weight: float = 1.0,
+    exponent: float = 1.01,
+) -> Tensor:
+    """The weighted sum of :func:`correlation_loss` of the embedded vectors and :func:`mutual_loss`.
+
+    Args:
+        student: vectors, shape (B, D).
+        embedded: the same in the teacher's width, shape (B, E); the mutual term reads it where D is not E.
+        teacher: shape (B, E); gradients do not flow into it.
+        correlation_weight: factor of the correlation's term.
+        mutual_weight: factor of the mutual term.
+        exponent: half of the correlation's power.
+
+    Returns:
+        A scalar, at least float32.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(12.0).reshape(4, 3)
+        >>> round(itrd_loss(x.sin(), x.sin(), x.cos()).item(), 3)
+        4.877
+    """
+    mutual = mutual_loss(student if student.shape == teacher.shape else embedded, teacher)
+    value: Tensor = correlation_weight * correlation_loss(embedded, teacher, exponent) + mutual_weight * mutual
+    return value
+
+
 @dataclass(eq=False)
 class ITRD(LossStrategy):
     """Information-theoretic representation distillation (ITRD) on pooled vectors.
 
-    ``correlation_weight`` :func:`correlation_loss` + ``mutual_weight`` :func:`mutual_loss`. A trained linear layer
-    brings the student's vector to the teacher's width; the mutual term uses it only where the widths differ.
+    The loss is :func:`itrd_loss`. A trained linear layer brings the student's vector to the teacher's width; the mutual
+    term uses it only where the widths differ.
 
     The defaults are those of the authors' command for wrn_40_2/wrn_16_2; without a command their code has a mutual
     weight of 0.05 and an exponent of 1.5.
@@ -124,5 +156,4 @@ class ITRD(LossStrategy):
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         one, other = student.pooled.flatten(1), teacher.pooled.flatten(1)
         embedded = expect(self, adapter, LinearEmbedding)(one)
-        mutual = mutual_loss(one if one.shape == other.shape else embedded, other)
-        return self.correlation_weight * correlation_loss(embedded, other, self.exponent) + self.mutual_weight * mutual
+        return itrd_loss(one, embedded, other, self.correlation_weight, self.mutual_weight, self.exponent)

@@ -39,7 +39,9 @@ from ickd_pl.strategies import (
     WTTM,
     FitNet,
     LossStrategy,
+    ReviewKD,
 )
+from ickd_pl.strategies.reviewkd import reviewkd_loss
 
 Named = dict[str, Tensor]
 
@@ -90,6 +92,23 @@ def _pooled(x: list[Tensor]) -> Features:
 
 def _logits(x: list[Tensor]) -> Features:
     return make_features(logits=x[0])
+
+
+def _levels(x: list[Tensor]) -> Features:
+    """Stages, and the pooled vector last."""
+    return make_features(stages=tuple(x[:-1]), preact=tuple(x[:-1]), pooled=x[-1])
+
+
+@dataclass(eq=False)
+class ContextLoss(LossStrategy):
+    """The loss of ReviewKD alone, of maps as they are."""
+
+    weight: float = 1.0
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        maps = [[x if x.dim() == 4 else x[:, :, None, None] for x in net.stages] for net in (student, teacher)]
+        value: Tensor = reviewkd_loss(*maps)
+        return value
 
 
 def _dkd(h: dict[str, Any], standardise: bool = False) -> LossStrategy:
@@ -155,6 +174,16 @@ METHODS: dict[str, Method] = {
     "rld": Method(_rld, _logits),
     "dist": Method(lambda h: DIST(beta=h["beta"], gamma=h["gamma"], temperature=h["tau"]), _logits),
     "ofa": Method(lambda h: OFA(power=h["eps"], temperature=h["T"]), _logits),
+    "reviewkd": Method(lambda h: ContextLoss(), _stages),
+    "reviewkd_full": Method(
+        lambda h: ReviewKD(),
+        _levels,
+        (
+            (r"abfs/(\d+)\.conv1\.", r"\1.reduce."),
+            (r"abfs/(\d+)\.conv2\.", r"\1.expand."),
+            (r"abfs/(\d+)\.att_conv\.0\.", r"\1.attention."),
+        ),
+    ),
     "itrd": Method(
         lambda h: ITRD(correlation_weight=h["lambda_corr"], mutual_weight=h["lambda_mutual"], exponent=h["alpha_it"]),
         _pooled,

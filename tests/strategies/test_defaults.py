@@ -56,6 +56,7 @@ TABLE: dict[str, tuple[float, dict[str, dict[str, Any]]]] = {
     "rld": (1, {"RLD": {**DKD, "confidence_temperature": 1}}),
     "dist": (1, {"DIST": {"weight": 2, "beta": 1, "gamma": 1, "temperature": 4}}),
     "ofa": (1, {"OFA": {"weight": 1, "power": 1, "temperature": 1}}),
+    "reviewkd": (1, {"ReviewKD": {"weight": 1, "warmup_epochs": 20}}),
     "itrd": (1, {"ITRD": {"weight": 1, "correlation_weight": 2, "mutual_weight": 1, "exponent": 1.01}}),
 }
 

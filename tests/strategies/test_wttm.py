@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 
 from ickd_pl.strategies.ttm import ttm_loss
-from ickd_pl.strategies.wttm import WTTM
+from ickd_pl.strategies.wttm import WTTM, wttm_loss
 from tests.strategies.golden_methods import blank_batch
 from tests.strategies.reference import check_half, full_features, gradients, s, t
 
 
 def loss(student: Tensor, teacher: Tensor) -> Tensor:
-    return ttm_loss(student, teacher, 0.2, weighted=True)
+    return wttm_loss(student, teacher)
 
 
 def test_images_weighted_by_the_sum_of_powers() -> None:
