@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax, logsigmoid
+from torch.nn.functional import kl_div, log_softmax
 
 from ickd_pl.checks import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.logits import binary_kl, logits_of
 from ickd_pl.strategies.components.shapes import check_shapes
 
 
@@ -73,9 +74,7 @@ def dkd_loss(
     )
     s_odds, s_rest = decouple(student_logits / temperature, label)
     t_odds, t_rest = decouple(teacher_logits.detach() / temperature, label)
-    label_term = t_odds.sigmoid() * (logsigmoid(t_odds) - logsigmoid(s_odds))  # (B,)
-    other_term = (-t_odds).sigmoid() * (logsigmoid(-t_odds) - logsigmoid(-s_odds))  # (B,)
-    target = (label_term + other_term).mean()
+    target = binary_kl(t_odds, s_odds).mean()
     rest = kl_div(s_rest, t_rest, reduction="batchmean", log_target=True)
     return temperature**2 * (alpha * target + beta * rest)
 
@@ -92,6 +91,10 @@ class DKD(LossStrategy):
             the others.
         temperature: softening T.
         warmup_epochs: the weight in main epoch e is ``weight * min(e / warmup_epochs, 1)``; 0 is no warm-up.
+        standardise: of both networks' logits first (logit standardisation, LSKD: Sun et al., CVPR 2024). The authors'
+            logs have temperature, weight and beta by pair: 2, 12, 2 for wrn_40_2/wrn_16_2 and wrn_40_2/wrn_40_1; 3,
+            18, 2 for resnet56/resnet20; 2, 15, 2 for resnet110/resnet20, resnet110/resnet32, vgg13/vgg8 and
+            ResNet50/MobileNetV2; 2, 9, 8 for resnet32x4/resnet8x4; 3, 9, 2 for vgg13/MobileNetV2.
     """
 
     weight: NonNegativeFloat = 1.0
@@ -99,6 +102,7 @@ class DKD(LossStrategy):
     beta: NonNegativeFloat = 8.0
     temperature: PositiveFloat = 4.0
     warmup_epochs: NonNegativeInt = 20
+    standardise: bool = False
 
     def weight_at(self, epoch: int | None) -> float:
         if epoch is None or not self.warmup_epochs:
@@ -106,5 +110,6 @@ class DKD(LossStrategy):
         return self.weight * min(epoch / self.warmup_epochs, 1.0)
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
-        value: Tensor = dkd_loss(student.logits, teacher.logits, batch.label, self.alpha, self.beta, self.temperature)
+        one, other = logits_of(student, teacher, self.standardise)
+        value: Tensor = dkd_loss(one, other, batch.label, self.alpha, self.beta, self.temperature)
         return value

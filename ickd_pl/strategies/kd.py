@@ -11,6 +11,7 @@ from ickd_pl.checks import NonNegativeFloat, PositiveFloat
 from ickd_pl.data.batch import Batch
 from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
+from ickd_pl.strategies.components.logits import logits_of
 from ickd_pl.strategies.components.shapes import check_shapes
 
 
@@ -51,10 +52,16 @@ class KD(LossStrategy):
         weight: factor of the loss. 1 beside another method; the KD row of RepDistiller's table is 0.9 with a cross
             entropy of 0.1 (``configs/methods/kd.yaml``).
         temperature: softening T.
+        standardise: of both networks' logits first (logit standardisation, LSKD: Sun et al., CVPR 2024;
+            ``configs/methods/kd_ls.yaml``). The authors' logs have temperature and weight by pair: 2 and 9, but 4 and
+            12 for resnet110/resnet20, 3 and 9 for vgg13/vgg8 and vgg13/MobileNetV2, 3 and 1 for
+            ResNet50/MobileNetV2.
     """
 
     weight: NonNegativeFloat = 1.0
     temperature: PositiveFloat = 4.0
+    standardise: bool = False
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
-        return kd_loss(student.logits, teacher.logits, self.temperature)
+        one, other = logits_of(student, teacher, self.standardise)
+        return kd_loss(one, other, self.temperature)

@@ -18,20 +18,30 @@ from ickd_pl.strategies import (
     AT,
     CC,
     CRD,
+    DIST,
     DKD,
     FSP,
     FT,
     ICKD,
+    ITRD,
     KD,
     KDSVD,
+    NKD,
     NST,
+    OFA,
     PKT,
     RKD,
+    RLD,
     SP,
+    TTM,
     VID,
+    WSLD,
+    WTTM,
     FitNet,
     LossStrategy,
+    ReviewKD,
 )
+from ickd_pl.strategies.reviewkd import reviewkd_loss
 
 Named = dict[str, Tensor]
 
@@ -80,8 +90,38 @@ def _pooled(x: list[Tensor]) -> Features:
     return make_features(pooled=x[0])
 
 
+def _logits(x: list[Tensor]) -> Features:
+    return make_features(logits=x[0])
+
+
+def _levels(x: list[Tensor]) -> Features:
+    """Stages, and the pooled vector last."""
+    return make_features(stages=tuple(x[:-1]), preact=tuple(x[:-1]), pooled=x[-1])
+
+
+@dataclass(eq=False)
+class ContextLoss(LossStrategy):
+    """The loss of ReviewKD alone, of maps as they are."""
+
+    weight: float = 1.0
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        maps = [[x if x.dim() == 4 else x[:, :, None, None] for x in net.stages] for net in (student, teacher)]
+        value: Tensor = reviewkd_loss(*maps)
+        return value
+
+
+def _dkd(h: dict[str, Any], standardise: bool = False) -> LossStrategy:
+    return DKD(alpha=h["alpha"], beta=h["beta"], temperature=h["T"], standardise=standardise)
+
+
+def _rld(h: dict[str, Any]) -> LossStrategy:
+    temperatures = {"temperature": h["T"], "confidence_temperature": h["alpha_T"]}
+    return RLD(alpha=h["alpha"], beta=h["beta"], **temperatures, standardise=h["logit_stand"])
+
+
 METHODS: dict[str, Method] = {
-    "kd": Method(lambda h: KD(temperature=h.get("T", 4.0)), lambda x: make_features(logits=x[0])),
+    "kd": Method(lambda h: KD(temperature=h.get("T", 4.0)), _logits),
     "hint": Method(
         lambda h: FitNet(hint_layer=h.get("hint_layer", 2)),
         lambda x: make_features(stages=(x[0], x[0])),
@@ -124,8 +164,30 @@ METHODS: dict[str, Method] = {
             (r"(crd/)?contrast[./]params", "constants"),
         ),
     ),
-    "dkd": Method(
-        lambda h: DKD(alpha=h["alpha"], beta=h["beta"], temperature=h["T"]), lambda x: make_features(logits=x[0])
+    "dkd": Method(_dkd, _logits),
+    "kd_ls": Method(lambda h: KD(temperature=h["T"], standardise=True), _logits),
+    "dkd_ls": Method(lambda h: _dkd(h, standardise=True), _logits),
+    "nkd": Method(lambda h: NKD(gamma=h["gamma"], temperature=h["T"]), _logits),
+    "wsld": Method(lambda h: WSLD(temperature=h["T"]), _logits),
+    "ttm": Method(lambda h: TTM(exponent=h["l"]), _logits),
+    "wttm": Method(lambda h: WTTM(exponent=h["l"]), _logits),
+    "rld": Method(_rld, _logits),
+    "dist": Method(lambda h: DIST(beta=h["beta"], gamma=h["gamma"], temperature=h["tau"]), _logits),
+    "ofa": Method(lambda h: OFA(power=h["eps"], temperature=h["T"]), _logits),
+    "reviewkd": Method(lambda h: ContextLoss(), _stages),
+    "reviewkd_full": Method(
+        lambda h: ReviewKD(),
+        _levels,
+        (
+            (r"abfs/(\d+)\.conv1\.", r"\1.reduce."),
+            (r"abfs/(\d+)\.conv2\.", r"\1.expand."),
+            (r"abfs/(\d+)\.att_conv\.0\.", r"\1.attention."),
+        ),
+    ),
+    "itrd": Method(
+        lambda h: ITRD(correlation_weight=h["lambda_corr"], mutual_weight=h["lambda_mutual"], exponent=h["alpha_it"]),
+        _pooled,
+        ((r"itrd/embed\.", ""),),
     ),
     "kdsvd": Method(lambda h: KDSVD(count=h["k"]), _stages),
 }  # fmt: skip

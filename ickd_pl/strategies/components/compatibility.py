@@ -17,10 +17,11 @@ M = TypeVar("M", bound=nn.Module)
 def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Bring two maps (B, C, H, W) to one size: the larger is averaged (adaptive pooling) to the size of the smaller."""
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
-    return _pool(a, size), _pool(b, size)
+    return average_to(a, size), average_to(b, size)
 
 
-def _pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+def average_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (B, C, H, W) averaged (adaptive pooling) to a height and width."""
     if x.shape[2:] == size:
         return x
     if x.shape[2] % size[0] or x.shape[3] % size[1]:
