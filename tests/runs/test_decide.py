@@ -193,6 +193,15 @@ def test_a_given_checkpoint_continues_with_the_recipe_that_is_asked_for(out: str
     [
         ("--data.init_args.batch_size=16", "data.init_args.batch_size: 32 -> 16"),
         ("--trainer.gradient_clip_val=1", "trainer.gradient_clip_val: None -> 1"),
+        # They search before a run begins, and a run that continues keeps its values.
+        (
+            "--trainer.callbacks+=LearningRateFinder",
+            "trainer.callbacks[0].class_path: None -> pytorch_lightning.callbacks.LearningRateFinder",
+        ),
+        (
+            "--trainer.callbacks+=BatchSizeFinder",
+            "trainer.callbacks[0].class_path: None -> pytorch_lightning.callbacks.BatchSizeFinder",
+        ),
         ("--seed_everything=5", "seed_everything: 0 -> 5"),
     ],
 )
