@@ -13,7 +13,16 @@ from pytorch_lightning.plugins.environments import LightningEnvironment  # type:
 
 from ickd_pl.runs.agreement import Agreed, agree
 from ickd_pl.runs.console import rank as own_rank
-from ickd_pl.runs.signals import REQUEUE, Received, Stopped, handled_signals, handling, in_slurm, requeue
+from ickd_pl.runs.signals import (
+    REQUEUE,
+    Received,
+    Stopped,
+    handled_signals,
+    handling,
+    in_slurm,
+    requeue,
+    wait_from_here,
+)
 from ickd_pl.runs.step import is_over, more_follows, saver_of
 from ickd_pl.training.metrics import gathered
 
@@ -34,14 +43,15 @@ class SignalStop(Agreed):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         # One rank that left at once would be missed by the others, in the middle of what they do together.
-        Received.waits = Received.waits or (stage == "fit" and trainer.world_size > 1)
+        if stage == "fit" and trainer.world_size > 1:
+            wait_from_here()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._agreed = 0
         if not handling():
             self._handlers = handled_signals()
             self._handlers.__enter__()
-        Received.waits = True
+        wait_from_here()
         # Lightning's handler talks to the other ranks from inside the signal, at which they may be anywhere, and its
         # loop asks all ranks after every step whether one has come.
         # private: lightning _signal_connector.register_signal_handlers

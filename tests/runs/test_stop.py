@@ -140,18 +140,6 @@ def test_a_signal_during_an_epochs_own_save(forked: Forked, whole: Path) -> None
     assert_same_run(whole, folder("out"))
 
 
-def test_a_signal_while_importing_leaves_nothing() -> None:
-    """Before the handlers exist a signal ends the process at once; there are no files yet."""
-    for name, seconds in (("SIGTERM", 0.2), ("SIGINT", 0.5)):
-        process = launched(*fit("out", *VANILLA))
-        time.sleep(seconds)
-        process.send_signal(getattr(signal, name))
-        process.communicate(timeout=60)
-        assert process.returncode not in (0, 2, 3)
-        assert list(Path().iterdir()) == []
-        assert left_of(process.pid) == []
-
-
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_during_a_command_without_a_fit(forked: Forked, whole: Path, name: str) -> None:
     """It ends at once: its status, one line, nothing changed."""
