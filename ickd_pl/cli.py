@@ -15,7 +15,7 @@ from pathlib import Path
 from ickd_pl import commands
 from ickd_pl.errors import LostRank, NonFiniteLoss, UserError, near
 from ickd_pl.runs.console import warn
-from ickd_pl.runs.signals import Stopped, explain, handled_signals, leave_at_once, stopped_by
+from ickd_pl.runs.signals import Stopped, explain, handled_signals, leave_at_once, lost_stop
 
 LIGHTNING_COMMANDS = {
     "fit": "train a student, or go on with a run; without methods also a teacher",
@@ -49,8 +49,8 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise
             return explain(Stopped(signal.SIGINT))
         except Exception as error:
-            if stop := stopped_by(error):
-                return explain(stop)
+            if lost := lost_stop():
+                return explain(lost)
             cause = error if isinstance(error, UserError) else _user_error(error)
             if cause is None:
                 raise

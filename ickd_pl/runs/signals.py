@@ -65,7 +65,7 @@ def _handle(signum: int, frame: Any) -> None:
 
 
 def wait_from_here() -> None:
-    """Only note signals from now on: a fit is beginning.
+    """Only note signals from now on: a fit has something to save, or to agree about.
 
     Raises:
         Stopped: one has come before, whose exception got lost.
@@ -75,11 +75,8 @@ def wait_from_here() -> None:
         raise_if_stopped()
 
 
-def stopped_by(error: Exception) -> Stopped | None:
-    """What ended the process, if the error is what became of a :class:`Stopped`.
-
-    A library that is being imported, or that catches everything, makes an error of its own of it.
-    """
+def lost_stop() -> Stopped | None:
+    """The :class:`Stopped` of which a library made an error of its own: one that was being imported, or catches all."""
     return Stopped(Received.first) if Received.raised and Received.first is not None else None
 
 

@@ -107,6 +107,13 @@ def test_a_signal_stops_after_the_step(forked: Forked, whole: Path, when: str, n
     )
 
 
+def test_before_the_first_update_there_is_nothing_to_save(forked: Forked, whole: Path) -> None:
+    """It ends at once, also where that step is being compiled; a run that continues keeps its checkpoint."""
+    stopped, _ = stopped_and_continued(forked, whole, "out", VANILLA, "on_train_batch_start:0", "SIGINT")
+    assert stopped.status == 130 and "Traceback" not in stopped.err, stopped.err
+    assert stopped.err.strip().splitlines()[-1] == f"stopped by Ctrl-C{GOES_ON}"
+
+
 def test_a_signal_in_the_last_epochs_end_lets_the_run_finish(forked: Forked, whole: Path) -> None:
     stopped = forked.run(*fit("out", *VANILLA, *sending("on_train_epoch_end:1", "SIGTERM")))
     assert (folder("out") / "finished").is_file()
