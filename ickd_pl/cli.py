@@ -153,5 +153,6 @@ def script() -> None:
             sys.path += [] if {"", folder} & set(sys.path) else [folder]
     status = main()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # a signal while Python ends would lose it
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()  # a signal while Python ends would lose it
     sys.exit(status)

@@ -161,8 +161,10 @@ class EpochRecord(Saver):
         self.pieces = pieces_of(state_dict)
         self.evaluation = dict(state_dict.get("evaluation") or {})
         self._seconds = float(state_dict.get("seconds") or 0.0)
-        batch = (state_dict.get("inputs") or {}).get("global_batch")
-        self.inputs = {**self.inputs, **({} if batch is None else {"global_batch": batch})}
+        before = state_dict.get("inputs") or {}
+        self.inputs = {**self.inputs, **{k: v for k, v in before.items() if k == "global_batch" and v is not None}}
+        if "began" in before:  # the checkpoint of another folder with which the run began
+            self.inputs.setdefault("began", before["began"])
 
     def seconds(self) -> float:
         """Seconds that the current epoch has taken, also before the run was stopped in it."""
