@@ -1,6 +1,9 @@
 """Run the command line with ``python -m ickd_pl``."""
 
-from ickd_pl.cli import script
-
 if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C prints no traceback while Python imports
+    from ickd_pl.cli import script
+
     script()

@@ -6,7 +6,6 @@ import io
 import logging
 import signal
 import sys
-import tempfile
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -15,9 +14,8 @@ from pathlib import Path
 
 from ickd_pl import commands
 from ickd_pl.errors import LostRank, NonFiniteLoss, UserError, near
-from ickd_pl.runs.configs import check_text, find_configs, limit_parser
 from ickd_pl.runs.console import warn
-from ickd_pl.runs.signals import Stopped, explain, handled_signals
+from ickd_pl.runs.signals import Stopped, explain, handled_signals, leave_at_once, lost_stop
 
 LIGHTNING_COMMANDS = {
     "fit": "train a student, or go on with a run; without methods also a teacher",
@@ -37,6 +35,8 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 after a user's error and 3 after a loss that is infinite or NaN, printed as one line;
         143, 130 and 138 after SIGTERM, Ctrl-C and SIGUSR1, or 0 if SLURM has requeued the job; 142 after --minutes.
     """
+    import tempfile
+
     _quiet()
     args = list(sys.argv[1:] if args is None else args)
     with handled_signals(), tempfile.TemporaryDirectory() as scratch:
@@ -49,6 +49,8 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise
             return explain(Stopped(signal.SIGINT))
         except Exception as error:
+            if lost := lost_stop():
+                return explain(lost)
             cause = error if isinstance(error, UserError) else _user_error(error)
             if cause is None:
                 raise
@@ -65,6 +67,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str], scratch: Path) -> int:
     """Run a command, with a folder for temporary files; returns the exit status."""
+    # Imports take up to seconds, in which a signal may come: here they are within main(), Lightning's only if needed.
+    from ickd_pl.runs.configs import check_text, find_configs, limit_parser
+
     known = [*LIGHTNING_COMMANDS, *commands.names()]
     limit_parser()
     for arg in args:
@@ -79,7 +84,6 @@ def _run(args: list[str], scratch: Path) -> int:
         return int(commands.load(args[0]).run(args[1:]))
     if not args[0].startswith("-") and args[0] not in LIGHTNING_COMMANDS:
         raise UserError(f"unknown command {args[0]}: {near(args[0], known)}")
-    # Lightning, whose import takes seconds, is imported where it is needed.
     from ickd_pl.runs.fit import IckdCLI, with_checkpoint_settings
 
     IckdCLI(with_checkpoint_settings(find_configs(args), scratch))
@@ -142,8 +146,13 @@ def script() -> None:
 
     As ``python cli.py`` does, but after the installed packages, so that no file there takes the place of one.
     """
+    leave_at_once()
     if not getattr(sys.flags, "safe_path", False):
         with suppress(OSError):  # the folder may be gone
             folder = str(Path.cwd())
             sys.path += [] if {"", folder} & set(sys.path) else [folder]
-    sys.exit(main())
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()  # a signal while Python ends would lose it
+    sys.exit(status)

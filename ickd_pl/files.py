@@ -46,6 +46,8 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
         advice = "free the space or choose another folder"
         if isinstance(error, FileExistsError | NotADirectoryError):
             advice = f"{path.parent} is not a folder: remove it or choose another one"
+        elif isinstance(error, IsADirectoryError):
+            advice = "remove that folder or choose another place"
         raise UserError(f"cannot write {path}: {error.strerror or error}{written}; {advice}") from error
     finally:
         with suppress(OSError):

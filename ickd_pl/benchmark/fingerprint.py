@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib import metadata
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ickd_pl.errors import UserError
-from ickd_pl.version import __version__
 
 # Torch and Lightning are imported where they are needed: reading results does without, which saves seconds.
 if TYPE_CHECKING:
-    import pytorch_lightning as pl
-    import torch
-
     from ickd_pl.strategies.base import LossStrategy
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -174,26 +168,3 @@ def _imports(name: str, path: Path) -> Iterator[str]:
                 yield f"{source}.{alias.name}"
                 # ``from ickd_pl.strategies import KD`` imports a class, which is defined in another module.
                 yield str(getattr(getattr(sys.modules.get(source), alias.name, None), "__module__", source))
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that affects the results."""
-    return {
-        "ickd_pl": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "torchvision", "pytorch-lightning", "torchmetrics")},
-    }
-
-
-def where(trainer: pl.Trainer) -> dict[str, str]:
-    """Device and precision that the trainer actually uses: 16-mixed, for example, becomes bf16-mixed on a CPU."""
-    return {"device": device_name(trainer.strategy.root_device), "precision": str(trainer.precision)}
-
-
-def device_name(device: torch.device) -> str:
-    """A readable name of a device."""
-    import torch
-
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -17,6 +17,7 @@ from ickd_pl.benchmark.fingerprint import Identity
 from ickd_pl.errors import UserError, printable
 from ickd_pl.files import write_text
 from ickd_pl.plain import read_json, read_yaml
+from ickd_pl.runs.machine import Piece
 
 FORM = 2
 """Format version of identity.json and result.json. Files without one are of form 1, without a method hash."""
@@ -123,6 +124,7 @@ class CellResult:
     device: str | None = None
     precision: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    pieces: list[Piece] = field(default_factory=list)  # only of a run continued on another device or by other versions
     recipe: dict[str, Any]
     code_hash: str
     data_hash: str
@@ -209,10 +211,8 @@ def damaged(path: Path, why: str | Exception) -> UserError:
 
 
 def _write(path: Path, record: StartedRun | CellResult) -> None:
-    content = asdict(record)
-    for name in ("weights", "measured"):  # only some results have these keys
-        if name in content and not content[name]:
-            del content[name]
+    some = ("weights", "measured", "pieces")  # only some results have these keys
+    content = {name: value for name, value in asdict(record).items() if value or name not in some}
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

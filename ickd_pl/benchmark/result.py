@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from ickd_pl.benchmark.cells import Outcome, predict
-from ickd_pl.benchmark.fingerprint import Identity, versions, where
+from ickd_pl.benchmark.fingerprint import Identity
 from ickd_pl.benchmark.folder import ResultsFolder
 from ickd_pl.benchmark.plan import Cell
 from ickd_pl.benchmark.records import FORM, CellKey, CellResult
 from ickd_pl.errors import UserError
 from ickd_pl.runs.data_options import data_name
+from ickd_pl.runs.machine import pieces_of, versions, where
 from ickd_pl.runs.run_folder import RunFolder
 from ickd_pl.training.speed import can_compile
 from ickd_pl.weights import load_student
+from ickd_pl.weights.checkpoint import read_checkpoint
 
 
 def make_result(
@@ -37,7 +39,8 @@ def make_result(
     """
     data = folder.benchmark.data(cell.kind)
     data.prepare_data()
-    known: dict[str, Any] = {"status": outcome.status, "reason": outcome.reason, **identity._asdict()}
+    known: dict[str, Any] = {"status": outcome.status, "reason": outcome.reason, "versions": versions()}
+    known |= identity._asdict()
     if outcome.status == "done":
         known |= _measured(folder, cell, outcome, data, recipe.get("trainer", {}), teacher_file)
     return CellResult(
@@ -52,7 +55,6 @@ def make_result(
         ),
         data=data_name(data),
         packed_with=outcome.packed_with,
-        versions=versions(),
         recipe=recipe,
         **known,
     )
@@ -72,6 +74,7 @@ def _measured(
         "parameters": sum(p.numel() for p in net.parameters()),
         "config": outcome.cli.settings if outcome.cli is not None else None,
         **where(trainer),
+        **where_trained(RunFolder(path)),
         **_from_metrics(RunFolder(path), int(data.num_train)),
     }
     asked = outcome.cli is not None and outcome.cli.settings["model"]["compile"]
@@ -84,6 +87,16 @@ def _measured(
     if cell.kind == "teacher":
         found["teacher_hash"] = folder.teachers.file_hash(cell.network)
     return found
+
+
+def where_trained(run: RunFolder) -> dict[str, Any]:
+    """Device, precision and versions of the last epoch, and all pieces of a run that was continued elsewhere."""
+    pieces = pieces_of(read_checkpoint(run.last).record)
+    if not pieces:  # trained by an older version
+        return {}
+    last, whole = pieces[-1], len(pieces) == 1 and pieces[0].first <= 1
+    found = {"device": last.device, "precision": last.precision, "versions": last.versions}
+    return {**found, "pieces": [] if whole else pieces}
 
 
 def _from_metrics(run: RunFolder, num_train: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ickd_pl.benchmark.cells import predict
-from ickd_pl.benchmark.fingerprint import where
 from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.benchmark.published import DATA, NUM_TEST
 from ickd_pl.benchmark.records import read_result
@@ -15,6 +14,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.runs import RunFolder
 from ickd_pl.runs.data_options import data_name
+from ickd_pl.runs.machine import where
 from ickd_pl.seeding import seeded
 from ickd_pl.training.fingerprint import network_hash
 from ickd_pl.training.teacher_images import TeacherImages

@@ -45,7 +45,10 @@ def as_batch(batch: Any, dtype: torch.dtype | None = None, index_for: Sequence[s
         UserError: the batch is something else; the message says what was expected and what came.
     """
     if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
-        raise UserError(f"{EXPECTED}, got {_kind(batch)}: let the dataset return such a tuple")
+        raise UserError(
+            f"{EXPECTED}, got {_kind(batch)}: let the dataset return such a tuple, and train_dataloader one loader, "
+            "not a list, which Lightning takes for several loaders"
+        )
     if index_for and len(batch) < 3:
         raise UserError(
             f"{', '.join(index_for)} needs the index of each training image: let the data yield "

@@ -11,8 +11,6 @@ import os
 import sys
 from typing import TextIO
 
-from lightning_utilities.core.rank_zero import rank_zero_only
-
 from ickd_pl.errors import printable
 
 # What tells the rank to a process that has not imported Lightning, which is slow; in Lightning's order.
@@ -21,7 +19,10 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 def rank() -> int:
     """This process's rank among those of its run."""
-    known = getattr(rank_zero_only, "rank", None)  # private: lightning rank_zero_only.rank
+    # Imported by Lightning, and slow to import without it.
+    lightning = sys.modules.get("lightning_utilities.core.rank_zero")
+    # private: lightning rank_zero_only.rank
+    known = getattr(getattr(lightning, "rank_zero_only", None), "rank", None)
     told = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
     return int(known if known is not None else told)
 

@@ -53,8 +53,6 @@ READ_ONLY = {
     *("DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint"),
     *("RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"),
     *("FiniteGuard", "SignalStop", "StepCheckpoint"),
-    # Their search takes place before training, and is left out where a run continues.
-    *("BatchSizeFinder", "LearningRateFinder"),
 }
 
 
@@ -263,11 +261,11 @@ def _reads_only(spec: Any) -> bool:
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Differences between two flattened settings, as ``name: old -> new``."""
     # A missing setting equals null: another version of Lightning may have more settings.
-    return [
-        f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
-        for key in sorted(old.keys() | new.keys(), key=str)
-        if not _same(key, old.get(key), new.get(key))
-    ]
+    names = [k for k in sorted(old.keys() | new.keys(), key=str) if not _same(k, old.get(k), new.get(k))]
+    # Where classes differ, their arguments say nothing more.
+    classes = [str(name).removesuffix("class_path") for name in names if str(name).endswith(".class_path")]
+    arguments = tuple(f"{prefix}init_args." for prefix in classes)
+    return [f"{k}: {_shown(old.get(k))} -> {_shown(new.get(k))}" for k in names if not str(k).startswith(arguments)]
 
 
 def _same(key: str, old: Any, new: Any) -> bool:

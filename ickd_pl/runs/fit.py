@@ -21,7 +21,7 @@ from ickd_pl.runs.console import log, warn
 from ickd_pl.runs.data_options import data_name
 from ickd_pl.runs.decide import WORLD_SIZE, Asked, check_given, inputs_of, newest
 from ickd_pl.runs.finite import FiniteGuard
-from ickd_pl.runs.given_recipe import GivenRecipe
+from ickd_pl.runs.given_recipe import GivenRecipe, goes_on_from
 from ickd_pl.runs.lock import holder, locked
 from ickd_pl.runs.parser import OneLineParser
 from ickd_pl.runs.predictions import write_predictions
@@ -171,6 +171,7 @@ class IckdCLI(LightningCLI):
             return
         with ExitStack() as until_the_end:
             decided = on_rank_zero(trainer, str(folder.path), lambda: self._decide(until_the_end, ckpt_path))
+            ckpt_path = ckpt_path if decided["given"] else None
             if decided["warning"]:
                 warn(f"warning: {decided['warning']}")
             if decided["state"] == "finished":
@@ -199,6 +200,10 @@ class IckdCLI(LightningCLI):
         may_differ = [WORLD_SIZE] if self.config[self.subcommand].get("override_world_size") else []
         used: list[str] = []
         if ckpt_path is not None and folder_of(Path(ckpt_path).resolve()) != folder.path.resolve():
+            asked.inputs["began"] = str(Path(ckpt_path).resolve())
+            if goes_on_from(folder, ckpt_path):
+                ckpt_path = None
+        if "began" in asked.inputs and ckpt_path is not None:
             given = read_checkpoint(ckpt_path)
             used = check_given(given, asked, dict(model.hparams), may_differ)
             if 0 < (planned := (self.trainer.max_epochs or 0) + model.stages.epochs) <= len(given.rows):
@@ -219,6 +224,7 @@ class IckdCLI(LightningCLI):
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "warning": warning if ckpt_path is None else "",
             "used": used,
+            "given": ckpt_path is not None,
             "inputs": asked.inputs,
         }
 

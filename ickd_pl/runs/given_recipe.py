@@ -1,10 +1,36 @@
-"""Continue a run with another rate, momentum, weight decay or schedule than its checkpoint has."""
+"""Continue a run of another folder, also with another rate, momentum, weight decay or schedule than it has."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+
+from ickd_pl.errors import UserError
+from ickd_pl.runs.decide import newest, stored
+from ickd_pl.runs.run_folder import RunFolder
+
+
+def goes_on_from(folder: RunFolder, given: str | Path) -> bool:
+    """Whether a folder has a checkpoint of the run that began with a given one: the same command goes on from there.
+
+    Args:
+        folder: of the run that is asked for.
+        given: a checkpoint in another folder.
+
+    Raises:
+        UserError: the folder's run did not begin with it, and would be overwritten.
+    """
+    found, _ = newest([path for path in (folder.last, folder.previous) if path.is_file()])
+    if found is None:
+        return False
+    if stored(found.record).inputs.get("began") != str(Path(given).resolve()):
+        raise UserError(
+            f"{folder.path} contains a run that did not begin with {given}: leave --ckpt_path out to go on with it, or "
+            "set --trainer.default_root_dir to another folder"
+        )
+    return True
 
 
 class GivenRecipe(pl.Callback):

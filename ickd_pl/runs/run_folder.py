@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ickd_pl.errors import UserError
 from ickd_pl.files import write_text
 from ickd_pl.plain import csv_text, read_yaml
 from ickd_pl.runs.decide import Asked, Decision, differences, newest, run_checkpoint, stored
+from ickd_pl.runs.machine import Piece, continued, here, pieces_of
 from ickd_pl.runs.metrics_file import metric_rows
 from ickd_pl.runs.step import Saver
 from ickd_pl.runs.written_settings import yaml_text
@@ -134,6 +135,7 @@ class EpochRecord(Saver):
         self.config = config
         self.inputs = dict(inputs or {})
         self.rows: list[dict[str, float]] = []
+        self.pieces: list[Piece] = []
         self.planned = 1
         self.evaluation: dict[str, float] = {}
         self._began = time.perf_counter()
@@ -149,16 +151,20 @@ class EpochRecord(Saver):
             "planned": self.planned,
             "config": self.config,
             "inputs": self.inputs,
+            "pieces": [asdict(piece) for piece in self.pieces],
             "evaluation": self.evaluation,
             "seconds": self.seconds(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+        self.pieces = pieces_of(state_dict)
         self.evaluation = dict(state_dict.get("evaluation") or {})
         self._seconds = float(state_dict.get("seconds") or 0.0)
-        batch = (state_dict.get("inputs") or {}).get("global_batch")
-        self.inputs = {**self.inputs, **({} if batch is None else {"global_batch": batch})}
+        before = state_dict.get("inputs") or {}
+        self.inputs = {**self.inputs, **{k: v for k, v in before.items() if k == "global_batch" and v is not None}}
+        if "began" in before:  # the checkpoint of another folder with which the run began
+            self.inputs.setdefault("began", before["began"])
 
     def seconds(self) -> float:
         """Seconds that the current epoch has taken, also before the run was stopped in it."""
@@ -166,7 +172,7 @@ class EpochRecord(Saver):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.current_epoch == 0:
-            self.rows = []  # a new run; a checkpoint that it resumes is read later
+            self.rows, self.pieces = [], []  # a new run; a checkpoint that it resumes is read later
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
             for left in self.folder.path.rglob(".*.tmp"):  # left by a run that was killed while writing
                 left.unlink(missing_ok=True)
@@ -178,6 +184,7 @@ class EpochRecord(Saver):
         self._began = time.perf_counter()
         self._check_batch(trainer)
         self.write_rows(trainer)
+        self.pieces = continued(self.pieces, here(trainer, _epoch(trainer, pl_module)))
 
     def _check_batch(self, trainer: pl.Trainer) -> None:
         """Refuse to continue with another global batch: the loader of another package counts it per process."""
@@ -196,6 +203,7 @@ class EpochRecord(Saver):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began, self._seconds = time.perf_counter(), 0.0
         self.evaluation = {}
+        self.pieces[-1:] = [replace(piece, last=_epoch(trainer, pl_module)) for piece in self.pieces[-1:]]
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.evaluation = {}  # of weights that are trained on
@@ -208,9 +216,7 @@ class EpochRecord(Saver):
         # Lightning keeps the metrics of the last evaluation, which may be some epochs old.
         found = {k: float(value) for k, value in trainer.callback_metrics.items() if not k.startswith(EVALUATION)}
         found.pop("loss", None)  # of the progress bar
-        # Main epochs count from 1; the last first-stage epoch is 0.
-        epoch = trainer.current_epoch + 1 - getattr(getattr(pl_module, "stages", None), "epochs", 0)
-        self.add_row(epoch, {**found, **self.evaluation}, self.seconds())
+        self.add_row(_epoch(trainer, pl_module), {**found, **self.evaluation}, self.seconds())
         # last.ckpt is written last: if the run is killed before that, the resumed run repeats the epoch.
         self.write_rows(trainer)
         if self._is_best():
@@ -262,3 +268,8 @@ class EpochRecord(Saver):
             columns = list(dict.fromkeys(column for row in self.rows for column in row))
             rows = ([row.get(column, "") for column in columns] for row in self.rows)
             write_text(self.folder.metrics, csv_text([columns, *rows]))
+
+
+def _epoch(trainer: pl.Trainer, module: pl.LightningModule) -> int:
+    """The number of the epoch: main epochs count from 1; the last first-stage epoch is 0."""
+    return int(trainer.current_epoch + 1 - getattr(getattr(module, "stages", None), "epochs", 0))

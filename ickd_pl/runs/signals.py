@@ -1,6 +1,8 @@
 """The signals that stop a process, and what is said and done then. Without Lightning, whose import takes seconds.
 
-The handlers only note the signal. Outside a fit, where there is nothing to save, they end the process at once. Systems
+The handlers only note the signal. Outside a fit, where there is nothing to save, they end the process at once: by an
+exception, so that temporary files, locks and processes are cleaned up, or, before and after the command line's work, by
+:func:`leave_at_once`. Systems
 without one of the signals (Windows has no SIGUSR1), and threads other than the main one, do without it.
 """
 
@@ -11,6 +13,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,17 +44,48 @@ class Received:
     Attributes:
         first: the first signal; later ones change nothing.
         waits: a fit is running, or the process is already leaving: the signal is only noted.
+        raised: when :class:`Stopped` was raised outside a fit; 0: it was not.
     """
 
     first: int | None = None
     waits = False
+    raised = 0.0
+
+
+# Leaving takes less. Where an exception got lost, as in a library's bare ``except``, another signal raises it again.
+_LEAVING_SECONDS = 5.0
 
 
 def _handle(signum: int, frame: Any) -> None:
     is_first, Received.first = Received.first is None, Received.first or signum
-    if is_first and not Received.waits:
-        Received.waits = True
-        raise Stopped(signum)
+    lost = Received.raised and time.monotonic() - Received.raised > _LEAVING_SECONDS
+    if lost or (is_first and not Received.waits):
+        Received.waits, Received.raised = True, time.monotonic()
+        raise Stopped(Received.first or signum)
+
+
+def wait_from_here() -> None:
+    """Only note signals from now on: a fit has something to save, or to agree about.
+
+    Raises:
+        Stopped: one has come before, whose exception got lost.
+    """
+    raised, Received.waits, Received.raised = Received.raised, True, 0.0
+    if raised:
+        raise_if_stopped()
+
+
+def lost_stop() -> Stopped | None:
+    """The :class:`Stopped` of which a library made an error of its own: one that was being imported, or catches all."""
+    return Stopped(Received.first) if Received.raised and Received.first is not None else None
+
+
+def leave_at_once() -> None:
+    """Let Ctrl-C end the process as SIGTERM does, without Python's traceback, before and after :func:`handled_signals`.
+
+    There is nothing to clean up then. The shell shows the same statuses, 130 and 143.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def raise_if_stopped() -> None:
@@ -72,7 +106,7 @@ def handled_signals() -> Iterator[None]:
         yield
         return
     old = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    Received.first, Received.waits = None, False
+    Received.first, Received.waits, Received.raised = None, False, 0.0
     for signum in SIGNALS:
         signal.signal(signum, _handle)
     # Some launchers block signals for themselves, which their children inherit.
@@ -84,7 +118,7 @@ def handled_signals() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for signum, handler in old.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-        Received.first, Received.waits = None, False
+        Received.first, Received.waits, Received.raised = None, False, 0.0
 
 
 def in_slurm() -> bool:

@@ -13,7 +13,16 @@ from pytorch_lightning.plugins.environments import LightningEnvironment  # type:
 
 from ickd_pl.runs.agreement import Agreed, agree
 from ickd_pl.runs.console import rank as own_rank
-from ickd_pl.runs.signals import REQUEUE, Received, Stopped, handled_signals, handling, in_slurm, requeue
+from ickd_pl.runs.signals import (
+    REQUEUE,
+    Received,
+    Stopped,
+    handled_signals,
+    handling,
+    in_slurm,
+    requeue,
+    wait_from_here,
+)
 from ickd_pl.runs.step import is_over, more_follows, saver_of
 from ickd_pl.training.metrics import gathered
 
@@ -24,7 +33,8 @@ class SignalStop(Agreed):
     SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 count; further signals change nothing. The checkpoint is written by the
     trainer's first :class:`~ickd_pl.runs.step.Saver`; then all ranks raise :class:`Stopped` with the status 143, 130 or
     138. SIGUSR1 in a SLURM job requeues the job once, and the status is 0. Within an evaluation, the fit stops after
-    the current batch and evaluates again when it continues. After its last step, a fit ends as usual.
+    the current batch and evaluates again when it continues. After its last step, a fit ends as usual. A single process
+    that has not updated anything yet, as while it compiles its first step, has nothing to save and leaves at once.
     """
 
     def __init__(self) -> None:
@@ -34,20 +44,31 @@ class SignalStop(Agreed):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         # One rank that left at once would be missed by the others, in the middle of what they do together.
-        Received.waits = Received.waits or (stage == "fit" and trainer.world_size > 1)
+        if stage == "fit" and trainer.world_size > 1:
+            wait_from_here()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._agreed = 0
         if not handling():
             self._handlers = handled_signals()
             self._handlers.__enter__()
-        Received.waits = True
+        wait_from_here()
+        Received.waits = trainer.world_size > 1
         # Lightning's handler talks to the other ranks from inside the signal, at which they may be anywhere, and its
         # loop asks all ranks after every step whether one has come.
         # private: lightning _signal_connector.register_signal_handlers
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         # private: lightning epoch_loop._broadcast_sigterm_tensor
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        wait_from_here()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        wait_from_here()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def vote(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         return float(Received.first or 0)
@@ -64,6 +85,8 @@ class SignalStop(Agreed):
             self._leave(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            wait_from_here()
         self._within_validation(trainer, pl_module)
 
     def on_validation_batch_end(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +21,7 @@ from ickd_pl.models.base import FeatureNet
 from ickd_pl.models.hooked import HookedNet
 from ickd_pl.seeding import seeded
 from ickd_pl.weights.bounds import check_archive, check_header, check_nesting
-from ickd_pl.weights.numpy_values import STAND_INS, NotPlain
+from ickd_pl.weights.numpy_values import STAND_INS, NotPlain, ReadOver
 from ickd_pl.weights.recognise import network_of
 from ickd_pl.weights.search import WHOLE, Entry, StateDict, choose, entries, shown, weights_in
 
@@ -114,7 +115,7 @@ def _does_not_fit(path: str | Path, name: str, own: StateDict, found: Entry) -> 
         0 < len(clash) <= 2
         and not missing
         and not unexpected
-        and all(own[key].shape[:1] != state[key].shape[:1] for key in found.clash)
+        and all(own[key].shape[1:] == state[key].shape[1:] for key in found.clash)
     )
     known = None if classifier_only else network_of(state)
     other = f"another network, {known}" if known not in (None, name) else "another network"
@@ -138,8 +139,11 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 
 def _no_weights(path: Path, content: dict[str, Any]) -> NoReturn:
-    kinds = ", ".join(shown(str(key)) for key in list(content)[:5]) or "nothing"
-    raise UserError(f"{path} holds no network weights: expected a state dict, at any depth; it has {kinds}")
+    what = (
+        (shown(str(key)), "no tensor" if isinstance(v, ReadOver) else type(v).__name__) for key, v in content.items()
+    )
+    kinds = ", ".join(f"{key} ({kind})" for key, kind in islice(what, 5)) or "nothing"
+    raise UserError(f"{path} holds no network weights: expected a dict of tensors, at any depth; it has {kinds}")
 
 
 def split_entry(path: str | Path) -> tuple[Path, str | None]:

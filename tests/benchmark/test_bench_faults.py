@@ -99,8 +99,12 @@ def test_a_pack_resumed_with_different_code_is_marked(stop_after: Stop, monkeypa
     message = refused("run", "--config", "short.yaml", "--output", "out")
     assert "kd/seed_0, half done, was trained with different code" in message or "vanilla/seed_0, half done" in message
     assert snapshot(Path("out/packs")) == before
+    monkeypatch.setattr("ickd_pl.runs.machine.versions", lambda: {"torch": "9"})  # another machine, too
     assert run("--accept-code").status == 0
     assert result(KD)["accepted_code"] is True and result(KD)["code_hash"] == "0" * 64
+    pieces = [(piece["first"], piece["last"]) for piece in result(KD)["pieces"]]
+    assert pieces == [(1, 1), (2, 2)] and result(KD)["versions"] == {"torch": "9"} and "pieces" not in result(TEACHER)
+    assert "Not trained in one place: 2 runs" in Path("out/report.md").read_text()
     started = read_started(KD)
     assert started is not None and len(started.codes) == 2
     assert "MIXED CODE" in Path("out/report.md").read_text()

@@ -20,6 +20,7 @@ from ickd_pl.benchmark.records import (
     write_started,
 )
 from ickd_pl.errors import UserError
+from ickd_pl.runs.machine import Piece
 from tests.benchmark.report.synthetic import cell, plan
 
 PAIR = "resnet20_resnet8"
@@ -60,6 +61,15 @@ def test_a_result_is_read_as_it_was_written_under_the_old_keys(tmp_path: Path) -
     write_result(path, replace(result, weights="t.pth"))
     assert set(json.loads((path / "result.json").read_text())) == {*KEYS, "weights"}
     assert read_result(tmp_path) is None
+
+
+def test_the_pieces_of_a_run_are_written_where_there_are_several(tmp_path: Path) -> None:
+    path = tmp_path / PAIR / "kd" / "seed_0"
+    parts = [Piece(device=d, precision="32-true", versions={"torch": "2"}, first=1, last=2) for d in ("cuda", "cpu")]
+    result = a_result(device="cpu", pieces=parts)
+    write_result(path, result)
+    assert set(json.loads((path / "result.json").read_text())) == {*KEYS, "pieces"}
+    assert read_result(path) == result and result.identity == a_result().identity
 
 
 def test_fields_that_are_missing_get_their_defaults_and_unknown_ones_are_left_out(tmp_path: Path) -> None:

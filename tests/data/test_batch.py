@@ -16,6 +16,7 @@ IMAGE, LABEL = torch.zeros(4, 3, 8, 8), torch.arange(4)
 REFUSED: dict[str, tuple[Any, str]] = {
     "dict": ({"image": IMAGE, "label": LABEL}, r"\(image, label\).*got a dict with the keys image, label"),
     "one": ((IMAGE,), "got a tuple of 1"),
+    "a list of batches as loader": ([IMAGE], "got a list of 1: .*, and train_dataloader one loader, not a list"),
     "four": ([IMAGE, LABEL, LABEL, LABEL], "got a list of 4"),
     "image alone": (IMAGE, "got a tensor"),
     "text": ("abc", "got a value of type str"),

@@ -24,7 +24,7 @@ from ickd_pl.runs import RunFolder
 from ickd_pl.runs.decide import Asked
 from ickd_pl.runs.lock import holder, locked
 from ickd_pl.runs.pack_folder import decide_pack
-from tests.runs.helpers import QUIET, Forked, Outcome, cli, load, made_once, rows_of, snapshot
+from tests.runs.helpers import QUIET, Forked, Outcome, assert_same_run, cli, load, made_once, rows_of, snapshot
 from tests.runs.moments import EPOCHS, STEPS, TWO, VANILLA, as_torchrun, ended, fit, folder, sending, whole_run
 from tests.training.packs import make_teacher, member, packed
 
@@ -188,11 +188,40 @@ def test_a_given_checkpoint_continues_with_the_recipe_that_is_asked_for(out: str
     assert content["hyper_parameters"]["lr"] == 0.2
 
 
+def test_the_same_command_with_a_given_checkpoint_goes_on(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from the given one again, which would lose what was trained; nor over a run that began otherwise."""
+    last = folder(out) / "checkpoints" / "last.ckpt"
+    asked = [*VANILLA, "--trainer.max_epochs=4", "--model.lr=0.2", f"--ckpt_path={last}"]
+    command = fit("other", *asked, *sending(f"on_train_batch_end:{STEPS}", "SIGTERM"))
+    assert cli(*command).status == 143
+    monkeypatch.setenv("NO_FAULTS", "1")
+    again = cli(*command)
+    assert again.status == 0 and f"continuing {folder('other').relative_to(Path.cwd())}" in again.out, again.err
+    assert "already finished" in cli(*command).out
+    assert cli(*fit("whole", *asked)).status == 0
+    assert_same_run(folder("whole"), folder("other"))
+    before = snapshot(folder("whole"))
+    other = shutil.copy(last, "copy.ckpt")
+    refused(
+        cli(*fit("whole", *asked[:-1], f"--ckpt_path={other}")), "did not begin with copy.ckpt", "leave --ckpt_path"
+    )
+    assert snapshot(folder("whole")) == before
+
+
 @pytest.mark.parametrize(
     ("more", "difference"),
     [
         ("--data.init_args.batch_size=16", "data.init_args.batch_size: 32 -> 16"),
         ("--trainer.gradient_clip_val=1", "trainer.gradient_clip_val: None -> 1"),
+        # They search before a run begins, and a run that continues keeps its values.
+        (
+            "--trainer.callbacks+=LearningRateFinder",
+            "trainer.callbacks[0].class_path: None -> pytorch_lightning.callbacks.LearningRateFinder",
+        ),
+        (
+            "--trainer.callbacks+=BatchSizeFinder",
+            "trainer.callbacks[0].class_path: None -> pytorch_lightning.callbacks.BatchSizeFinder",
+        ),
         ("--seed_everything=5", "seed_everything: 0 -> 5"),
     ],
 )

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from ickd_pl.runs import signals, stop
+from ickd_pl.training.speed import can_compile
 from tests.benchmark.helpers import quick
 from tests.runs.helpers import QUIET, Forked, assert_same_run, load, made_once, snapshot
 from tests.runs.moments import (
@@ -29,6 +30,7 @@ from tests.runs.moments import (
     ended,
     fit,
     folder,
+    kill_session,
     launched,
     left_of,
     sending,
@@ -107,6 +109,13 @@ def test_a_signal_stops_after_the_step(forked: Forked, whole: Path, when: str, n
     )
 
 
+def test_before_the_first_update_there_is_nothing_to_save(forked: Forked, whole: Path) -> None:
+    """It ends at once, also where that step is being compiled; a run that continues keeps its checkpoint."""
+    stopped, _ = stopped_and_continued(forked, whole, "out", VANILLA, "on_train_batch_start:0", "SIGINT")
+    assert stopped.status == 130 and "Traceback" not in stopped.err, stopped.err
+    assert stopped.err.strip().splitlines()[-1] == f"stopped by Ctrl-C{GOES_ON}"
+
+
 def test_a_signal_in_the_last_epochs_end_lets_the_run_finish(forked: Forked, whole: Path) -> None:
     stopped = forked.run(*fit("out", *VANILLA, *sending("on_train_epoch_end:1", "SIGTERM")))
     assert (folder("out") / "finished").is_file()
@@ -140,16 +149,28 @@ def test_a_signal_during_an_epochs_own_save(forked: Forked, whole: Path) -> None
     assert_same_run(whole, folder("out"))
 
 
-def test_a_signal_while_importing_leaves_nothing() -> None:
-    """Before the handlers exist a signal ends the process at once; there are no files yet."""
-    for name, seconds in (("SIGTERM", 0.2), ("SIGINT", 0.5)):
-        process = launched(*fit("out", *VANILLA))
-        time.sleep(seconds)
-        process.send_signal(getattr(signal, name))
-        process.communicate(timeout=60)
-        assert process.returncode not in (0, 2, 3)
-        assert list(Path().iterdir()) == []
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "to_all"), [("SIGTERM", False), ("SIGUSR1", False), ("SIGINT", True)])
+def test_a_signal_while_the_first_step_is_compiled(name: str, to_all: bool) -> None:
+    """Also to the compilers, as a terminal's Ctrl-C: it ends long before the compilation would, and none is left."""
+    if not can_compile("cpu"):
+        pytest.skip("no compiler")
+    command = fit("out", *VANILLA, "--model.compile=true")
+    process = launched(*command, TORCHINDUCTOR_CACHE_DIR=str(Path("cache").resolve()))
+    try:
+        deadline = time.monotonic() + 400
+        while not (list(Path("out").rglob("config.yaml")) and len(left_of(process.pid)) > 1):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.02)
+        (os.killpg if to_all else os.kill)(process.pid, getattr(signal, name))
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == CODES[name], err
+        assert "Traceback" not in err and err.strip().splitlines()[-1].endswith(GOES_ON)
+        time.sleep(1)
         assert left_of(process.pid) == []
+        assert not list(Path("out").rglob("*.ckpt")), "nothing is left that the same command would refuse"
+    finally:
+        kill_session(process.pid)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])

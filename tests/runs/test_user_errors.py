@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,15 @@ def test_which_exceptions_are_the_users() -> None:
     assert of(trainer.fit, module, 3, 4, 5, 6, 7, 8) is None, "a call that Python refuses is a fault of code"
 
 
+@pytest.fixture
+def old_handler() -> Iterator[None]:
+    """Puts back the handler of Ctrl-C, which a script keeps to its end."""
+    old = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+@pytest.mark.usefixtures("old_handler")
 def test_the_script_finds_modules_of_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +188,7 @@ def test_the_script_finds_modules_of_the_current_folder(
     assert sys.path.count(str(tmp_path)) == 1
 
 
+@pytest.mark.usefixtures("old_handler")
 def test_python_can_be_told_to_leave_the_current_folder_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Flags:
         safe_path = True

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -155,7 +156,8 @@ def test_every_tenth_of_the_file_is_guarded(state: State) -> None:
         ([1, 2], "holds no network weights"),
         (torch.zeros(2), "holds a Tensor"),
         ({}, "holds no network weights"),
-        ({"epoch": 3, "accuracy": 1.0}, "epoch, accuracy"),
+        ({"epoch": 3, "accuracy": 1.0}, "it has epoch (int), accuracy (float)"),
+        ({"conv1.weight": np.zeros(2)}, "expected a dict of tensors, at any depth; it has conv1.weight (no tensor)"),
         ({"model": {}}, "holds no network weights"),
         ({"model": {"a": 1}}, "holds no network weights"),
         ({"state_dict": {"student.a": 1}}, "holds no network weights"),
@@ -169,6 +171,17 @@ def test_files_without_weights(content: Any, needle: str) -> None:
     with pytest.raises(UserError, match=r"other\.pth") as caught:
         load_teacher("resnet8", "other.pth", 10)
     assert needle in str(caught.value)
+
+
+def test_the_likely_cause_of_other_shapes(state: State) -> None:
+    """Only where rows are missing or too many, it may be the number of classes."""
+    for key, shape, cause in (
+        ("fc.weight", (7, 64), "likely cause: it was trained for another number of classes"),
+        ("conv1.weight", (3, 16, 3, 3), "likely cause: it is the file of another network"),
+    ):
+        torch.save({**state, key: torch.zeros(shape)}, "other.pth")
+        with pytest.raises(UserError, match=cause):
+            load_teacher("resnet8", "other.pth", 10)
 
 
 def test_no_file_and_no_weights_file() -> None:

@@ -11,6 +11,7 @@ from ickd_pl.benchmark.report.results import Run
 from ickd_pl.benchmark.report.statistics import DRAWS, FEWEST_SEEDS
 from ickd_pl.benchmark.report.summary import Summary
 from ickd_pl.benchmark.report.tables import STATES
+from ickd_pl.runs.machine import Piece
 
 
 def facts(summary: Summary) -> list[tuple[str, str]]:
@@ -72,6 +73,7 @@ def notes(summary: Summary) -> list[str]:
         *([_validation()] if r.split == "val" else []),
         *_code(summary),
         *_differing(summary),
+        *_continued_elsewhere(summary),
         *_chosen(r.runs),
         *(f"{text}." for text in summary.oddities),
     ]
@@ -130,6 +132,29 @@ def _differing(summary: Summary) -> list[str]:
     found["data"] = next(set(t.values) for t in students if t.name == "data")
     several = [f"{name} ({len(found[name])})" for name in sorted(found) if len(found[name]) > 1]
     return [f"Not identical in all runs: {', '.join(several)}; see versions and hashes."] if several else []
+
+
+def _continued_elsewhere(summary: Summary) -> list[str]:
+    """Runs that different devices or versions trained parts of, and which parts."""
+    found: dict[str, list[str]] = {}
+    for run in summary.results.runs:
+        if run.result is not None and run.result.pieces:
+            found.setdefault(_parts(run.result.pieces), []).append(run.name)
+    return [
+        f"Not trained in one place: {len(names)} runs ({', '.join(names[:6])}"
+        f"{f' and {len(names) - 6} more' if len(names) > 6 else ''}): {text}."
+        for text, names in found.items()
+    ]
+
+
+def _parts(pieces: list[Piece]) -> str:
+    sets = [{"precision": piece.precision, **piece.versions} for piece in pieces]
+    differing = [name for name in sets[-1] if len({each.get(name) for each in sets}) > 1]
+    texts = [f"the epochs before {pieces[0].first} are not recorded"] if pieces[0].first > 1 else []
+    for piece, each in zip(pieces, sets, strict=True):
+        what = "".join(f", {name} {each.get(name, 'unknown')}" for name in differing)
+        texts.append(f"epochs {piece.first} to {piece.last} on {piece.device}{what}")
+    return "; ".join(texts)
 
 
 def _chosen(runs: list[Run]) -> list[str]:

@@ -13,7 +13,7 @@ from ickd_pl.benchmark.report.tables import RUNS
 from ickd_pl.plain import csv_text
 
 # Not columns: what the other columns show, settings, and a path.
-_LEFT_OUT = {"cell", "status", "reason", "config", "recipe", "versions", "weights", "measured"}
+_LEFT_OUT = {"cell", "status", "reason", "config", "recipe", "versions", "weights", "measured", "pieces"}
 _FIELDS = [field.name for field in fields(CellResult) if field.name not in _LEFT_OUT]
 _VERSIONS = ("python", "torch", "pytorch_lightning", "ickd_pl")
 

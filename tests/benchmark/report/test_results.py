@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ickd_pl.benchmark.report.notes import notes
 from ickd_pl.benchmark.report.results import read_results
 from ickd_pl.benchmark.report.summary import mean_curve, summarise, why_not_compared
 from ickd_pl.errors import UserError
@@ -222,3 +223,21 @@ def test_predictions_that_contradict_their_result_are_reported(tmp_path: Path) -
     assert any("70.00 %, its result.json 90.00 %" in text for text in summary.oddities)
     assert any("at/seed_0 was tested on different images" in text for text in summary.oddities)
     assert summary.entries[PAIR, "at"].against["kd"].images is None
+
+
+def test_runs_that_were_continued_elsewhere_are_in_the_notes(tmp_path: Path) -> None:
+    """Once for all runs of the same pieces, with what differs between them."""
+    plan(tmp_path, methods=["kd", "ickd", "at"], seeds=[0])
+    same = {"precision": "32-true", "last": 3}
+    pieces = [
+        {**same, "device": "cuda (H100)", "versions": {"torch": "2.11.0", "python": "3.12"}, "first": 1},
+        {**same, "device": "cpu", "versions": {"torch": "2.14.1", "python": "3.12"}, "first": 3},
+    ]
+    for method in ("kd", "ickd", "at"):
+        file = cell(tmp_path, PAIR, method, 0, RIGHT) / "result.json"
+        if method != "at":
+            file.write_text(json.dumps({**json.loads(file.read_text()), "pieces": pieces}))
+    (note,) = [text for text in notes(summarise(read_results(tmp_path))) if "one place" in text]
+    assert note.startswith("Not trained in one place: 2 runs (") and note.endswith(
+        "): epochs 1 to 3 on cuda (H100), torch 2.11.0; epochs 3 to 3 on cpu, torch 2.14.1."
+    )
