@@ -172,7 +172,7 @@ def test_files_without_weights(content: Any, needle: str) -> None:
 
 
 def test_no_file_and_no_weights_file() -> None:
-    with pytest.raises(UserError, match=r"none\.pth does not exist"):
+    with pytest.raises(UserError, match=r"none\.pth does not exist: .*`ickd teachers train NETWORK` makes one"):
         load_teacher("resnet8", "none.pth", 10)
     Path("folder.pth").mkdir()
     with pytest.raises(UserError, match=r"folder\.pth is a folder"):
