@@ -1,4 +1,4 @@
-"""The demo: a teacher on all images of Digits, then four students on few, as a benchmark of one command.
+"""The demo: a teacher on all images of Digits, then students on 50 of them, as a benchmark of one command.
 
     python examples/demo.py [--output outputs/demo]
 
@@ -8,85 +8,88 @@ The command is printed before it runs. Stop it with Ctrl-C and start it again: f
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
-import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from ickd_pl import load_student
-from ickd_pl.benchmark.plan import Benchmark, Cell
 from ickd_pl.benchmark.published import network_name, row_name
+from ickd_pl.benchmark.report.format import interval_text, mean_text
+from ickd_pl.benchmark.report.results import read_results
+from ickd_pl.benchmark.report.summary import Entry, Summary, mean_curve, summarise
 from ickd_pl.cli import main as ickd
-from ickd_pl.data.digits import NUM_TEST
-from ickd_pl.runs import RunFolder
 
-CONFIG = "configs/benchmarks/quick.yaml"
-
-
-class Result(NamedTuple):
-    """What a finished run left: accuracies in percent on the test images, one for each epoch."""
-
-    label: str
-    accuracy: list[float]
-    parameters: int
-    seconds: float
-    checkpoint: Path
+CONFIG = "configs/benchmarks/demo.yaml"
+NEXT = """What to do next:
+  all runs, curves and paired differences: open {output}/report.html in a browser
+  one more method:      copy {config}, add sp to its methods, and run the command above with the copy
+  your own network:     README.md has it in ten lines of Python, and as one command
+  your own images:      docs/own_data.md
+  CIFAR-100, the table: {ickd} bench plan --config configs/benchmarks/cifar100_resnet56_resnet20.yaml"""
 
 
-def read_result(output: Path, cell: Cell) -> Result:
-    """Read a finished cell's ``metrics.csv`` and count the parameters of the network in its checkpoint."""
-    folder = RunFolder(output / "cells" / cell.path)
-    with folder.metrics.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    parameters = sum(parameter.numel() for parameter in load_student(folder.last).parameters())
-    accuracy, seconds = [float(row["test/acc1"]) for row in rows], sum(float(row["seconds"]) for row in rows)
-    return Result(row_name(cell.method), accuracy, parameters, seconds, folder.last)
-
-
-def table(results: Sequence[Result]) -> str:
-    """The results in Markdown, with a line on what they are worth."""
-    rows = [("", "last", "best", "parameters", "seconds"), ("---", *["---:"] * 4)]
-    for r in results:
-        last, best = f"{r.accuracy[-1]:.2f}", f"{max(r.accuracy):.2f}"
-        rows.append((r.label, last, best, f"{r.parameters:,}", f"{r.seconds:.0f}"))
+def table(summary: Summary) -> str:
+    """The means over the seeds in Markdown, what each method adds to Vanilla, and what that is worth."""
+    pair, results = summary.results.pairs[0], summary.results
+    entries = [summary.entry(pair, method) for method in summary.rows]
+    rows = [("", "accuracy", "minus Vanilla", "95 % interval", "parameters"), ("---", *["---:"] * 4)]
+    claims: dict[int, list[str]] = {1: [], 0: [], -1: []}
+    for entry in entries:
+        difference = interval = "-"
+        if found := entry.against.get("vanilla"):
+            claims[found.claim].append(row_name(entry.method))
+            difference = f"{found.difference:+.2f}"
+            interval = interval_text(found.both) if found.both else "-"
+        accuracy = mean_text(entry.last) if entry.last else "-"
+        rows.append((row_name(entry.method), accuracy, difference, interval, f"{entry.done[0].parameters:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for label, *cells in rows:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append(f"| {' | '.join([label.ljust(widths[0]), *padded])} |")
-    # Two standard deviations of the difference of two such accuracies, each a share of NUM_TEST images.
-    share = sum(r.accuracy[-1] for r in results[1:]) / len(results[1:]) / 100
-    noise = max(1, math.ceil(200 * math.sqrt(2 * share * (1 - share) / NUM_TEST)))
+    images, tested = results.setting("data", "init_args", "train_size"), results.done[0].num_test
     note = (
-        f"Digits, one seed, accuracy in percent on {NUM_TEST} test images. One image is {100 / NUM_TEST:.2f} points: "
-        f"differences under about {noise} points mean nothing. Best is the best epoch on these same test images, "
-        "for information only."
+        f"Digits. Accuracy after the last epoch in percent on {tested} test images; of the students the mean and "
+        f"standard deviation over {len(results.seeds)} seeds. They learn from {images} labelled images, the teacher "
+        "from 1,437. The interval counts both other seeds and other test images."
     )
-    return "\n".join([*lines, "", note])
+    verdict = [
+        f"{words}: {', '.join(claims[sign])}."
+        for sign, words in ((1, "Above Vanilla beyond noise"), (-1, "Below it beyond noise"), (0, "Not told from it"))
+        if claims[sign]
+    ]
+    return "\n".join([*lines, "", note, " ".join(verdict)])
 
 
-def draw(results: Sequence[Result], title: str, path: Path) -> None:
-    """Draw the test accuracy by epoch of every cell."""
+def draw(summary: Summary, path: Path) -> None:
+    """Draw the test accuracy by epoch: a thin line for each run, a thick one for the mean over the seeds."""
     from matplotlib.figure import Figure  # without pyplot no display is needed, and no backend is chosen for the caller
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for r in results:
-        color = "0.3" if r is results[0] else None
-        axes.plot(range(1, len(r.accuracy) + 1), r.accuracy, color=color, label=f"{r.label} {r.accuracy[-1]:.1f}")
-    axes.axhline(results[0].accuracy[-1], color="0.3", linewidth=0.8, linestyle=":")
+    pair = summary.results.pairs[0]
+    teacher, *students = [summary.entry(pair, method) for method in summary.rows]
+    for number, entry in enumerate(students):
+        for run in entry.runs:
+            curve = mean_curve([run.folder])
+            axes.plot(list(curve), list(curve.values()), color=f"C{number}", linewidth=0.6, alpha=0.5)
+        axes.plot(list(entry.curve), list(entry.curve.values()), color=f"C{number}", linewidth=2, label=_label(entry))
+    if teacher.last:
+        axes.axhline(teacher.last.mean, color="0.3", linestyle=":", label=_label(teacher))
     axes.set(xlabel="epoch", ylabel="test accuracy, percent", ylim=(0, 100))
-    axes.set_title(title)
+    images = summary.results.setting("data", "init_args", "train_size")
+    axes.set_title(f"Digits: {network_name(pair.teacher)} teaches {network_name(pair.student)} on {images} images")
     axes.grid(alpha=0.3)
-    axes.legend(title="last epoch, percent", loc="lower right")
+    axes.legend(title="after the last epoch, percent", loc="lower right")
     figure.savefig(path, dpi=150)
+
+
+def _label(entry: Entry) -> str:
+    return f"{row_name(entry.method)} {entry.last.mean:.1f}" if entry.last else row_name(entry.method)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -95,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or that of the benchmark.
     """
-    parser = argparse.ArgumentParser(description="Train a small teacher on Digits and distil four students.")
+    parser = argparse.ArgumentParser(description="Train a small teacher on Digits and distil students on few images.")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of the cells and the results")
     parser.add_argument("--config", default=CONFIG, help="the benchmark file")
     options = parser.parse_args(args)
@@ -107,16 +110,14 @@ def main(args: Sequence[str] | None = None) -> int:
     print(f"python cli.py {' '.join(command)}\n", flush=True)
     if status := ickd(command):
         return status
-    cells = Benchmark.read(options.config).cells
-    results = [read_result(options.output, cell) for cell in cells]
-    title = f"Digits: {network_name(str(cells[1].teacher))} teaches {network_name(cells[1].network)}"
-    text, picture, page = table(results), options.output / "curves.png", options.output / "table.md"
-    draw(results, title, picture)
+    summary = summarise(read_results(options.output))
+    picture, page = options.output / "curves.png", options.output / "table.md"
+    draw(summary, picture)
+    text = table(summary)
     page.write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\nlearning curves: {picture}\ntable: {page}\ncheckpoints:")
-    for result in results:
-        print(f"  {result.label:16} {result.checkpoint}")
-    print(f"whole demo: {time.perf_counter() - began:.0f} seconds")
+    seconds = time.perf_counter() - began
+    print(f"\n{text}\n\nlearning curves: {picture}\ntable: {page}\nwhole demo: {seconds:.0f} seconds\n")
+    print(NEXT.format(output=options.output, config=options.config, ickd="python cli.py"))
     return 0
 
 

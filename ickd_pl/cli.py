@@ -23,6 +23,23 @@ LIGHTNING_COMMANDS = {
     "test": "evaluate a trained student on the test images",
     "predict": "write a trained student's predictions for images to a file",
 }
+# Each works on an empty folder after those before it; the images come with scikit-learn.
+FIVE = """\
+Five things to do, here on small images of digits (no download; a minute or two each):
+
+1. Train a teacher. `{ickd} teachers list` shows those that are published for CIFAR-100.
+   {ickd} teachers train resnet20 --data Digits --trainer.max_epochs 12 --model.milestones [8,9,11]
+2. Train a student that learns from it.
+   {ickd} fit --config configs/base.yaml --config configs/pairs/resnet20_resnet8.yaml \\
+       --config configs/methods/ickd_kl.yaml --data Digits --trainer.max_epochs 12 --model.milestones [8,9,11] \\
+       --model.teacher_weights checkpoints/digits/resnet20_vanilla/ckpt_epoch_12.pth
+3. Test the student.
+   {ickd} test --ckpt_path outputs/digits/resnet20_resnet8/ickd_kd/seed_0/checkpoints/last.ckpt
+4. Export it alone, for use elsewhere.
+   {ickd} export --ckpt_path outputs/digits/resnet20_resnet8/ickd_kd/seed_0/checkpoints/last.ckpt
+5. Train a whole table of methods and seeds, with a report.
+   {ickd} bench run --config configs/benchmarks/demo.yaml --output outputs/demo
+"""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -76,6 +93,7 @@ def _run(args: list[str], scratch: Path) -> int:
         flag, equals, value = arg.partition("=")
         check_text(value or arg, flag if equals and flag.startswith("--") else "an argument")
     if not args:
+        print(FIVE.format(ickd=_program()), file=sys.stderr)
         raise UserError(f"expected a command ({', '.join(known)}); see --help")
     if args[0] in ("-h", "--help"):
         print(_help())
@@ -114,9 +132,16 @@ def _help() -> str:
             *lines,
             "",
             f"{', '.join(LIGHTNING_COMMANDS)} take --config FILE, more than once, and options",
-            "such as --model.lr 0.1; --print_config shows the whole configuration.",
+            "such as --model.lr 0.1; --print_config shows the whole configuration, --help=all",
+            "every option. Without a command, ickd shows five to begin with.",
         ]
     )
+
+
+def _program() -> str:
+    """How this command line was started, for commands to copy."""
+    started = Path(sys.argv[0])
+    return {"cli.py": "python cli.py", "__main__.py": "python -m ickd_pl"}.get(started.name, "ickd")
 
 
 def _quiet() -> None:

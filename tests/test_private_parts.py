@@ -198,6 +198,19 @@ def _() -> None:
     assert re.search(r"[Uu]nrecognized arguments: --rat", message_of(json_parser(), "--name=a", "--rat=3"))
 
 
+@private("jsonargparse layout of the help")
+def _() -> None:
+    parser, fit = jsonargparse.ArgumentParser(prog="ickd"), jsonargparse.ArgumentParser()
+    fit.add_subclass_arguments(Base, "base", required=False)
+    fit.add_argument("--rate", type=float)
+    fit.add_argument("--same", type=float)
+    fit.link_arguments("rate", "same")
+    parser.add_subcommands().add_subcommand("fit", fit)
+    text = fit.format_help()
+    assert re.match(r"usage: ickd \[options\] fit\s", text) and "\n\nLinked arguments:\n  rate --> same" in text
+    assert re.search(r"^  --base CONFIG.*\n(?:   .*\n)*?   .*known\s+subclasses:", text, re.M)
+
+
 @private('jsonargparse message "option is not accepted"')
 def _() -> None:
     from ickd_pl.runs.parser import one_line

@@ -86,6 +86,18 @@ def test_the_five_commands_for_newcomers(forked: Forked) -> None:
     assert python.stdout.strip() == "(7, 10)", python.stderr
 
 
+def test_the_five_things_that_ickd_without_words_says() -> None:
+    """The first four are the commands for newcomers, which run above; the fifth is the demo's."""
+    done = subprocess.run([sys.executable, "cli.py"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.findall(r"^(\d)\. ", done.stderr, re.M) == ["1", "2", "3", "4", "5"]
+    said = [line.split() for line in commands(done.stderr.replace("\\\n", " ")) if line.startswith("   python")]
+    train, fit, test, export = ([word for word in line.split() if word != "onnx"] for line in newcomer()[:4])
+    assert said[:4] == [train, fit, test, export[:-1]] and export[-1] == "--format"
+    demo = (REPOSITORY / "examples/demo.py").read_text(encoding="utf-8")
+    assert said[4][2:4] == ["bench", "run"] and f'CONFIG = "{said[4][5]}"' in demo and f'"{said[4][7]}"' in demo
+
+
 def test_the_pack_in_python(teacher: Run) -> None:
     text = (DOCS / "benchmark.md").read_text(encoding="utf-8")
     code = text.partition("```python\n")[2].partition("```")[0]

@@ -23,10 +23,11 @@ from ickd_pl.runs.decide import WORLD_SIZE, Asked, check_given, inputs_of, newes
 from ickd_pl.runs.finite import FiniteGuard
 from ickd_pl.runs.given_recipe import GivenRecipe, goes_on_from
 from ickd_pl.runs.lock import holder, locked
-from ickd_pl.runs.parser import OneLineParser
+from ickd_pl.runs.parser import OneLineParser, ShortHelpParser
 from ickd_pl.runs.predictions import write_predictions
 from ickd_pl.runs.processes import no_process_left, on_rank_zero
 from ickd_pl.runs.run_folder import EpochRecord, RunFolder, folder_of
+from ickd_pl.runs.short_help import ALL
 from ickd_pl.runs.step import Saver, StepCheckpoint
 from ickd_pl.runs.stop import SignalStop
 from ickd_pl.runs.stored_settings import evaluation_settings
@@ -50,10 +51,12 @@ class IckdCLI(LightningCLI):
         args: the command-line arguments without the program's name.
     """
 
-    parser_class: type[OneLineParser] = OneLineParser
+    parser_class: type[OneLineParser] = ShortHelpParser
 
     def __init__(self, args: list[str]) -> None:
         self._left_out: list[str] = []
+        if ALL in args:
+            self.parser_class, args = OneLineParser, ["--help" if arg == ALL else arg for arg in args]
         super().__init__(
             DistillationModule,
             pl.LightningDataModule,

@@ -13,7 +13,7 @@ from ickd_pl.runs.configs import LINKED
 from ickd_pl.strategies import LossStrategy
 
 ALIKE = 0.75  # below this similarity (0 to 1) of two names a hint would mislead
-NOTHING = "see --help for all options"
+NOTHING = "see fit --help=all for all options"
 # What other projects call these options.
 ELSEWHERE = {
     "data.batch_size": ("bs", "batch", "batchsize", "train_batch_size", "global_batch_size"),

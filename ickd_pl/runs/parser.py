@@ -15,6 +15,7 @@ from ickd_pl.errors import UserError, near, printable
 from ickd_pl.models.discovery import subclasses
 from ickd_pl.runs.command_parser import CommandParser  # noqa: F401  also known by this path
 from ickd_pl.runs.near_option import near_option
+from ickd_pl.runs.short_help import shortened
 from ickd_pl.strategies import LossStrategy
 
 # The classes that an option may name.
@@ -37,6 +38,13 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         print(f"error: {printable(one_line(message, option_names(self)))}", file=sys.stderr)
         sys.exit(2)
+
+
+class ShortHelpParser(OneLineParser):
+    """A parser whose help has the options that most runs need."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        return shortened(super().format_help(*args, **kwargs))
 
 
 class RaisingParser(OneLineParser):

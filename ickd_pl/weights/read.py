@@ -172,7 +172,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         kind = "does not exist"
         if path.exists():
             kind = "is a folder, not a file" if path.is_dir() else "is a pipe or a device, not a file"
-        raise UserError(f"weights file {path} {kind}: give the path of a .pth, .ckpt or .safetensors file")
+        advice = "give the path of a .pth, .ckpt or .safetensors file; `ickd teachers train NETWORK` makes one"
+        raise UserError(f"weights file {path} {kind}: {advice}")
     if path.stat().st_size == 0:
         raise UserError(f"weights file {path} is empty: delete it and get it again")
     try:

@@ -74,7 +74,7 @@ def test_the_hint_is_the_option_that_is_meant(name: str, options: set[str]) -> N
 
 @pytest.mark.parametrize("name", NO_HINTS)
 def test_no_hint_is_better_than_a_wrong_one(name: str, options: set[str]) -> None:
-    assert near_option(name, options) == "see --help for all options"
+    assert near_option(name, options) == "see fit --help=all for all options"
 
 
 def test_every_hint_for_other_projects_words_is_an_option(options: set[str]) -> None:
@@ -88,7 +88,7 @@ def test_arguments_of_a_class_that_was_named() -> None:
     assert near_option("batchsize", [], inner=True) == "did you mean batch_size?"
     assert near_option("root_dir", [], inner=True) == "did you mean root?"
     assert near_option("temperature", [], inner=True) == "it is an argument of CRD, DKD, KD"
-    assert near_option("zzz", [], inner=True) == "see --help for all options"
+    assert near_option("zzz", [], inner=True) == "see fit --help=all for all options"
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_the_likely_cause_of_other_shapes(state: State) -> None:
 
 
 def test_no_file_and_no_weights_file() -> None:
-    with pytest.raises(UserError, match=r"none\.pth does not exist"):
+    with pytest.raises(UserError, match=r"none\.pth does not exist: .*`ickd teachers train NETWORK` makes one"):
         load_teacher("resnet8", "none.pth", 10)
     Path("folder.pth").mkdir()
     with pytest.raises(UserError, match=r"folder\.pth is a folder"):
