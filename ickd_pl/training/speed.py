@@ -192,7 +192,8 @@ def can_compile(device_type: str) -> bool:
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device_type))
     except Exception as error:  # whatever is missing
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)  # what follows is for torch's developers
+        # Further lines are for torch's developers.
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         need = "a C++ compiler such as g++" if device_type == "cpu" else "Triton and a C compiler"
         _warn_once(f"model.compile has no effect: torch.compile does not work here, which needs {need} ({why})")
         return False
