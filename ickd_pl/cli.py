@@ -28,10 +28,10 @@ FIVE = """\
 Five things to do, here on small images of digits (no download; a minute or two each):
 
 1. Train a teacher. `{ickd} teachers list` shows those that are published for CIFAR-100.
-   {ickd} teachers train resnet20 --data Digits --trainer.max_epochs 12 --model.milestones [8,9,11]
+   {ickd} teachers train resnet20 --data Digits --trainer.max_epochs 12 --model.milestones '[8,9,11]'
 2. Train a student that learns from it.
    {ickd} fit --config configs/base.yaml --config configs/pairs/resnet20_resnet8.yaml \\
-       --config configs/methods/ickd_kl.yaml --data Digits --trainer.max_epochs 12 --model.milestones [8,9,11] \\
+       --config configs/methods/ickd_kl.yaml --data Digits --trainer.max_epochs 12 --model.milestones '[8,9,11]' \\
        --model.teacher_weights checkpoints/digits/resnet20_vanilla/ckpt_epoch_12.pth
 3. Test the student.
    {ickd} test --ckpt_path outputs/digits/resnet20_resnet8/ickd_kd/seed_0/checkpoints/last.ckpt
