@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.models.features import Features, FeatureShapes
+from ickd_pl.models.deployed import Head
+from ickd_pl.models.features import Classifier, Features, FeatureShapes
 from ickd_pl.strategies import (
     AB,
     AT,
@@ -31,6 +32,7 @@ from ickd_pl.strategies import (
     VID,
     FitNet,
     LossStrategy,
+    SimKD,
 )
 
 Named = dict[str, Tensor]
@@ -127,6 +129,11 @@ METHODS: dict[str, Method] = {
     "dkd": Method(
         lambda h: DKD(alpha=h["alpha"], beta=h["beta"], temperature=h["T"]), lambda x: make_features(logits=x[0])
     ),
+    "simkd": Method(
+        lambda h: SimKD(factor=h["factor"]),
+        lambda x: make_features(stages=(x[0],), final=x[0]),
+        ((r"(projector|simkd)/transfer\.", "project."),),
+    ),
     "kdsvd": Method(lambda h: KDSVD(count=h["k"]), _stages),
 }  # fmt: skip
 
@@ -145,6 +152,16 @@ def built(
     shapes = FeatureShapes.of("student", student), FeatureShapes.of("teacher", teacher)
     strategy.check(*shapes)
     return strategy.build(*shapes, DataInfo(num_classes=100, num_samples=num_samples))
+
+
+def seen_by(student: Features, adapter: nn.Module | None) -> Features:
+    """What the method's loss reads of the student."""
+    return adapter(student) if isinstance(adapter, Head) else student
+
+
+def with_classifier(features: Features, classifier: Classifier | None) -> Features:
+    """The same features with a last layer."""
+    return replace(features, classifier=classifier)
 
 
 def load(adapter: nn.Module, method: Method, values: Iterable[tuple[str, Tensor]]) -> set[str]:
