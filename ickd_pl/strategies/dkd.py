@@ -38,7 +38,7 @@ def dkd_loss(
     label: Tensor,
     alpha: float = 1.0,
     beta: float = 8.0,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
 ) -> Tensor:
     """KL divergence of (label, not label) times alpha, plus that among the other classes times beta.
 
@@ -57,7 +57,7 @@ def dkd_loss(
         label: shape (B,), class numbers.
         alpha: weight of the label's term.
         beta: weight of the other classes' term.
-        temperature: softening T.
+        temperature: softening T; a tensor () gets a gradient.
 
     Returns:
         A scalar, at least float32.

@@ -17,8 +17,10 @@ from ickd_pl.models.features import Classifier, Features, FeatureShapes
 from ickd_pl.strategies import (
     AB,
     AT,
+    CATKD,
     CC,
     CRD,
+    CTKD,
     DKD,
     FSP,
     FT,
@@ -34,6 +36,8 @@ from ickd_pl.strategies import (
     LossStrategy,
     SimKD,
 )
+from ickd_pl.strategies.ctkd import ctkd_loss
+from tests.golden import golden_index
 
 Named = dict[str, Tensor]
 
@@ -80,6 +84,29 @@ def _stages(x: list[Tensor]) -> Features:
 
 def _pooled(x: list[Tensor]) -> Features:
     return make_features(pooled=x[0])
+
+
+_THETA = ((r"temperature/global_T", "theta"),)
+
+
+def learned_temperature(h: dict[str, Any], standardise: bool) -> LossStrategy:
+    assert h["decay_max"] == 0
+    ends = {"lowest": h["t_start"], "span": h["t_end"], "strength": -h["decay_min"]}
+    return CTKD(**ends, curriculum_epochs=int(h["decay_loops"]), standardise=standardise)
+
+
+class GivenTemperatures(LossStrategy):
+    """CTKD's loss at one temperature for each image, which are the adapter's."""
+
+    def __init__(self, eps: float = 0.0) -> None:
+        self.weight, self.eps = 1.0, eps
+
+    def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
+        return nn.ParameterDict({"T": torch.ones(golden_index()["batch"], 1)})
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        value: Tensor = ctkd_loss(student.logits, teacher.logits, adapter["T"], self.eps)  # type: ignore[index]
+        return value
 
 
 METHODS: dict[str, Method] = {
@@ -133,6 +160,16 @@ METHODS: dict[str, Method] = {
         lambda h: SimKD(factor=h["factor"]),
         lambda x: make_features(stages=(x[0],), final=x[0]),
         ((r"(projector|simkd)/transfer\.", "project."),),
+    ),
+    "ctkd": Method(lambda h: learned_temperature(h, False), lambda x: make_features(logits=x[0]), _THETA),
+    "ctkd_ls": Method(lambda h: learned_temperature(h, True), lambda x: make_features(logits=x[0]), _THETA),
+    "ctkd_instance": Method(
+        lambda h: GivenTemperatures(h["eps"]), lambda x: make_features(logits=x[0]), ((r"temperature/T", "T"),)
+    ),
+    "catkd": Method(
+        lambda h: CATKD(resolution=h["resolution"], normalise=h["normalise"]),
+        lambda x: make_features(final=x[0]),
+        ((r"student_head/", "student_head/"),),
     ),
     "kdsvd": Method(lambda h: KDSVD(count=h["k"]), _stages),
 }  # fmt: skip

@@ -14,9 +14,9 @@ from ickd_pl.strategies.components.negatives import ClassTable
 
 METHODS = discover()
 # Written down here, not taken from the methods: what each reads as maps or vectors. A new method need not stand here.
-OF_MAPS = {"ab", "at", "fitnet", "fsp", "ft", "ickd", "kdsvd", "nst", "simkd", "vid"}
+OF_MAPS = {"ab", "at", "catkd", "fitnet", "fsp", "ft", "ickd", "kdsvd", "nst", "simkd", "vid"}
 OF_VECTORS = {"cc", "crd"}
-OF_ANY = {"dkd", "kd", "pkt", "rkd", "sp"}
+OF_ANY = {"ctkd", "dkd", "kd", "pkt", "rkd", "sp"}
 FORMS = {"tokens": (17, 8), "vectors": (8,), "volumes": (8, 2, 4, 4)}
 
 
