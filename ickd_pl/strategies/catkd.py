@@ -50,7 +50,8 @@ def catkd_loss(
 
     Example:
         >>> import torch
-        >>> catkd_loss(torch.ones(2, 3, 4, 4), torch.ones(5, 3), torch.ones(2, 1, 8, 8), torch.ones(5, 1)).item()
+        >>> student, teacher = torch.ones(2, 3, 4, 4), torch.ones(2, 1, 8, 8)
+        >>> catkd_loss(student, torch.ones(5, 3), teacher, torch.ones(5, 1)).item()
         4.0
     """
     check_shapes("catkd_loss", ("student", student, "B C H W"), ("teacher", teacher, "B C' H' W'"))

@@ -34,7 +34,8 @@ def simkd_loss(projected: Tensor, teacher: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> simkd_loss(torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 8, 8)).item()
+        >>> projected, teacher = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 8, 8)
+        >>> simkd_loss(projected, teacher).item()
         1.0
     """
     check_shapes("simkd_loss", ("projected", projected, "B C H W"), ("teacher", teacher, "B C H' W'"))

@@ -6,6 +6,7 @@ A path may be ``FILE#ENTRY``: the weights under that name, for a file in which t
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import warnings
 from pathlib import Path
@@ -74,10 +75,13 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
     if head is not None and head.adapter and isinstance(net, DeployedNet):
         content = as_deployed(content, head.adapter)
     elif head is not None and named is None and not isinstance(net, DeployedNet):
+        layer = net.last_layer() if isinstance(net, FeatureNet) else None
+        classes = "" if layer is None else f", num_classes: {len(layer.weight)}"
         raise UserError(
             f"{path} holds a student that predicts by another head than the last layer of {name}: read it with "
-            f"ickd_pl.load_student; as a teacher give that in Python, or on the command line --model.teacher "
-            f"'{{class_path: {DeployedNet.__module__}.DeployedNet, init_args: {{network: {name}, head: {head.spec}}}}}'"
+            "ickd_pl.load_student; as a teacher give that in Python, or on the command line --model.teacher "
+            f"'{{class_path: {DeployedNet.__module__}.DeployedNet, "
+            f"init_args: {{network: {name}{classes}, head: {json.dumps(head.spec)}}}}}'"
         )
     own = {key: value for key, value in net.state_dict().items() if isinstance(value, Tensor)}
     found = entries(content, own, named)
