@@ -17,8 +17,9 @@ from ickd_pl.models.base import FeatureNet
 from ickd_pl.models.deployed import DeployedNet, Head
 from ickd_pl.models.features import FeatureShapes
 from ickd_pl.models.hooked import HookedNet, LayerMap
-from ickd_pl.strategies import FSP, KD, SimKD
+from ickd_pl.strategies import CTKD, FSP, KD, SimKD
 from ickd_pl.training.pack import Pack
+from ickd_pl.training.speed import _loss
 from ickd_pl.weights import export_student, load_weights, read_config
 from tests.training.packs import make_teacher, packed, solo
 
@@ -129,6 +130,27 @@ def test_epoch_of_a_loss() -> None:
     again = DistillationModule("resnet8", teacher, strategies=[later], num_classes=10)
     longer.fit(again, data(), ckpt_path="two.ckpt")
     assert later.seen == [3, 3, 3]
+
+
+def test_a_compiled_loss_follows_the_epoch_without_being_compiled_again() -> None:
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    loss = torch.compile(_loss, backend=backend, dynamic=False, fullgraph=True)
+    module = DistillationModule("resnet8", make_teacher(), strategies=[CTKD()], num_classes=10)
+    (method,), theta = module.strategies, module.adapters["ctkd"].theta
+    student, teacher = module.student.features(images()), module.teacher_features(images(), False)
+    method.main_epoch = torch.ones((), dtype=torch.int64)
+    found = []
+    for epoch in (1, 2, 3):
+        method.main_epoch.fill_(epoch)
+        value = loss(method, student, teacher, batch(), module.adapters["ctkd"])
+        (gradient,) = torch.autograd.grad(value, theta, retain_graph=True)
+        found.append(float(gradient))
+    assert len(compiled) == 1 and len(set(found)) == 3
 
 
 def test_epoch_follows_a_first_stage() -> None:
@@ -265,6 +287,12 @@ def test_prediction_in_files_and_as_a_teacher(tmp_path: Path) -> None:
     bare = get_model("resnet8", 10).eval()
     load_weights(bare, f"{tmp_path / 'run.ckpt'}#state_dict.student", "resnet8")
     assert torch.equal(bare(images()), module.student(images()))
+    # A callback's average of the whole module.
+    content = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    content["callbacks"]["Average"] = {"kept": {f"module.{k}": v.clone() for k, v in content["state_dict"].items()}}
+    content["callbacks"]["Average"]["kept"]["module.adapters.turns.scale"] *= 2
+    torch.save(content, tmp_path / "averaged.ckpt")
+    assert torch.equal(load_student(f"{tmp_path / 'averaged.ckpt'}#kept")(images()), 2 * expected)
     # As a teacher, folded in the run, and as a student that is trained on.
     taught = DistillationModule("resnet8", student, strategies=[KD()], num_classes=10)
     fitted(taught)
