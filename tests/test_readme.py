@@ -175,8 +175,11 @@ def test_every_method_is_there_with_its_paper_and_its_pairs() -> None:
         works = sum(row[column].strip() == "yes" for row in pairs)
         paper = (config_root() / "methods" / f"{name}.yaml").read_text("utf-8").splitlines()[0].removeprefix("# ")
         assert f"| {paper} | `{name}` | {works} |" in page
-        title = {"fitnet": "FitNet", "ickd": "ICKD-C"}.get(name, name.upper())
-        ((cited, where),) = [(c[1], row[1]) for row in table if (c := re.search(rf"\b{title} \((.+?)\)", row[0]))]
+        titles = {"fitnet": "FitNet", "ickd": "ICKD-C", "simkd": "SimKD", "catkd": "CAT-KD"}
+        title = titles.get(name, name.upper())
+        ((cited, where),) = [
+            (c[1], row[1]) for row in table if (c := re.search(rf"(?<![\w-]){title} \((.+?)\)", row[0]))
+        ]
         assert f"{works} of 13" in where, name
         authors, _, venue = cited.rpartition(", ")
         assert paper.startswith(authors) and paper.endswith(venue), name

@@ -58,7 +58,8 @@ def run(args: Sequence[str]) -> int:
         print(f"note: {source} lacks the normalisation of its images, or its class names: they are null in {path}")
     if not done.verified:
         print("note: not verified, because onnxruntime is missing: run pip install 'ickd-pl[export]' to verify it")
-    usage = FORMATS[options.format].usage.format(path=path, **config.as_dict())
+    how = FORMATS["safetensors" if config.head and options.format == "repdistiller" else options.format]
+    usage = how.usage.format(path=path, **config.as_dict())
     what = f"{config.network}, {config.num_classes} classes, {done.size / 1e6:.2f} MB"
     print(f"wrote {path} ({what}); read it with {usage}", flush=True)
     return 0

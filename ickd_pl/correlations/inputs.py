@@ -134,6 +134,8 @@ def read_run(path: Path) -> Checkpoint:
     """
     config = read_config(path)
     run = read_checkpoint(path)
+    if config.head is not None:
+        raise UserError(f"{path} predicts by a projector, not by the student's own maps, which are compared here")
     if config.network is None or type(run.settings.get("seed")) is not int:
         raise UserError(
             f"{path} was trained in Python with a network of its own: load it there, with load_from_checkpoint"

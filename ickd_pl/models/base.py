@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ickd_pl.models.features import Features
+from ickd_pl.models.features import Classifier, Features
 
 
 class FeatureNet(nn.Module):
@@ -13,9 +15,21 @@ class FeatureNet(nn.Module):
 
     Attributes:
         name: its name for :func:`ickd_pl.get_model`.
+        classifier_path: path of the linear layer from :attr:`Features.pooled` to the logits, which :meth:`features`
+            hands out by :meth:`last_layer`; empty where there is none, so that no method can apply it.
     """
 
     name: str = ""
+    classifier_path: ClassVar[str] = ""
+
+    def last_linear(self) -> nn.Linear | None:
+        """The layer at ``classifier_path``; None without one."""
+        layer = self.get_submodule(self.classifier_path) if self.classifier_path else None
+        return layer if isinstance(layer, nn.Linear) else None
+
+    def last_layer(self) -> Classifier | None:
+        """The layer from the pooled vector to the logits, for :attr:`Features.classifier`; None without one."""
+        return Classifier.of(self.last_linear())
 
     def features(self, image: Tensor, preact: bool = False) -> Features:
         """One forward pass.

@@ -8,6 +8,7 @@ from torch import nn
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.deployed import DeployedNet
 from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.models.hooked import HookedNet, LayerMap
 from ickd_pl.seeding import seeded
@@ -19,6 +20,8 @@ def network_name(network: Network) -> str:
     """The name for messages and folders: the registered one, else the class name."""
     if isinstance(network, HookedNet):
         return network_name(network.net)
+    if isinstance(network, DeployedNet):
+        return f"{network_name(network.net)}_{type(network.head).__name__}"
     if isinstance(network, FeatureNet) and network.name:
         return network.name
     return network if isinstance(network, str) else type(network).__name__
@@ -74,7 +77,7 @@ def probe(net: FeatureNet | HookedNet, name: str, image_size: int | tuple[int, .
     """Shapes of the features of one image; the network (mode, buffers) is left as it was.
 
     Raises:
-        UserError: the network does not take images of this size.
+        UserError: the network does not take images of this size, or its last layer is not the one that it says.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     modes = [(module, module.training) for module in net.modules()]
@@ -84,6 +87,7 @@ def probe(net: FeatureNet | HookedNet, name: str, image_size: int | tuple[int, .
         with torch.no_grad():
             zeros = torch.zeros(2, 3, height, width, device=reference.device, dtype=reference.dtype)
             features: Features = net.features(zeros, preact=preact)
+        _check_classifier(net, name, features)
     except (RuntimeError, AssertionError) as error:  # transformers assert the size of their images
         why = " ".join(str(error).split())[:300]
         raise UserError(f"{name} does not take images of 3x{height}x{width}: {why}") from error
@@ -91,3 +95,21 @@ def probe(net: FeatureNet | HookedNet, name: str, image_size: int | tuple[int, .
         for module, mode in modes:
             module.training = mode
     return FeatureShapes.of(name, features)
+
+
+def _check_classifier(net: FeatureNet | HookedNet, name: str, features: Features) -> None:
+    """Raise :class:`UserError` if what a network says is its last layer does not make its logits."""
+    if features.classifier is None:
+        return
+    try:
+        made = features.classifier(features.pooled.flatten(1))
+        fits = made.shape == features.logits.shape and torch.allclose(made, features.logits, rtol=1e-3, atol=1e-3)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        layer = net.layers.classifier if isinstance(net, HookedNet) else net.classifier_path
+        raise UserError(
+            f"{name}: its layer '{layer}' does not turn the pooled vector {tuple(features.pooled.shape[1:])} into the "
+            f"logits {tuple(features.logits.shape[1:])}: name the linear layer that does, and as pooled its input, or "
+            "leave classifier out"
+        )

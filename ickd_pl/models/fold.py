@@ -149,7 +149,8 @@ def _features(net: FeatureNet | HookedNet, image: Tensor) -> Features:
 def _tensors(features: Features) -> Iterator[Tensor]:
     for field in fields(features):
         value = getattr(features, field.name)
-        yield from [value] if isinstance(value, Tensor) else value or ()
+        if field.name != "classifier":  # no output
+            yield from [value] if isinstance(value, Tensor) else value or ()
 
 
 def _close(one: Features, other: Features) -> bool:

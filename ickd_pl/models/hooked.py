@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ickd_pl.errors import UserError, near
-from ickd_pl.models.features import Features
+from ickd_pl.models.features import Classifier, Features
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class LayerMap:
         final: map that enters the global pooling.
         pooled: vector that enters the classifier; (B, D, 1, 1) is flattened.
         preact: stage ends before their last ReLU, one for each stage; for methods with ``needs_preact``.
+        classifier: the linear layer from ``pooled`` to the logits, for methods that apply it (SimKD, CAT-KD).
 
     Example:
         >>> LayerMap(stem="0", stages=("0", "2"), final="2", pooled="5:in").paths()
@@ -41,6 +42,7 @@ class LayerMap:
     final: str
     pooled: str
     preact: tuple[str, ...] | None = None
+    classifier: str | None = None
 
     def paths(self) -> list[str]:
         """All paths, without duplicates."""
@@ -109,6 +111,7 @@ class HookedNet(nn.Module):
             name = path.removesuffix(":in")
             if name not in modules:
                 raise UserError(f"no layer '{name}' in {type(net).__name__}: {near(name, modules)}")
+        self._check_classifier(modules)
         for path, tap in self._taps.items():  # bound methods: a deepcopy of the network feeds the copy's taps
             module = modules[path.removesuffix(":in")]
             if path.endswith(":in"):
@@ -118,6 +121,26 @@ class HookedNet(nn.Module):
         for module in modules.values():
             if vars(module).get("inplace") is True:
                 vars(module)["inplace"] = False
+
+    def _check_classifier(self, modules: dict[str, nn.Module]) -> None:
+        path = self.layers.classifier
+        if path is not None and path not in modules:
+            raise UserError(f"no layer '{path}' in {type(self.net).__name__}: {near(path, modules)}")
+        if path is not None and not isinstance(modules[path], nn.Linear):
+            linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+            raise UserError(
+                f"LayerMap.classifier: expected a linear layer, but '{path}' of {type(self.net).__name__} is "
+                f"{type(modules[path]).__name__}: {f'the last one is {linear[-1]}' if linear else 'leave it out'}"
+            )
+
+    def last_linear(self) -> nn.Linear | None:
+        """The layer at ``layers.classifier``; None without one."""
+        layer = None if self.layers.classifier is None else self.net.get_submodule(self.layers.classifier)
+        return layer if isinstance(layer, nn.Linear) else None
+
+    def last_layer(self) -> Classifier | None:
+        """The layer from the pooled vector to the logits; None without one."""
+        return Classifier.of(self.last_linear())
 
     def taps(self) -> set[Callable[..., Any]]:
         """The hooks that this wrapper has added."""
@@ -153,4 +176,5 @@ class HookedNet(nn.Module):
             final=values[layers.final],
             pooled=pooled.flatten(1) if pooled.shape[2:] == (1, 1) else pooled,
             preact=tuple(values[path] for path in layers.preact or ()) if preact else None,
+            classifier=self.last_layer(),
         )

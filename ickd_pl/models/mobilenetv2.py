@@ -55,6 +55,8 @@ class MobileNetV2(FeatureNet):
     final 1280x2x2, pooled 1280.
     """
 
+    classifier_path = "classifier.0"
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         channels = int(32 * WIDTH)
@@ -83,7 +85,8 @@ class MobileNetV2(FeatureNet):
         final = self.conv2(x)
         pooled = average_pool(final)
         stages = tuple(ends)
-        return Features(self.classifier(pooled), stem, stages, final, pooled, stages if preact else None)
+        before_relu = stages if preact else None
+        return Features(self.classifier(pooled), stem, stages, final, pooled, before_relu, self.last_layer())
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.blocks]

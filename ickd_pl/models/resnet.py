@@ -60,6 +60,8 @@ class ResNet(FeatureNet):
         num_classes: K.
     """
 
+    classifier_path = "fc"
+
     def __init__(self, blocks: int, widths: Sequence[int], num_classes: int) -> None:
         super().__init__()
         stem, first, second, third = widths
@@ -84,7 +86,8 @@ class ResNet(FeatureNet):
             ends.append(x)
             sums.append(total)
         pooled = average_pool(x)
-        return Features(self.fc(pooled), stem, tuple(ends), x, pooled, tuple(sums) if preact else None)
+        before_relu = tuple(sums) if preact else None
+        return Features(self.fc(pooled), stem, tuple(ends), x, pooled, before_relu, self.last_layer())
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3]

@@ -42,6 +42,8 @@ class ResNet50(FeatureNet):
     For a 32x32 image: stem 64x32x32, stages 256x32x32, 512x16x16, 1024x8x8, 2048x4x4, pooled 2048.
     """
 
+    classifier_path = "linear"
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.conv1 = conv3x3(3, 64)
@@ -66,7 +68,8 @@ class ResNet50(FeatureNet):
             ends.append(x)
             sums.append(total)
         pooled = F.adaptive_avg_pool2d(x, 1).flatten(1)
-        return Features(self.linear(pooled), stem, tuple(ends), x, pooled, tuple(sums) if preact else None)
+        before_relu = tuple(sums) if preact else None
+        return Features(self.linear(pooled), stem, tuple(ends), x, pooled, before_relu, self.last_layer())
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]

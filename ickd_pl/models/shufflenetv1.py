@@ -56,6 +56,8 @@ class ShuffleNetV1(FeatureNet):
     For a 32x32 image: stem 24x32x32, stages 240x16x16, 480x8x8, 960x4x4, pooled 960. PyTorch's default initialisation.
     """
 
+    classifier_path = "linear"
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.conv1 = conv1x1(3, STEM)
@@ -78,7 +80,8 @@ class ShuffleNetV1(FeatureNet):
             ends.append(x)
             before.append(total)
         pooled = average_pool(x)
-        return Features(self.linear(pooled), stem, tuple(ends), x, pooled, tuple(before) if preact else None)
+        before_relu = tuple(before) if preact else None
+        return Features(self.linear(pooled), stem, tuple(ends), x, pooled, before_relu, self.last_layer())
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3]

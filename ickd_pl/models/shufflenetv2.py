@@ -68,6 +68,8 @@ class ShuffleNetV2(FeatureNet):
     final 1024x4x4, pooled 1024. PyTorch's default initialisation.
     """
 
+    classifier_path = "linear"
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.conv1 = conv1x1(3, STEM)
@@ -98,7 +100,8 @@ class ShuffleNetV2(FeatureNet):
                 before.append(torch.cat([kept, normed], dim=1))
         final = F.relu(self.bn2(self.conv2(x)))
         pooled = average_pool(final)
-        return Features(self.linear(pooled), stem, tuple(ends), final, pooled, tuple(before) if preact else None)
+        before_relu = tuple(before) if preact else None
+        return Features(self.linear(pooled), stem, tuple(ends), final, pooled, before_relu, self.last_layer())
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3]

@@ -36,6 +36,8 @@ class VGG(FeatureNet):
         num_classes: K.
     """
 
+    classifier_path = "classifier"
+
     def __init__(self, convs: Sequence[int], num_classes: int) -> None:
         super().__init__()
         channels = (3, *WIDTHS)
@@ -58,7 +60,8 @@ class VGG(FeatureNet):
             ends.append(x)
             before.append(normed)
         pooled = F.adaptive_avg_pool2d(x, 1).flatten(1)
-        return Features(self.classifier(pooled), stem, tuple(ends), x, pooled, tuple(before) if preact else None)
+        before_relu = tuple(before) if preact else None
+        return Features(self.classifier(pooled), stem, tuple(ends), x, pooled, before_relu, self.last_layer())
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.block0, self.block1, self.block2, self.block3, self.block4]

@@ -56,6 +56,8 @@ class WideResNet(FeatureNet):
     For a 32x32 image: stem 16x32x32, stages 16kx32x32, 32kx16x16, 64kx8x8, final 64kx8x8, pooled 64k.
     """
 
+    classifier_path = "fc"
+
     def __init__(self, depth: int, width: int, num_classes: int) -> None:
         super().__init__()
         blocks = (depth - 4) // 6
@@ -81,7 +83,8 @@ class WideResNet(FeatureNet):
         last = self.bn1(x)
         final = F.relu(last)
         pooled = average_pool(final)
-        return Features(self.fc(pooled), stem, tuple(ends), final, pooled, (*firsts[1:], last) if preact else None)
+        before_relu = (*firsts[1:], last) if preact else None
+        return Features(self.fc(pooled), stem, tuple(ends), final, pooled, before_relu, self.last_layer())
 
     def feat_modules(self) -> list[nn.Module]:
         return [self.conv1, self.block1, self.block2, self.block3]

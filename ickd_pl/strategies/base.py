@@ -27,8 +27,10 @@ from ickd_pl.checks import (
 )
 from ickd_pl.data.batch import Batch, DataInfo
 from ickd_pl.errors import UserError, near
+from ickd_pl.models.base import FeatureNet
 from ickd_pl.models.discovery import classes_in, subclasses
 from ickd_pl.models.features import Features, FeatureShapes
+from ickd_pl.models.hooked import HookedNet
 
 
 class LossStrategy(pl.Callback, ABC):
@@ -49,6 +51,13 @@ class LossStrategy(pl.Callback, ABC):
         capturable: nothing in the loss is drawn or counted on the host, so that it can be part of a CUDA graph; numbers
             in attributes may change.
         needs_labels: the data module must have ``train_labels``, the labels of all training images.
+        predicts: the method replaces how the student predicts. Its :meth:`build` returns a
+            :class:`~ickd_pl.models.deployed.Head`, which turns the student's features into those of the network as it
+            is deployed. The module applies it once a step and gives :meth:`loss` what it returns; its logits are the
+            prediction in training, evaluation, export and when the student becomes a teacher. The cross entropy and
+            other methods read the student's own features. A run has at most one such method.
+        main_epoch: during ``fit`` the main epoch, from 1, an int64 tensor () on the device, which is changed in place:
+            compiled and captured steps read it. None outside.
         pretrain_epochs: length of a first stage before the main epochs; 0 for a one-stage method.
         pretrain_lr: constant learning rate of the first stage; None leaves it to :meth:`first_stage_lr`.
     """
@@ -57,6 +66,8 @@ class LossStrategy(pl.Callback, ABC):
     needs_index: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
+    predicts: ClassVar[bool] = False
+    main_epoch: Tensor | None = None
     weight: NonNegativeFloat
     pretrain_epochs: NonNegativeInt = 0
     pretrain_lr: PositiveFloat | None = None
@@ -96,6 +107,12 @@ class LossStrategy(pl.Callback, ABC):
         """Likewise the layers that the method reads as vectors (D,)."""
         return {}
 
+    def prepare(self, student: FeatureNet | HookedNet) -> None:
+        """Change the student before anything else sees it; the keys and shapes of its state dict must stay.
+
+        So every file of it is one of the network as ever. Random numbers drawn here depend on the run's seed alone.
+        """
+
     def check(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
         """Raise :class:`~ickd_pl.errors.IncompatiblePair` if the method cannot work on this pair."""
 
@@ -108,7 +125,7 @@ class LossStrategy(pl.Callback, ABC):
         """The unweighted loss of one batch, a scalar of at least float32.
 
         Args:
-            student: features with gradient.
+            student: features with gradient; of a method that :attr:`predicts`, those that its head makes of them.
             teacher: features without gradient, of the same images.
             batch: images, labels and indices.
             adapter: what :meth:`build` returned.

@@ -39,7 +39,7 @@ def dkd_loss(
     label: Tensor,
     alpha: float = 1.0,
     beta: float = 8.0,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
 ) -> Tensor:
     """KL divergence of (label, not label) times alpha, plus that among the other classes times beta.
 
@@ -58,7 +58,7 @@ def dkd_loss(
         label: shape (B,), class numbers.
         alpha: weight of the label's term.
         beta: weight of the other classes' term.
-        temperature: softening T.
+        temperature: softening T; a tensor () gets a gradient.
 
     Returns:
         A scalar, at least float32.
@@ -72,11 +72,24 @@ def dkd_loss(
     check_shapes(
         "dkd_loss", ("student", student_logits, "B K"), ("teacher", teacher_logits, "B K"), ("label", label, "B")
     )
+    value: Tensor = dkd_per_image(student_logits, teacher_logits, label, alpha, beta, temperature).mean()
+    return value
+
+
+@full_precision
+def dkd_per_image(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    label: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float | Tensor = 4.0,
+) -> Tensor:
+    """The terms of :func:`dkd_loss`, whose mean it is: one for each image, (B,). The arguments are the same."""
     s_odds, s_rest = decouple(student_logits / temperature, label)
     t_odds, t_rest = decouple(teacher_logits.detach() / temperature, label)
-    target = binary_kl(t_odds, s_odds).mean()
-    rest = kl_div(s_rest, t_rest, reduction="batchmean", log_target=True)
-    return temperature**2 * (alpha * target + beta * rest)
+    rest = kl_div(s_rest, t_rest, reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * (alpha * binary_kl(t_odds, s_odds) + beta * rest)
 
 
 @dataclass(eq=False)

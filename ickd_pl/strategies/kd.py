@@ -16,7 +16,7 @@ from ickd_pl.strategies.components.shapes import check_shapes
 
 
 @full_precision
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """KL divergence from the teacher's to the student's softened probabilities, times the squared temperature.
 
     ``T^2 / B * sum over the batch of KL(softmax(teacher / T) || softmax(student / T))``.
@@ -27,7 +27,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     Args:
         student_logits: shape (B, K).
         teacher_logits: shape (B, K); gradients do not flow into it.
-        temperature: softening T; 1 leaves the probabilities as they are.
+        temperature: softening T; 1 leaves the probabilities as they are. A tensor as for :func:`kd_per_image`.
 
     Returns:
         A scalar, at least float32.
@@ -39,9 +39,33 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         0.46
     """
     check_shapes("kd_loss", ("student", student_logits, "B K"), ("teacher", teacher_logits, "B K"))
+    if isinstance(temperature, Tensor):
+        value: Tensor = kd_per_image(student_logits, teacher_logits, temperature).mean()
+        return value
     student = log_softmax(student_logits / temperature, dim=1)
     teacher = log_softmax(teacher_logits.detach() / temperature, dim=1)
     return kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+@full_precision
+def kd_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
+    """The terms of :func:`kd_loss`, whose mean it is: one for each image.
+
+    Args:
+        student_logits: shape (B, K).
+        teacher_logits: shape (B, K); gradients do not flow into it.
+        temperature: softening T. A tensor () or (1,), or (B, 1) with one for each image, gets a gradient, also through
+            the factor T^2 and the teacher's probabilities.
+
+    Returns:
+        Shape (B,), at least float32.
+    """
+    check_shapes("kd_per_image", ("student", student_logits, "B K"), ("teacher", teacher_logits, "B K"))
+    student = log_softmax(student_logits / temperature, dim=1)
+    teacher = log_softmax(teacher_logits.detach() / temperature, dim=1)
+    divergence = kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    factor = temperature**2
+    return divergence * (factor.flatten() if isinstance(factor, Tensor) else factor)
 
 
 @dataclass(eq=False)

@@ -17,7 +17,8 @@ from ickd_pl.training.evaluation import accuracy
 from ickd_pl.training.teacher_images import TeacherImages, check_normalization
 from ickd_pl.weights.checkpoint import read_checkpoint
 from ickd_pl.weights.read import load_weights, read_state_dict
-from ickd_pl.weights.student import KEY, read_config
+from ickd_pl.weights.stated import KEY
+from ickd_pl.weights.student import read_config
 
 
 def train(name: str, seed: int, output: Path | None, overwrite: bool, checkpoints: Path, args: Sequence[str]) -> Path:

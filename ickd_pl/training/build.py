@@ -14,7 +14,8 @@ from ickd_pl.checks import above_zero, between, name_of, true_or_false, whole_nu
 from ickd_pl.data.batch import DataInfo
 from ickd_pl.errors import UserError
 from ickd_pl.models.base import FeatureNet
-from ickd_pl.models.build import make_network
+from ickd_pl.models.build import check_classes, make_network, probe
+from ickd_pl.models.deployed import Head
 from ickd_pl.models.features import FeatureShapes
 from ickd_pl.models.hooked import HookedNet, LayerMap
 from ickd_pl.seeding import seeded
@@ -32,6 +33,20 @@ class TrainableModule(Protocol):
     def parameter_group(self) -> dict[str, Any]: ...
 
     def lr_factor(self) -> Callable[[int], float]: ...
+
+
+class BuiltModule(Protocol):
+    """What :func:`adapters_of` reads of a :class:`ickd_pl.DistillationModule`."""
+
+    student: FeatureNet | HookedNet
+    teacher: FeatureNet | HookedNet | None
+    student_name: str
+    teacher_name: str | None
+    strategies: list[LossStrategy]
+    keys: list[str]
+
+    @property
+    def needs_preact(self) -> bool: ...
 
 
 def check_arguments(owner: object, arguments: Mapping[str, Any]) -> None:
@@ -91,6 +106,27 @@ def _memory(net: nn.Module) -> set[tuple[torch.device, int]]:
     return {(device, address) for device, address in found if address}  # an empty or meta tensor has none
 
 
+def adapters_of(module: BuiltModule, image_size: int, data: DataInfo, seed: int) -> nn.ModuleDict:
+    """Let the methods change the student, then build their trainable parts for both networks.
+
+    Raises:
+        UserError: two methods replace how the student predicts, or a network has another number of classes.
+        IncompatiblePair: a method cannot work on this pair of networks.
+    """
+    names = [type(method).__name__ for method in module.strategies if method.predicts]
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)} each replace how the student predicts: a run can have one of them")
+    for position, method in enumerate(module.strategies):
+        with seeded(seed, "prepare", method.name(), position):
+            method.prepare(module.student)
+    student, teacher = probe(module.student, module.student_name, image_size, module.needs_preact), None
+    if module.teacher is not None:
+        teacher = probe(module.teacher, str(module.teacher_name), image_size, module.needs_preact)
+    check_classes(data.num_classes, student, teacher)
+    methods = dict(zip(module.keys, module.strategies, strict=True))
+    return make_adapters(methods, module.student, student, teacher, data, seed)
+
+
 def make_adapters(
     methods: Mapping[str, LossStrategy],
     student: nn.Module,
@@ -120,6 +156,8 @@ def make_adapters(
         method.check(student_shapes, teacher_shapes)
         with seeded(seed, "adapter", method.name(), position):
             adapter = method.build(student_shapes, teacher_shapes, data)
+        if method.predicts != isinstance(adapter, Head):
+            raise TypeError(f"{type(method).__name__}: a method that predicts returns a Head from build(), others none")
         if adapter is not None:
             adapters[key] = adapter
         if method.pretrain_epochs:

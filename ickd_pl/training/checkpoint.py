@@ -13,12 +13,14 @@ from torch import nn
 from ickd_pl.checks import name_of, plain_arguments, short, writable
 from ickd_pl.errors import UserError
 from ickd_pl.models import FeatureNet
+from ickd_pl.models.deployed import Head, head_from
 from ickd_pl.strategies import LossStrategy
 from ickd_pl.training.speed import UNSET
 from ickd_pl.training.teacher_parts import put_back, take_out
 from ickd_pl.version import __version__
 from ickd_pl.weights.checkpoint import checkpoint_of
 from ickd_pl.weights.read import read_file
+from ickd_pl.weights.stated import stated_head
 
 
 class CheckpointedModule(Protocol):
@@ -37,6 +39,9 @@ class CheckpointedModule(Protocol):
 
     @property
     def teacher(self) -> nn.Module | None: ...
+
+    @property
+    def adapters(self) -> nn.ModuleDict: ...
 
 
 Module = TypeVar("Module", bound=pl.LightningModule)
@@ -117,7 +122,7 @@ def is_fitting(module: pl.LightningModule) -> bool:
 
 
 def remove_teacher(module: CheckpointedModule, checkpoint: dict[str, Any], data: Any) -> None:
-    """Remove the teacher from a checkpoint to be saved, and add the version and the data module's arguments.
+    """Remove the teacher from a checkpoint to be saved; add version, data module's arguments and how it predicts.
 
     Args:
         module: the module being saved.
@@ -129,6 +134,9 @@ def remove_teacher(module: CheckpointedModule, checkpoint: dict[str, Any], data:
         checkpoint.get("hyper_parameters", {}).pop(name, None)
     checkpoint["ickd_pl"] = {"version": __version__, "best_acc1": module.best_acc1}
     checkpoint["ickd_pl"]["trained_before"] = module.trained_before
+    for key, adapter in module.adapters.items():
+        if isinstance(adapter, Head):
+            checkpoint["ickd_pl"]["head"] = {"adapter": key, **adapter.spec()}
     if parts:
         checkpoint["ickd_pl"]["teacher_parts"] = parts
     if data is not None:
@@ -146,7 +154,8 @@ def complete_checkpoint(module: CheckpointedModule, checkpoint: dict[str, Any], 
     Args:
         module: the module that loads it.
         checkpoint: modified in place: the teacher's weights, which it lacks, come from the module.
-        evaluating: no training follows. A module without methods then ignores the methods' trained parts.
+        evaluating: no training follows. A module without methods then ignores the methods' trained parts, except the
+            head by which the student predicts.
 
     Raises:
         UserError: the checkpoint has a different network or number of classes.
@@ -158,8 +167,12 @@ def complete_checkpoint(module: CheckpointedModule, checkpoint: dict[str, Any], 
         if own is not None and type(stored.get(name)) is type(own) and stored[name] != own:
             raise UserError(f"the checkpoint is of another {what}: expected {own}, got {short(stored[name])}")
     if evaluating and not module.strategies:
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("adapters.")}
+        state, kept = checkpoint["state_dict"], "none"
+        if (stated := stated_head("the checkpoint", checkpoint)) is not None:
+            module.adapters[stated.adapter] = head_from(stated.spec, "the checkpoint's head")
+            kept = f"adapters.{stated.adapter}."
+        left = {k for k in state if k.startswith("adapters.") and not k.startswith(kept)}
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in left}
     if module.teacher is not None:
         for key, value in module.teacher.state_dict(prefix="teacher.").items():
             checkpoint["state_dict"].setdefault(key, value)

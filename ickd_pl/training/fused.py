@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ickd_pl.models.base import FeatureNet
-from ickd_pl.models.features import Features
+from ickd_pl.models.features import Classifier, Features
 from ickd_pl.models.hooked import HookedNet
 
 Student = FeatureNet | HookedNet
@@ -35,6 +35,8 @@ class _FeaturesOf(nn.Module):
     def forward(self, image: Tensor, preact: bool) -> dict[str, Any]:
         found = self.net.features(image, preact=preact)
         named = {field.name: getattr(found, field.name) for field in fields(Features)}
+        if found.classifier is not None and found.classifier.bias is None:
+            named["classifier"] = found.classifier[:1]  # None is no output of vmap
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -78,6 +80,8 @@ class FusedStudents:
         # The students' dimension is next to the channels, where grouped convolutions have it: no copy.
         found = torch.vmap(run, in_dims=(0, 0, None), out_dims=1)(parameters, buffers, image)
         each = {name: _unbound(value) for name, value in found.items()}
+        if "classifier" in each:
+            each["classifier"] = [Classifier(*own) for own in each["classifier"]]
         return [Features(**{name: values[i] for name, values in each.items()}) for i in range(len(self._nets))]
 
     @torch.no_grad()

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.models.build import check_classes, make_network, network_name, probe
+from ickd_pl.models.build import make_network, network_name
 from ickd_pl.models.features import Features
 from ickd_pl.models.hooked import LayerMap
 from ickd_pl.strategies import LossStrategy, from_spec
 from ickd_pl.strategies.base import unique_names
-from ickd_pl.training.build import check_arguments, check_data, make_adapters, make_teacher, optimizer_of
+from ickd_pl.training.build import adapters_of, check_arguments, check_data, make_teacher, optimizer_of
 from ickd_pl.training.captured_steps import CapturedSteps
 from ickd_pl.training.checkpoint import complete_checkpoint, is_fitting, plain_settings, remove_teacher
 from ickd_pl.training.finite import has_scaler
@@ -121,7 +121,7 @@ class DistillationModule(CapturedSteps, TaughtModule):
         self.teacher = make_teacher(teacher, num_classes, teacher_layers, self.strategies, self.student)
         given = isinstance(teacher, nn.Module)
         self.teacher_weights = TeacherWeights(self.teacher_name, self.hparams["teacher_weights"], given)
-        self.adapters = self._make_adapters(image_size, DataInfo(num_classes, num_samples), seed)
+        self.adapters = adapters_of(self, image_size, DataInfo(num_classes, num_samples), seed)
         self.stages = Stages(self.strategies, self.student_name)
         self.metrics = Accuracies(num_classes)
         self.first_batch = FirstBatch(num_classes, image_size)
@@ -130,23 +130,9 @@ class DistillationModule(CapturedSteps, TaughtModule):
         self.stored_epoch: Any = None  # of a checkpoint within an epoch
         self.in_force: dict[str, float] = {}  # learning rate of the epoch, and settings that a callback has changed
 
-    def _make_adapters(self, image_size: int, data: DataInfo, seed: int) -> nn.ModuleDict:
-        student, teacher = probe(self.student, self.student_name, image_size, self.needs_preact), None
-        if self.teacher is not None:
-            teacher = probe(self.teacher, str(self.teacher_name), image_size, self.needs_preact)
-        check_classes(data.num_classes, student, teacher)
-        methods = dict(zip(self.keys, self.strategies, strict=True))
-        return make_adapters(methods, self.student, student, teacher, data, seed)
-
     @property
     def in_first_stage(self) -> bool:
         return self.stages.first
-
-    def adapter_of(self, strategy: LossStrategy) -> nn.Module | None:
-        """The trainable part that a strategy's ``build`` returned, or None."""
-        key = next(key for key, own in zip(self.keys, self.strategies, strict=True) if own is strategy)
-        # ModuleDict has no get() in every supported torch.
-        return self.adapters[key] if key in self.adapters else None  # noqa: SIM401
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -161,24 +147,27 @@ class DistillationModule(CapturedSteps, TaughtModule):
             student: likewise the student's.
 
         Returns:
-            The weighted total, the unweighted terms by name (``ce`` and each method's key), and the student's logits.
+            The weighted total, the unweighted terms by name (``ce`` and each method's key), and the predicted logits.
         """
         if student is None and teacher is None and self.captured is not None and self.strategies:
             student, teacher = self._features(batch.image)
         student = student or self.computing.student_features(self, batch.image, self.needs_preact)
         first_stage = self.stages.first
-        terms: dict[str, Tensor] = {"ce": cross_entropy(student.logits, batch.label)}
+        predicted = student.logits
+        terms: dict[str, Tensor] = {"ce": cross_entropy(predicted, batch.label)}
         total = torch.zeros((), device=batch.image.device) if first_stage else weighted(self.ce_weight, terms["ce"])
         for key, strategy in zip(self.keys, self.strategies, strict=True):
             adapter = self.adapter_of(strategy)
             teacher = self.teacher_features(batch.image, self.needs_preact) if teacher is None else teacher
             if not first_stage:
-                terms[key] = self.computing.loss(strategy, student, teacher, batch, adapter)
+                own = self.computing.seen_by(strategy, student, adapter)
+                predicted = own.logits if strategy.predicts else predicted
+                terms[key] = self.computing.loss(strategy, own, teacher, batch, adapter)
                 total = total + weighted(strategy.weight_at(self.stages.epoch), terms[key])
             elif strategy.pretrain_epochs:
                 terms[key] = strategy.pretrain_loss(student, teacher, batch, adapter)
                 total = total + terms[key]
-        return total, terms, student.logits
+        return total, terms, predicted
 
     def _features(self, image: Tensor) -> list[Features]:
         """The student's and the teacher's, in captured steps at once."""
@@ -259,6 +248,7 @@ class DistillationModule(CapturedSteps, TaughtModule):
         self.first_batch.forget()
         self.computing.prepare(self)
         if stage == "fit":
+            self.check_head()
             self.prepare_teacher()
             log_settings(self)
             self.stages.extend(self.trainer)

@@ -134,4 +134,4 @@ def _try(strategy: LossStrategy, adapter: nn.Module | None, student: Features, t
         strategy.pretrain_loss(student, teacher, batch, own)
     for part in strategy.frozen_in_main(own):
         part.eval()
-    strategy.loss(student, teacher, batch, own)
+    strategy.loss(own(student) if strategy.predicts else student, teacher, batch, own)

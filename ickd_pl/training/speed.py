@@ -105,6 +105,14 @@ class Computing:
         found = self._features(f"teacher {module.teacher_name}", net, image, preact)
         return found if module.hparams["channels_last"] else _contiguous(found)
 
+    def seen_by(self, strategy: LossStrategy, student: Features, adapter: nn.Module | None) -> Features:
+        """What a method's loss reads of the student: its features, or those that the method's head makes of them."""
+        if not strategy.predicts or adapter is None:
+            return student
+        function = compiled(_apply, type(strategy).__qualname__) if self._compiled else _apply
+        found: Features = function(adapter, student)
+        return found
+
     def loss(
         self, strategy: LossStrategy, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None
     ) -> Tensor:
@@ -161,6 +169,11 @@ def as_recorded(module: Module, stored: dict[str, Any]) -> None:
 
 def _features(net: FeatureNet | HookedNet, image: Tensor, preact: bool) -> Features:
     return net.features(image, preact=preact)
+
+
+def _apply(head: nn.Module, student: Features) -> Features:
+    found: Features = head(student)
+    return found
 
 
 def _loss(

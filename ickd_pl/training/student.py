@@ -47,9 +47,14 @@ class StudentModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         keep_memory(self.trainer.strategy.root_device)
 
+    @property
+    def deployed(self) -> FeatureNet | HookedNet:
+        """The network that predicts: the student, or the student with the head of a method that predicts."""
+        return self.student
+
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of the student, (B, K), for normalised images (B, 3, H, W)."""
-        logits: Tensor = self.student(image)
+        """The prediction's logits, (B, K), for normalised images (B, 3, H, W)."""
+        logits: Tensor = self.deployed(image)
         return logits
 
     def evaluation_batch(self, raw: Any, stage: str = "evaluation") -> Batch:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
@@ -22,6 +23,9 @@ class StagedModule(Protocol):
 
     @property
     def current_epoch(self) -> int: ...
+
+    @property
+    def device(self) -> Any: ...
 
     @property
     def student(self) -> nn.Module: ...
@@ -65,6 +69,7 @@ class Stages:
         self.student = student
         self.epochs = max(lengths, default=0)
         self.epoch: int | None = None
+        self._clock: torch.Tensor | None = None
         self._extended: pl.Trainer | None = None
 
     @property
@@ -131,11 +136,18 @@ class Stages:
 
     def leave(self) -> None:
         """Call at the end of the fit."""
-        self.epoch = None
+        self.epoch = self._clock = None
+        for strategy in self.strategies:
+            strategy.main_epoch = None
 
     def _enter(self, module: StagedModule) -> None:
         """Freeze and unfreeze parameters for the epoch that starts or resumes."""
         self.epoch = module.current_epoch - self.epochs + 1
+        if self._clock is None:
+            self._clock = torch.zeros((), dtype=torch.int64, device=module.device)
+        self._clock.fill_(self.epoch)
+        for strategy in self.strategies:
+            strategy.main_epoch = self._clock
         if not self.epochs:
             return
         for parameter in module.trainable():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ickd_pl.errors import UserError
+from ickd_pl.models.deployed import Head
 from ickd_pl.training.in_force import RecordedModule
 from ickd_pl.training.settings_record import SettingsRecord, changed_by
 
@@ -64,16 +65,22 @@ class WeightsRecord(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._evaluated = {key: value.clone() for key, value in self._module.student.state_dict().items()}
+            self._evaluated = {key: value.clone() for key, value in self._predicting().items()}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._check_teacher(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self._compare(trainer, checkpoint["state_dict"], f"{self._prefix}student.")
+        self._compare(trainer, checkpoint["state_dict"], self._prefix)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._compare(trainer, self._module.student.state_dict(), "")
+        self._compare(trainer, self._predicting(), "")
+
+    def _predicting(self) -> dict[str, Tensor]:
+        """The weights that made the evaluation, by their keys in the module."""
+        heads = {f"adapters.{key}": part for key, part in self._module.adapters.items() if isinstance(part, Head)}
+        parts = {"student": self._module.student, **heads}
+        return {f"{name}.{key}": v for name, part in parts.items() for key, v in part.state_dict().items()}
 
     def _check_teacher(self, trainer: pl.Trainer) -> None:
         teacher = self._module.teacher
@@ -90,8 +97,9 @@ class WeightsRecord(pl.Callback):
             other = state.get(f"{prefix}{key}")
             # NaN equals NaN: a member of a pack that was stopped keeps it.
             if not isinstance(other, Tensor) or not _equal(other.to(value.device), value):
+                name = key.removeprefix("student.")
                 raise UserError(
-                    f"{changed_by(trainer)} changed the student's {key} after its evaluation, and the accuracy in the "
+                    f"{changed_by(trainer)} changed the student's {name} after its evaluation, and the accuracy in the "
                     "record would not be that of its weights: remove it, or let it change weights before the evaluation"
                 )
 

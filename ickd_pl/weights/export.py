@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from ickd_pl.errors import UserError, near
 from ickd_pl.files import replacing
-from ickd_pl.models import FeatureNet, model_names
 from ickd_pl.models.build import network_name
 from ickd_pl.models.hooked import HookedNet
 from ickd_pl.seeding import generator
 from ickd_pl.weights.formats import FORMATS, Format, Result
-from ickd_pl.weights.student import StudentConfig
+from ickd_pl.weights.student import StudentConfig, described
 
 TOLERANCE = 1e-5
 """Maximum difference of an exported file's logits from the module's, times the largest one where that exceeds 1: the
@@ -73,7 +72,7 @@ def export_student(
             network that the format does not support. No file is left then.
     """
     check_target(Path(path), format, overwrite)
-    name = net.name if isinstance(net, FeatureNet) and net.name in model_names() else None
+    name, head = described(net)
     bare = _bare(net)
     try:
         with torch.no_grad():
@@ -82,7 +81,7 @@ def export_student(
         raise UserError(f"{network_name(net)} does not take images of 3x{image_size}x{image_size}: {error}") from error
     if len(shape) != 2 or shape[0] != 2:
         raise UserError(f"{network_name(net)} gives {shape} for two images: expected logits, (2, number of classes)")
-    config = StudentConfig(name, shape[1], image_size, mean, std, class_names)
+    config = StudentConfig(name, shape[1], image_size, mean, std, class_names, head)
     return write_student(net, Path(path), format, config, overwrite=overwrite)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ickd_pl.weights.student import KEY, StudentConfig
+from ickd_pl.weights.stated import KEY
+from ickd_pl.weights.student import StudentConfig
 
 OPSET = 18
 """ONNX opset of the written files: the one that torch's exporter writes without a conversion."""
@@ -41,7 +42,7 @@ class Format:
         read: from the file's bytes and the network to a function from images to logits; None if a library for it is
             not installed.
         libraries: that ``write`` needs beyond the project's dependencies.
-        usage: one line of Python that reads the file.
+        usage: one line of Python that reads the file; one that predicts by a head is read by ``load_student`` instead.
     """
 
     suffix: str

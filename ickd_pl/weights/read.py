@@ -6,6 +6,7 @@ A path may be ``FILE#ENTRY``: the weights under that name, for a file in which t
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import warnings
 from itertools import islice
@@ -18,12 +19,14 @@ from torch import Tensor, nn
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model
 from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.deployed import DeployedNet
 from ickd_pl.models.hooked import HookedNet
 from ickd_pl.seeding import seeded
 from ickd_pl.weights.bounds import check_archive, check_header, check_nesting
 from ickd_pl.weights.numpy_values import STAND_INS, NotPlain, ReadOver
 from ickd_pl.weights.recognise import network_of
 from ickd_pl.weights.search import WHOLE, Entry, StateDict, choose, entries, shown, weights_in
+from ickd_pl.weights.stated import as_deployed, stated_head
 
 __all__ = ["load_teacher", "load_weights", "read_file", "read_state_dict", "split_entry", "weights_file"]
 
@@ -64,11 +67,23 @@ def load_weights(net: nn.Module, path: str | Path, name: str) -> None:
 
     Raises:
         UserError: with the path, the network's name, the first keys that differ, and the likely cause; or with the
-            names of the entries, where several differ.
+            names of the entries, where several differ; or the file's student predicts by a head that ``net`` lacks.
     """
     net = net.net if isinstance(net, HookedNet) else net
     file, named = split_entry(path)
     content = read_file(file)
+    head = stated_head(file, content)
+    if head is not None and head.adapter and isinstance(net, DeployedNet):
+        content = as_deployed(content, head.adapter)
+    elif head is not None and named is None and not isinstance(net, DeployedNet):
+        layer = net.last_layer() if isinstance(net, FeatureNet) else None
+        classes = "" if layer is None else f", num_classes: {len(layer.weight)}"
+        raise UserError(
+            f"{path} holds a student that predicts by another head than the last layer of {name}: read it with "
+            "ickd_pl.load_student; as a teacher give that in Python, or on the command line --model.teacher "
+            f"'{{class_path: {DeployedNet.__module__}.DeployedNet, "
+            f"init_args: {{network: {name}{classes}, head: {json.dumps(head.spec)}}}}}'"
+        )
     own = {key: value for key, value in net.state_dict().items() if isinstance(value, Tensor)}
     found = entries(content, own, named)
     if not found:

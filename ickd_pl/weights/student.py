@@ -12,14 +12,13 @@ from ickd_pl.checks import short
 from ickd_pl.errors import UserError
 from ickd_pl.models import get_model, model_names
 from ickd_pl.models.base import FeatureNet
+from ickd_pl.models.deployed import DeployedNet, head_from
 from ickd_pl.seeding import seeded
 from ickd_pl.version import __version__
 from ickd_pl.weights.checkpoint import RunCheckpoint, checkpoint_of, is_checkpoint
 from ickd_pl.weights.normalization import fault_of, three_numbers
 from ickd_pl.weights.read import load_weights, read_file, weights_file
-
-KEY = "config"
-"""Key of the configuration in every exported file, as JSON (in a ``.pth`` as a dictionary)."""
+from ickd_pl.weights.stated import KEY, metadata, stated_head
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class StudentConfig:
         mean: per channel, of pixels scaled to 0..1; None if unknown.
         std: likewise.
         class_names: one for each class, in the order of the logits; None if unknown.
+        head: class and arguments of the head by which the student predicts (see
+            :func:`ickd_pl.models.deployed.head_from`); None for its own last layer.
 
     Raises:
         UserError: a value of the wrong type or length.
@@ -44,6 +45,7 @@ class StudentConfig:
     mean: list[float] | None = None
     std: list[float] | None = None
     class_names: list[str] | None = None
+    head: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.network is not None and self.network not in model_names():
@@ -62,6 +64,8 @@ class StudentConfig:
             raise UserError(f"class_names: expected a list of strings, got {type(names).__name__}")
         if names is not None and len(names) != self.num_classes:
             raise UserError(f"class_names: expected {self.num_classes}, one per class, got {len(names)}")
+        if self.head is not None:
+            head_from(self.head)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a file, with a description of input and output."""
@@ -94,6 +98,8 @@ def load_student(path: str | Path) -> FeatureNet:
         )
     with seeded("load_student"):
         net = get_model(config.network, config.num_classes)
+        if config.head is not None:
+            net = DeployedNet(net, config.head)
     load_weights(net, path, config.network)
     return net.eval()
 
@@ -112,7 +118,7 @@ def read_config(path: str | Path) -> StudentConfig:
     try:
         if is_checkpoint(content):
             return _of_checkpoint(checkpoint_of(path, content))
-        config = _metadata(path) if path.suffix == ".safetensors" else content.get(KEY)
+        config = metadata(path) if path.suffix == ".safetensors" else content.get(KEY)
         if isinstance(config, dict) and "network" in config:
             values: dict[str, Any] = {name: config.get(name) for name in StudentConfig.__dataclass_fields__}
             return StudentConfig(**values)
@@ -144,7 +150,7 @@ def normalisation_of(
     if is_checkpoint(content):
         stated = checkpoint_of(path, content).data_state
     elif path.suffix == ".safetensors":
-        stated = _metadata(path)
+        stated = metadata(path)
     else:
         stated = content.get(KEY) if isinstance(content, Mapping) else None
     mean, std = (stated.get(name) for name in ("mean", "std")) if isinstance(stated, Mapping) else (None, None)
@@ -164,6 +170,7 @@ def normalisation_of(
 
 def _of_checkpoint(checkpoint: RunCheckpoint) -> StudentConfig:
     settings, kept = checkpoint.settings, checkpoint.data_state
+    head = stated_head(checkpoint.path, checkpoint.content)
     return StudentConfig(
         network=settings.get("student"),
         num_classes=settings.get("num_classes", 100),
@@ -171,17 +178,11 @@ def _of_checkpoint(checkpoint: RunCheckpoint) -> StudentConfig:
         mean=kept.get("mean"),
         std=kept.get("std"),
         class_names=kept.get("class_names"),
+        head=None if head is None else head.spec,
     )
 
 
-def _metadata(path: Path) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:  # read_file has checked it
-        metadata: dict[str, str] = file.metadata() or {}
-    if KEY not in metadata:
-        return None
-    try:
-        return json.loads(metadata[KEY])
-    except ValueError as error:
-        raise UserError(f"expected JSON, got {metadata[KEY][:30]!r}") from error
+def described(net: object) -> tuple[str | None, dict[str, Any] | None]:
+    """A network's registered name, None for the user's own; and the head by which it predicts, if there is one."""
+    inner, head = (net.net, net.head.spec()) if isinstance(net, DeployedNet) else (net, None)
+    return (inner.name if isinstance(inner, FeatureNet) and inner.name in model_names() else None), head

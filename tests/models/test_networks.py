@@ -59,7 +59,7 @@ def test_shapes(name: str) -> None:
     found = tuple(shape[:2] for shape in (shapes.stem, *shapes.stages, shapes.final))
     assert known, f"a new network: add its maps to MAPS in tests/models/test_networks.py, if they are right: {found}"
     stem, *stages, final = ((channels, side, side) for channels, side in known[0])
-    expected = FeatureShapes(name, (10,), stem, tuple(stages), final, (final[0],), tuple(stages))
+    expected = FeatureShapes(name, (10,), stem, tuple(stages), final, (final[0],), tuple(stages), (10, final[0]))
     assert shapes == expected
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ickd_pl.data.batch import Batch, DataInfo
-from ickd_pl.models.features import Features, FeatureShapes
+from ickd_pl.models.deployed import Head
+from ickd_pl.models.features import Classifier, Features, FeatureShapes
 from ickd_pl.strategies import (
     AB,
     AT,
+    CATKD,
     CC,
     CRD,
+    CTKD,
     DIST,
     DKD,
     FSP,
@@ -32,7 +36,9 @@ from ickd_pl.strategies import (
     PKT,
     RKD,
     RLD,
+    SDD,
     SP,
+    SRRL,
     TTM,
     VID,
     WSLD,
@@ -40,8 +46,11 @@ from ickd_pl.strategies import (
     FitNet,
     LossStrategy,
     ReviewKD,
+    SimKD,
 )
+from ickd_pl.strategies.ctkd import ctkd_loss
 from ickd_pl.strategies.reviewkd import reviewkd_loss
+from tests.golden import golden_index
 
 Named = dict[str, Tensor]
 
@@ -94,6 +103,25 @@ def _logits(x: list[Tensor]) -> Features:
     return make_features(logits=x[0])
 
 
+def _srrl(x: list[Tensor]) -> Features:
+    """A vector, or a map, whose mean is the vector; logits, if they are given."""
+    pooled = x[0] if x[0].dim() == 2 else x[0].mean((2, 3))
+    given = {"final": x[0]} if x[0].dim() == 4 else {}
+    return make_features(pooled=pooled, **given, **({"logits": x[1]} if len(x) > 1 else {}))
+
+
+_OWN_HEAD = ((r"student_head/", "student_head/"),)
+
+
+def _final(x: list[Tensor]) -> Features:
+    return make_features(final=x[0])
+
+
+def _sdd(h: dict[str, Any], base: Any) -> LossStrategy:
+    beta = h.get("beta", h.get("gamma", 8.0))
+    return SDD(base=base, temperature=h["T"], beta=beta, finest=h["M"][-1])
+
+
 def _levels(x: list[Tensor]) -> Features:
     """Stages, and the pooled vector last."""
     return make_features(stages=tuple(x[:-1]), preact=tuple(x[:-1]), pooled=x[-1])
@@ -118,6 +146,29 @@ def _dkd(h: dict[str, Any], standardise: bool = False) -> LossStrategy:
 def _rld(h: dict[str, Any]) -> LossStrategy:
     temperatures = {"temperature": h["T"], "confidence_temperature": h["alpha_T"]}
     return RLD(alpha=h["alpha"], beta=h["beta"], **temperatures, standardise=h["logit_stand"])
+
+
+_THETA = ((r"temperature/global_T", "theta"),)
+
+
+def learned_temperature(h: dict[str, Any], standardise: bool) -> LossStrategy:
+    assert h["decay_max"] == 0
+    ends = {"lowest": h["t_start"], "span": h["t_end"], "strength": -h["decay_min"]}
+    return CTKD(**ends, curriculum_epochs=int(h["decay_loops"]), standardise=standardise)
+
+
+class GivenTemperatures(LossStrategy):
+    """CTKD's loss at one temperature for each image, which are the adapter's."""
+
+    def __init__(self, eps: float = 0.0) -> None:
+        self.weight, self.eps = 1.0, eps
+
+    def build(self, student: FeatureShapes, teacher: FeatureShapes, data: DataInfo) -> nn.Module:
+        return nn.ParameterDict({"T": torch.ones(golden_index()["batch"], 1)})
+
+    def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
+        value: Tensor = ctkd_loss(student.logits, teacher.logits, adapter["T"], self.eps)  # type: ignore[index]
+        return value
 
 
 METHODS: dict[str, Method] = {
@@ -174,6 +225,19 @@ METHODS: dict[str, Method] = {
     "rld": Method(_rld, _logits),
     "dist": Method(lambda h: DIST(beta=h["beta"], gamma=h["gamma"], temperature=h["tau"]), _logits),
     "ofa": Method(lambda h: OFA(power=h["eps"], temperature=h["T"]), _logits),
+    "srrl": Method(
+        lambda h: SRRL(feature_weight=h["feature_weight"], logit_weight=h["logit_weight"]),
+        _srrl,
+        ((r"transfer/(transfer\.)?0\.", "conv."), (r"transfer/(transfer\.)?1\.", "bn.")),
+    ),
+    "srrl_map": Method(
+        lambda h: SRRL(feature_weight=h["feature_weight"], logit_weight=h["logit_weight"], connect="map"),
+        _srrl,
+        ((r"connector/Connectors\.0\.", "conv."), (r"connector/Connectors\.1\.", "bn.")),
+    ),
+    "sdd_kd": Method(partial(_sdd, base="kd"), _final, _OWN_HEAD),
+    "sdd_dkd": Method(partial(_sdd, base="dkd"), _final, _OWN_HEAD),
+    "sdd_nkd": Method(partial(_sdd, base="nkd"), _final, _OWN_HEAD),
     "reviewkd": Method(lambda h: ContextLoss(), _stages),
     "reviewkd_full": Method(
         lambda h: ReviewKD(),
@@ -188,6 +252,21 @@ METHODS: dict[str, Method] = {
         lambda h: ITRD(correlation_weight=h["lambda_corr"], mutual_weight=h["lambda_mutual"], exponent=h["alpha_it"]),
         _pooled,
         ((r"itrd/embed\.", ""),),
+    ),
+    "simkd": Method(
+        lambda h: SimKD(factor=h["factor"]),
+        lambda x: make_features(stages=(x[0],), final=x[0]),
+        ((r"(projector|simkd)/transfer\.", "project."),),
+    ),
+    "ctkd": Method(lambda h: learned_temperature(h, False), lambda x: make_features(logits=x[0]), _THETA),
+    "ctkd_ls": Method(lambda h: learned_temperature(h, True), lambda x: make_features(logits=x[0]), _THETA),
+    "ctkd_instance": Method(
+        lambda h: GivenTemperatures(h["eps"]), lambda x: make_features(logits=x[0]), ((r"temperature/T", "T"),)
+    ),
+    "catkd": Method(
+        lambda h: CATKD(resolution=h["resolution"], normalise=h["normalise"]),
+        lambda x: make_features(final=x[0]),
+        ((r"student_head/", "student_head/"),),
     ),
     "kdsvd": Method(lambda h: KDSVD(count=h["k"]), _stages),
 }  # fmt: skip
@@ -207,6 +286,16 @@ def built(
     shapes = FeatureShapes.of("student", student), FeatureShapes.of("teacher", teacher)
     strategy.check(*shapes)
     return strategy.build(*shapes, DataInfo(num_classes=100, num_samples=num_samples))
+
+
+def seen_by(student: Features, adapter: nn.Module | None) -> Features:
+    """What the method's loss reads of the student."""
+    return adapter(student) if isinstance(adapter, Head) else student
+
+
+def with_classifier(features: Features, classifier: Classifier | None) -> Features:
+    """The same features with a last layer."""
+    return replace(features, classifier=classifier)
 
 
 def load(adapter: nn.Module, method: Method, values: Iterable[tuple[str, Tensor]]) -> set[str]:

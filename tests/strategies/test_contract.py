@@ -130,7 +130,9 @@ def test_loss_is_a_finite_scalar_and_its_gradients_arrive(name: str, weights: Pa
 @each_method
 def test_term_is_alive(name: str, weights: Path) -> None:
     """Weight 0 is plain cross entropy bit for bit; with its weight the method changes the student's gradient."""
-    plain = student_gradient(module(name, weights, strategies=[]))
+    bare = module(name, weights, strategies=[])
+    strategy(name).prepare(bare.student)
+    plain = student_gradient(bare)
     silenced = module(name, weights)
     silenced.strategies[0].weight = 0.0
     assert torch.equal(student_gradient(silenced), plain)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ickd_pl.models.deployed import Head
+from ickd_pl.models.features import Classifier
 from ickd_pl.strategies import kdsvd
 from ickd_pl.strategies.crd import ContrastMemory
 from ickd_pl.strategies.kdsvd import leading_vectors
 from tests.golden import golden_params, tensor
-from tests.strategies.golden_methods import Method, blank_batch, built, load, method_of
+from tests.strategies.golden_methods import Method, blank_batch, built, load, method_of, seen_by, with_classifier
 from tests.strategies.reference import kdsvd_terms
 
 pytestmark = pytest.mark.golden
@@ -29,15 +31,32 @@ class Case:
         self.strategy = self.method.strategy(entry["hyper"])
         self.f_t = self.method.features(list(self.teacher.values()))
         self.f_s = self.method.features(list(self.student.values())) if self.student else self.f_t
+        self._give_last_layers()
+        epoch = entry["hyper"].get("epoch")
+        self.strategy.main_epoch = None if epoch is None else torch.tensor(epoch)
         self.adapter = built(self.strategy, self.f_s, self.f_t, entry["hyper"].get("n_data"))
         if self.adapter is not None:
             self._load(self.adapter)
+
+    def _give_last_layers(self) -> None:
+        """The last layers of both networks, where the entry has them; the student's is a 1x1 convolution."""
+        named = [f"student_head/{key}" for key in self.entry["modules"].get("student_head", ())]
+        self.student_head = {name: self.stored(f"param/{name}").to(self.dtype).requires_grad_() for name in named}
+        if self.student_head:
+            own = {name.rpartition(".")[2].rpartition("/")[2]: value for name, value in self.student_head.items()}
+            self.f_s = with_classifier(self.f_s, Classifier(own["weight"].flatten(1), own.get("bias")))
+        names = [name for name in ("classifier_weight", "classifier_bias") if name in self.entry["const"]]
+        if names:
+            theirs = [self.stored(f"const/{name}").to(self.dtype) for name in names]
+            self.f_t = with_classifier(self.f_t, Classifier(*theirs))
 
     def _load(self, adapter: nn.Module) -> None:
         names = [f"{module}/{key}" for module, keys in self.entry["modules"].items() for key in keys]
         filled = load(adapter, self.method, ((name, self.stored(f"param/{name}")) for name in names))
         self.unset = {name for name, _ in adapter.named_parameters()} - filled
         adapter.to(self.dtype).train()
+        if isinstance(adapter, Head):
+            adapter.take(self.f_t.classifier)
         for module, mode in self.entry["module_mode"].items():
             if mode == "eval":
                 adapter.get_submodule(module).eval()
@@ -51,11 +70,13 @@ class Case:
             batch = batch._replace(label=self.stored("const/target").long())
         first_stage = self.method.first_stage or not self.student
         call = self.strategy.pretrain_loss if first_stage else self.strategy.loss
-        return call(self.f_s, self.f_t, batch, self.adapter)
+        self.seen = seen_by(self.f_s, self.adapter)
+        return call(self.seen, self.f_t, batch, self.adapter)
 
     def gradients(self) -> dict[str, Tensor | None]:
         parameters = dict(self.adapter.named_parameters()) if self.adapter is not None else {}
         ours = {f"input/{name}": leaf.grad for name, leaf in self.student.items()}
+        ours |= {name: weight.grad for name, weight in self.student_head.items()}
         return ours | {name: parameter.grad for name, parameter in parameters.items()}
 
 
@@ -118,7 +139,21 @@ def test_loss(entry: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.Mon
     check_value(case, loss, entry)
     check_gradients(case, entry["grads"])
     check_buffers(case, entry["after"])
+    check_predictions(case)
     return None
+
+
+def check_predictions(case: Case) -> None:
+    """The logits by which the student of an entry predicts, in the call and afterwards in eval mode."""
+    if not isinstance(case.adapter, Head):
+        return
+    found = {"logits": case.seen.logits, "logits_eval": case.adapter.eval()(case.f_s).logits}
+    for name, expected in case.entry["outputs"].items():
+        ours, stored = found[name].detach().double(), case.stored(f"out/{name}").double()
+        assert (ours - stored).norm() <= 1e-5 * stored.norm(), name
+        if case.dtype is torch.float64:
+            assert float(ours.norm()) == pytest.approx(expected["l2_64"], rel=1e-8)
+            assert ours.flatten()[:8].tolist() == pytest.approx(expected["first8_64"], rel=1e-6)
 
 
 def take_signs_of_the_original(entry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

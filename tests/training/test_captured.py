@@ -90,6 +90,15 @@ def test_a_solo_run(tapes: list[tape.TapeGraphs]) -> None:
     assert tapes[0].done[:8] == ["eager", "record", "replay", "replay", "replay", "eager", "replay", "replay"]
 
 
+def test_the_epoch_and_another_prediction(tapes: list[tape.TapeGraphs]) -> None:
+    """The epoch that CTKD reads is on the device: nothing is recorded again for it."""
+    taught = make_teacher()
+    for root in ("plain", "captured"):
+        run(root, "x", member(["simkd", "ctkd"], taught, cuda_graphs=root == "captured", milestones=[9]), epochs=3)
+    assert_same("captured", "plain", "x")
+    assert counts(tapes[0].done) == {"eager": 2, "record": 2, "replay": 14}
+
+
 def test_a_pack(tapes: list[tape.TapeGraphs]) -> None:
     """Members, fused too; one that fails is recorded no longer."""
     taught = make_teacher()

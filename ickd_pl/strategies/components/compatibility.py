@@ -83,6 +83,25 @@ def check_stage_count(method: object, student: FeatureShapes, teacher: FeatureSh
     raise incompatible(method, student, teacher, why)
 
 
+def check_classifier(method: object, student: FeatureShapes, teacher: FeatureShapes, *needed: FeatureShapes) -> None:
+    """Raise where a method applies the last layer of a network that does not say which it is, or has another input.
+
+    Raises:
+        IncompatiblePair: with the first such network of ``needed``.
+    """
+    for net in needed:
+        if net.classifier is None:
+            why = (
+                f"it applies the last layer of {net.name}, which does not say which that is: set classifier in its "
+                "LayerMap, or classifier_path in its class, to the linear layer that makes the logits"
+            )
+            raise incompatible(method, student, teacher, why)
+        read, channels = net.classifier[1], net.final[0]
+        if read != channels:
+            why = f"the last layer of {net.name} reads {read} numbers, but its map has {channels} channels"
+            raise incompatible(method, student, teacher, why)
+
+
 def check_channels(
     method: object,
     student: FeatureShapes,
