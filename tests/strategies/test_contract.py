@@ -19,7 +19,7 @@ from ickd_pl.strategies import discover, from_spec
 from ickd_pl.strategies.components.negatives import ClassTable
 
 # At least so many; raised with every method that lands.
-METHODS_AT_LEAST = 25
+METHODS_AT_LEAST = 30
 SAMPLES = 40
 ROOT = Path(__file__).parents[2]
 
