@@ -226,9 +226,9 @@ METHODS: dict[str, Method] = {
     "dist": Method(lambda h: DIST(beta=h["beta"], gamma=h["gamma"], temperature=h["tau"]), _logits),
     "ofa": Method(lambda h: OFA(power=h["eps"], temperature=h["T"]), _logits),
     "srrl": Method(
-        lambda h: SRRL(feature_weight=h["feature_weight"], logit_weight=h["logit_weight"]),
+        lambda h: SRRL(feature_weight=h.get("feature_weight", 1.0), logit_weight=h.get("logit_weight", 1.0)),
         _srrl,
-        ((r"transfer/(transfer\.)?0\.", "conv."), (r"transfer/(transfer\.)?1\.", "bn.")),
+        ((r"(transfer|srrl)/transfer\.0\.", "conv."), (r"(transfer|srrl)/transfer\.1\.", "bn.")),
     ),
     "srrl_map": Method(
         lambda h: SRRL(feature_weight=h["feature_weight"], logit_weight=h["logit_weight"], connect="map"),

@@ -48,7 +48,8 @@ class Run:
         self.kd = KD(weight=entry["alpha"], temperature=setup["kd_T"])
         image = self.batch(0).image
         with torch.no_grad():
-            shapes = [net.eval().features(image) for net in (self.student, self.teacher)]
+            nets = self.student.eval(), self.teacher
+            shapes = [net.features(image, preact=self.strategy.needs_preact) for net in nets]
         self.student.train()
         if dtype is torch.float32:
             folded = fold_batch_norms(self.teacher, image.shape[-1])
@@ -87,9 +88,9 @@ class Run:
 
     def step(self, number: int) -> dict[str, float]:
         batch = self.batch(number)
-        s = self.student.features(batch.image)
+        s = self.student.features(batch.image, preact=self.strategy.needs_preact)
         with torch.no_grad():
-            t = self.computed.features(batch.image)
+            t = self.computed.features(batch.image, preact=self.strategy.needs_preact)
         epochs = self.entry.get("hyper", {}).get("epoch_of_step")
         self.strategy.main_epoch = None if epochs is None else torch.tensor(epochs[number])
         cls = cross_entropy(s.logits, batch.label)
@@ -97,7 +98,8 @@ class Run:
         stands_for_kd = "beta" not in self.entry
         div = self.method_loss(s, t, batch, number) if stands_for_kd else self.kd.loss(s, t, batch, None)
         kd = self.method_loss(s, t, batch, number) if self.entry.get("beta") else torch.zeros(())
-        total = self.entry["gamma"] * cls + self.kd.weight * div + self.entry.get("beta", 0) * kd
+        warm = 1.0 if epochs is None else self.strategy.weight_at(epochs[number]) / self.strategy.weight
+        total = self.entry["gamma"] * cls + self.kd.weight * div + self.entry.get("beta", 0) * warm * kd
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
