@@ -175,7 +175,7 @@ def test_every_method_is_there_with_its_paper_and_its_pairs() -> None:
         works = sum(row[column].strip() == "yes" for row in pairs)
         paper = (config_root() / "methods" / f"{name}.yaml").read_text("utf-8").splitlines()[0].removeprefix("# ")
         assert f"| {paper} | `{name}` | {works} |" in page
-        titles = {"fitnet": "FitNet", "ickd": "ICKD-C", "simkd": "SimKD", "catkd": "CAT-KD"}
+        titles = {"fitnet": "FitNet", "ickd": "ICKD-C", "simkd": "SimKD", "catkd": "CAT-KD", "reviewkd": "ReviewKD"}
         title = titles.get(name, name.upper())
         ((cited, where),) = [
             (c[1], row[1]) for row in table if (c := re.search(rf"(?<![\w-]){title} \((.+?)\)", row[0]))
