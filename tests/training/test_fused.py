@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ickd_pl import Batch, Digits, DistillationModule, Features, LayerMap, get_model, model_names
+from ickd_pl import Batch, Digits, DistillationModule, Features, LayerMap, LossStrategy, get_model, model_names
 from ickd_pl.models.hooked import HookedNet
 from ickd_pl.runs import RunFolder
 from ickd_pl.runs.pack_folder import PackRecord
@@ -105,7 +105,9 @@ def test_members_are_separate_members_within_rounding(taught: nn.Module) -> None
     made = lambda: {name: member(names, taught, seed=i) for i, (name, names) in enumerate(MEMBERS.items())}  # noqa: E731
     fit("apart", made(), fused=False, **DOUBLE)
     pack = fit("fused", made(), fused=True, **DOUBLE)
-    assert together(pack) == [list(MEMBERS)]
+    # A method that has changed its student is computed with its like.
+    changed = [n for n, m in MEMBERS.items() if any(discover()[each].prepare is not LossStrategy.prepare for each in m)]
+    assert together(pack) == [[name for name in MEMBERS if name not in changed], changed]
     for name in MEMBERS:
         assert_near(Path("fused", name), Path("apart", name), 1e-10)
     loaded = DistillationModule.load_from_checkpoint("fused/ickd/checkpoints/last.ckpt", teacher=taught)
@@ -123,7 +125,8 @@ def test_every_network_is_computed_as_alone(name: str) -> None:
     found = FusedStudents(nets).features(image, preact=True)
     expected = [net.features(image, preact=True) for net in apart]
     for one, other in zip(found, expected, strict=True):
-        assert_close(vars(one), vars(other), 1e-10, name)
+        values = [{**vars(f), "classifier": [w.detach() for w in f.classifier]} for f in (one, other)]  # type: ignore[union-attr]
+        assert_close(*values, 1e-10, name)
     for results in (found, expected):
         torch.autograd.backward([(f.logits.square().mean() + f.stages[-1].sum()) for f in results])
     for net, own in zip(nets, apart, strict=True):
