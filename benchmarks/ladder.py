@@ -210,7 +210,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for picture in pictures:
             report.draw(found, picture)
     except ImportError:
-        print("no picture: matplotlib is not installed (pip install 'ickd-pl[demo]')")
+        print("no picture: matplotlib is not installed (pip install '.[demo]' in the clone)")
     print(f"{time.perf_counter() - began:.0f} seconds; {results}")
     return 0 if right else 1
 

@@ -27,7 +27,7 @@ CONFIG = "configs/benchmarks/demo.yaml"
 NEXT = """What to do next:
   all runs, curves and paired differences: open {output}/report.html in a browser
   one more method:      copy {config}, add sp to its methods, and run the command above with the copy
-  your own network:     README.md has it in ten lines of Python, and as one command
+  your own network:     README.md has it in Python, and as one command
   your own images:      docs/own_data.md
   CIFAR-100, the table: {ickd} bench plan --config configs/benchmarks/cifar100_resnet56_resnet20.yaml"""
 
@@ -103,7 +103,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default=CONFIG, help="the benchmark file")
     options = parser.parse_args(args)
     if importlib.util.find_spec("matplotlib") is None:
-        print("error: the demo draws its curves with matplotlib: run pip install 'ickd-pl[demo]'", file=sys.stderr)
+        print(
+            "error: the demo draws its curves with matplotlib: run pip install '.[demo]' in the clone", file=sys.stderr
+        )
         return 2
     began = time.perf_counter()
     command = ["bench", "run", "--config", options.config, "--output", str(options.output)]

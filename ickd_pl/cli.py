@@ -36,7 +36,8 @@ Five things to do, here on small images of digits (no download; a minute or two 
 3. Test the student.
    {ickd} test --ckpt_path outputs/digits/resnet20_resnet8/ickd_kd/seed_0/checkpoints/last.ckpt
 4. Export it alone, for use elsewhere.
-   {ickd} export --ckpt_path outputs/digits/resnet20_resnet8/ickd_kd/seed_0/checkpoints/last.ckpt
+   {ickd} export --ckpt_path outputs/digits/resnet20_resnet8/ickd_kd/seed_0/checkpoints/last.ckpt \\
+       --format safetensors
 5. Train a whole table of methods and seeds, with a report.
    {ickd} bench run --config configs/benchmarks/demo.yaml --output outputs/demo
 """

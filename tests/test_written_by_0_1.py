@@ -128,7 +128,7 @@ def test_a_checkpoint_of_a_custom_network() -> None:
     assert Digits.load_from_checkpoint(path).train_size == 200
     outcome = cli("test", "--ckpt_path", path, *QUIET)
     assert outcome.status == 2
-    assert "trained in Python with a custom network" in outcome.err
+    assert "has a network of your own" in outcome.err
 
 
 def test_a_results_folder_is_read_but_not_resumed() -> None:

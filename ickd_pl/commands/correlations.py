@@ -18,7 +18,7 @@ _MORE = """Upper row: inter-channel correlation as in ICKD's loss (Gram matrix o
 rows of unit length), averaged over test images; the checkpoint's ICKD adapter, if any, is applied to the student.
 Lower row: correlation of the class logits over the same images. "Before" is the student's initial weights, recreated
 from the run's seed, or the student of --before. Options of the data may follow, such as --data ImageFolder
---data.root DIR; others are taken from the checkpoint. Needs matplotlib: pip install 'ickd-pl[demo]'."""
+--data.root DIR; others are taken from the checkpoint. Needs matplotlib: pip install '.[demo]' in the clone."""
 
 
 def run(args: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SUMMARY = "write a trained student as safetensors, ONNX, RepDistiller's .pth or a torch.export program"
 _FORMATS = """formats:
   safetensors   weights; the configuration is the metadata entry "config"; for ickd_pl.load_student
-  onnx          program for any batch size, input "image", output "logits"; needs pip install 'ickd-pl[export]'
+  onnx          program for any batch size, input "image", output "logits"; needs pip install '.[export]' in the clone
   repdistiller  {"epoch", "model", "best_acc", "config"}: for RepDistiller and ickd_pl.load_teacher
   torch_export  program for any batch size that needs only torch; the configuration is its extra file config.json
 The configuration: network, num_classes, image_size, mean, std, class_names. All take normalised images."""
@@ -47,8 +47,9 @@ def run(args: Sequence[str]) -> int:
     config = read_config(source)
     if config.network is None:
         raise UserError(
-            f"{source} was trained in Python with a custom network, which has no name: export it in Python, with "
-            "ickd_pl.weights.export_student(net, path, format)"
+            f"{source} has a network of your own, which a file cannot bring back: load it in Python, with "
+            "DistillationModule.load_from_checkpoint(FILE, student=NET, student_layers=LAYERS, teacher=TEACHER), and "
+            "give its student to ickd_pl.weights.export_student(net, path, format)"
         )
     check_target(path, options.format, options.overwrite)
     net = load_student(options.ckpt_path)
@@ -57,7 +58,9 @@ def run(args: Sequence[str]) -> int:
     if config.mean is None or config.std is None or config.class_names is None:
         print(f"note: {source} lacks the normalisation of its images, or its class names: they are null in {path}")
     if not done.verified:
-        print("note: not verified, because onnxruntime is missing: run pip install 'ickd-pl[export]' to verify it")
+        print(
+            "note: not verified, because onnxruntime is missing: run pip install '.[export]' in the clone to verify it"
+        )
     how = FORMATS["safetensors" if config.head and options.format == "repdistiller" else options.format]
     usage = how.usage.format(path=path, **config.as_dict())
     what = f"{config.network}, {config.num_classes} classes, {done.size / 1e6:.2f} MB"

@@ -79,7 +79,7 @@ def check_picture(path: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise UserError("the picture is drawn with matplotlib: run pip install 'ickd-pl[demo]'") from None
+        raise UserError("the picture is drawn with matplotlib: run pip install '.[demo]' in the clone") from None
 
 
 def write_picture(shown: Comparison, path: Path) -> None:

@@ -38,7 +38,7 @@ class Digits(TensorDataModule):
         try:
             from sklearn.datasets import load_digits
         except ImportError:
-            raise UserError("Digits needs scikit-learn: run pip install 'ickd-pl[demo]'.") from None
+            raise UserError("Digits needs scikit-learn: run pip install '.[demo]' in the clone.") from None
         from PIL import Image
 
         digits = load_digits()

@@ -89,7 +89,8 @@ def evaluation_settings(path: str | Path, args: Sequence[str]) -> tuple[dict[str
     checkpoint = read_checkpoint(path, model)
     if type(checkpoint.settings.get("seed")) is not int or "student" not in {*checkpoint.settings, *model}:
         raise UserError(
-            f"{path} was trained in Python with a custom network: load it in Python, with load_from_checkpoint"
+            f"{path} has a network of your own, which a file cannot bring back: load it in Python, with "
+            "DistillationModule.load_from_checkpoint(FILE, student=NET, student_layers=LAYERS, teacher=TEACHER)"
         )
     settings: dict[str, Any] = {"model": {"strategies": []}, "seed_everything": checkpoint.settings["seed"]}
     if "student" in checkpoint.settings:

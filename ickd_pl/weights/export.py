@@ -136,7 +136,7 @@ def check_target(path: Path, format: str, overwrite: bool) -> Format:
         raise UserError(f"{path} exists: give another --output, or --overwrite to replace it")
     missing = [name for name in how.libraries if find_spec(name) is None]
     if missing:
-        raise UserError(f"format {format} needs {' and '.join(missing)}: run pip install 'ickd-pl[export]'")
+        raise UserError(f"format {format} needs {' and '.join(missing)}: run pip install '.[export]' in the clone")
     return how
 
 

@@ -252,7 +252,7 @@ def test_a_missing_matplotlib_is_reported(student: Run, monkeypatch: pytest.Monk
         monkeypatch.setitem(sys.modules, name, None)
     done = cli("correlations", "--ckpt_path", student.last, "--output", "c.png")
     assert done.status == 2
-    assert done.err == "error: the picture is drawn with matplotlib: run pip install 'ickd-pl[demo]'\n"
+    assert done.err == "error: the picture is drawn with matplotlib: run pip install '.[demo]' in the clone\n"
     assert not list(Path().iterdir())
 
 

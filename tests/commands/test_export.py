@@ -181,7 +181,7 @@ def test_a_missing_library_is_reported(student: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, library, None)
     done = cli("export", "--ckpt_path", student.last, "--format", "onnx", "--output", "s.onnx")
     assert done.status == 2
-    assert done.err == f"error: format onnx needs {library}: run pip install 'ickd-pl[export]'\n"
+    assert done.err == f"error: format onnx needs {library}: run pip install '.[export]' in the clone\n"
     assert not list(Path().iterdir())
 
 

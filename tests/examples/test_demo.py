@@ -97,5 +97,5 @@ def test_without_matplotlib(
     """Said before anything is trained."""
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
     assert demo.main(["--output", str(tmp_path)]) == 2
-    assert "pip install 'ickd-pl[demo]'" in capsys.readouterr().err
+    assert "pip install '.[demo]' in the clone" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

@@ -54,7 +54,7 @@ def from_parquet(path: Path, facts: Facts) -> dict[str, Split]:
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(
-            f"{printable(path)} is parquet, which needs pyarrow: pip install 'ickd-pl[parquet]'."
+            f"{printable(path)} is parquet, which needs pyarrow: pip install '.[parquet]' in the clone."
         ) from error
     opened = [(file, parquet.ParquetFile(file)) for file in parquet_files(path)]
     tables: dict[str, list[tuple[Path, Any]]] = {split: [] for split in SPLITS}
