@@ -17,6 +17,7 @@ from ickd_pl.checks import short
 from ickd_pl.data import TensorDataModule
 from ickd_pl.errors import UserError
 from ickd_pl.runs.image_order import refuse_other_order
+from ickd_pl.strategies.base import with_defaults
 from ickd_pl.training.fingerprint import data_hash, network_hash
 from ickd_pl.training.finite import not_finite_in
 from ickd_pl.training.speed import UNSET, can_compile
@@ -237,6 +238,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         config = [each for each in listed if not _reads_only(each)] or None
     items: list[tuple[str, Any]]
     if isinstance(config, dict):
+        config = with_defaults(config) if prefix.startswith("model.strategies[") and "class_path" in config else config
         items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in config.items()]
     elif isinstance(config, list) and any(isinstance(value, dict) for value in config):
         items = [(f"{prefix}[{i}]", value) for i, value in enumerate(config)]

@@ -241,6 +241,30 @@ def discover() -> dict[str, type[LossStrategy]]:
     return {cls.name(): cls for cls in classes_in("ickd_pl.strategies", LossStrategy).values()}
 
 
+def _defined(path: str) -> type[LossStrategy] | None:
+    """The class of a method, of those that are defined: a checkpoint must not be able to import code of its choice."""
+    discover()
+    known: list[type[LossStrategy]] = subclasses(LossStrategy)
+    return next((cls for cls in known if path in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")), None)
+
+
+def with_defaults(spec: dict[str, Any]) -> dict[str, Any]:
+    """A method's settings with the defaults of the arguments that they do not name.
+
+    So a run goes on whose record is older than an argument; such an argument's default is what the method did before.
+    """
+    # A configuration may name the package in place of the file: ickd_pl.strategies.KD.
+    package, _, name = str(spec.get("class_path")).rpartition(".")
+    cls = next(
+        (cls for cls in subclasses(LossStrategy) if cls.__name__ == name and cls.__module__.startswith(package)), None
+    )
+    given = spec.get("init_args") or {}
+    if cls is None or not isinstance(given, dict):
+        return spec
+    accepted = inspect.signature(cls).parameters
+    return {**spec, "init_args": {**{k: p.default for k, p in accepted.items() if p.default is not p.empty}, **given}}
+
+
 def from_spec(spec: dict[str, Any]) -> LossStrategy:
     """Build a strategy from plain data: ``{"class_path": "KD" or a full path, "init_args": {...}}``.
 
@@ -250,12 +274,9 @@ def from_spec(spec: dict[str, Any]) -> LossStrategy:
     path, arguments = spec.get("class_path"), spec.get("init_args") or {}
     if not isinstance(path, str) or not isinstance(arguments, dict):
         raise UserError(f"a method's settings: expected class_path and init_args, got {short(spec)}")
-    discover()
-    # Only classes that are already defined: a checkpoint must not be able to import code of its choice.
-    known: list[type[LossStrategy]] = subclasses(LossStrategy)
-    cls = next((cls for cls in known if path in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")), None)
+    cls = _defined(path)
     if cls is None:
-        hint = near(path.rpartition(".")[2], [cls.__name__ for cls in known])
+        hint = near(path.rpartition(".")[2], [cls.__name__ for cls in subclasses(LossStrategy)])
         if "." in path:
             raise UserError(f"unknown method class {short(path)}: import the module that defines it first; {hint}")
         raise UserError(f"unknown method {short(path)}: {hint}")

@@ -7,10 +7,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ickd_pl.models.features import Features
-from ickd_pl.strategies.base import full_precision
 
 
-@full_precision
 def standardised(logits: Tensor) -> Tensor:
     """Logits (B, K) less their mean over the classes, divided by their deviation (unbiased, plus 1e-7), for each image.
 
@@ -18,6 +16,7 @@ def standardised(logits: Tensor) -> Tensor:
 
     [0] Sun, Ren, Li, Wang, Cao, Logit Standardization in Knowledge Distillation, CVPR 2024
     """
+    logits = logits if logits.element_size() >= 4 else logits.float()  # half precision is too coarse for deviations
     centred = logits - logits.mean(dim=1, keepdim=True)
     variance = centred.square().sum(dim=1, keepdim=True) / max(logits.shape[1] - 1, 1)
     # The gradient of a square root at 0 is infinite; the smallest number changes no other value.
