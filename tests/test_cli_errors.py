@@ -57,6 +57,12 @@ def check_refused(outcome: Outcome, *needles: str) -> None:
             [STUDENT, "--trainer.accumulate_grad_batches=0"],
             ["trainer.accumulate_grad_batches: expected 1 or more, got 0"],
         ),
+        ([STUDENT, "--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val: expected 0 or more, got -1"]),
+        ([STUDENT, "--ckpt_path=last"], ["checkpoint last does not exist: give the checkpoints/last.ckpt of a run"]),
+        (
+            ["--model.student={class_path: nowhere.Net}"],
+            ["no class is found for {class_path: nowhere.Net}", "check the name after class_path"],
+        ),
         ([STUDENT, "--trainer.check_val_every_n_epoch=0"], ["trainer.check_val_every_n_epoch: expected 1 or more"]),
         ([STUDENT, "--trainer.max_epochs=0"], ["trainer.max_epochs: expected 1 or more, got 0"]),
         ([STUDENT, "--trainer.limit_train_batches=0"], ["trainer.limit_train_batches: expected above 0"]),
@@ -119,7 +125,6 @@ def test_a_file_that_is_not_text() -> None:
 @pytest.mark.parametrize(
     ("args", "needles"),
     [
-        ([], ["fit", "test", "predict"]),
         (["fitt"], ["fitt", "fit"]),
         (["--config", "configs/base.yaml"], ["fit"]),
         (["test"], ["test needs a trained student: set --ckpt_path FILE"]),

@@ -42,6 +42,11 @@ def make_network(
         UserError: unknown name, or the user's own network without ``layers``.
     """
     if isinstance(network, str):
+        if network.lstrip().startswith("{"):  # which nothing could be made of
+            raise UserError(
+                f"no class is found for {network}: check the name after class_path, and that its module lies in the "
+                "current folder or is installed"
+            )
         if "." in network:  # no network of the registry
             raise UserError(
                 f"unknown network {network}: a class of your own is given as '{{class_path: {network}}}', with layers"

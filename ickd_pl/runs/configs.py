@@ -88,6 +88,9 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value < 1 and not (value == -1 and name.startswith("max_")):
             raise UserError(f"trainer.{name}: expected 1 or more, got {value}")
+    clip = settings.get("gradient_clip_val")
+    if clip is not None and clip < 0:
+        raise UserError(f"trainer.gradient_clip_val: expected 0 or more, got {clip}, which would not clip")
     for name in ("train", "val", "test", "predict"):
         value = settings.get(f"limit_{name}_batches")
         if value is not None and type(value) not in (int, float):

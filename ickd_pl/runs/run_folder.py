@@ -176,10 +176,17 @@ class EpochRecord(Saver):
         if stage == "fit" and trainer.is_global_zero and self.config is not None:
             for left in self.folder.path.rglob(".*.tmp"):  # left by a run that was killed while writing
                 left.unlink(missing_ok=True)
-            write_text(self.folder.config, yaml_text(self.config))
+            self._write_config()
             self.folder.finished.unlink(missing_ok=True)  # its checkpoint is gone
 
+    def _write_config(self) -> None:
+        # With the checkpoint of another folder that the run began with, so that the file repeats the run.
+        began = {"ckpt_path": self.inputs["began"]} if "began" in self.inputs else {}
+        write_text(self.folder.config, yaml_text({**(self.config or {}), **began}))
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "began" in self.inputs and trainer.is_global_zero and self.config is not None:
+            self._write_config()  # the checkpoint is read now
         self.planned = trainer.max_epochs or 1
         self._began = time.perf_counter()
         self._check_batch(trainer)
@@ -238,7 +245,7 @@ class EpochRecord(Saver):
         if path is None:
             self._last_is_whole = True
         if trainer.is_global_zero and self.config is not None and not self.folder.config.exists():
-            write_text(self.folder.config, yaml_text(self.config))  # deleted meanwhile
+            self._write_config()  # deleted meanwhile
 
     def summary(self) -> str:
         """One line with the last epoch's and the best epoch's accuracy."""

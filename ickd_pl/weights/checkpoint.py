@@ -85,6 +85,8 @@ def read_checkpoint(path: str | Path, overridden: Collection[str] = ()) -> RunCh
     Raises:
         UserError: the file is missing, damaged or not a checkpoint of this project, or sets what a file must not set.
     """
+    if not Path(path).exists():
+        raise UserError(f"checkpoint {path} does not exist: give the checkpoints/last.ckpt of a run")
     return checkpoint_of(path, read_file(path), overridden)
 
 

@@ -110,6 +110,9 @@ def _check_values(path: str | Path, state: StateDict, own: StateDict) -> None:
     infinite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if infinite:
         raise UserError(f"{path} holds NaN or infinite weights ({infinite[0]}): its training failed; take another file")
+    negative = [key for key, value in state.items() if key.endswith("running_var") and bool((value < 0).any())]
+    if negative:
+        raise UserError(f"{path} holds negative variances ({negative[0]}), which give NaN: take another file")
 
 
 def _is_plain(value: Tensor, own: Tensor) -> bool:

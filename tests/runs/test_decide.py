@@ -200,6 +200,11 @@ def test_the_same_command_with_a_given_checkpoint_goes_on(out: str, monkeypatch:
     assert "already finished" in cli(*command).out
     assert cli(*fit("whole", *asked)).status == 0
     assert_same_run(folder("whole"), folder("other"))
+    for name in ("whole", "other"):  # the file repeats the run, also of one that was stopped
+        config = folder(name) / "config.yaml"
+        assert f"ckpt_path: {last.resolve()}" in config.read_text()
+    assert cli("fit", f"--config={config}", "--trainer.default_root_dir=repeated").status == 0
+    assert_same_run(folder("whole"), folder("repeated"))
     before = snapshot(folder("whole"))
     other = shutil.copy(last, "copy.ckpt")
     refused(

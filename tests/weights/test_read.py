@@ -313,6 +313,12 @@ def test_files_that_do_not_count_batches_are_read(state: State) -> None:
     assert torch.equal(net.state_dict()["fc.weight"], state["fc.weight"])
 
 
+def test_negative_variances(state: State) -> None:
+    plain_dict({**state, "bn1.running_var": -state["bn1.running_var"]}, Path("w.pth"))
+    with pytest.raises(UserError, match=r"w\.pth holds negative variances \(bn1\.running_var\)"):
+        load_teacher("resnet8", "w.pth", 10)
+
+
 @pytest.mark.parametrize(
     ("change", "needle"),
     [
