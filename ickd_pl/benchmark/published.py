@@ -39,6 +39,22 @@ ROWS = {
     "crd_kd": "CRD+KD",
     "kdsvd": "KDSVD",
     "dkd": "DKD",
+    "kd_ls": "KD + LS",
+    "dkd_ls": "DKD + LS",
+    "reviewkd": "ReviewKD",
+    "srrl": "SRRL",
+    "wsld": "WSLD",
+    "simkd": "SimKD",
+    "dist": "DIST",
+    "itrd": "ITRD",
+    "ctkd": "CTKD",
+    "catkd": "CAT-KD",
+    "nkd": "NKD",
+    "ofa": "OFA",
+    "ttm": "TTM",
+    "wttm": "WTTM",
+    "sdd": "SDD",
+    "rld": "RLD",
 }
 TEACHER = "Teacher"
 

@@ -60,8 +60,8 @@ def near_option(name: str, options: Iterable[str], inner: bool = False) -> str:
     partly = {each for each, owners in within.items() if len(owners) <= 3}
     for found in (
         [each for each in [*known, *within] if each.lower() == given],
-        [each for each in [*known, *within] if each.lower().rpartition(".")[2] == last],
-        [each for each, words in ELSEWHERE.items() if last in words and each in {*known, *within}],
+        [each for each in [*known, *within] if each.lower().rpartition(".")[2] == last]
+        + [each for each, words in ELSEWHERE.items() if last in words and each in {*known, *within}],
         _alike(given, last, known),
         _alike(given, last, list(within)),
     ):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax, one_hot
+from torch.nn.functional import log_softmax
 
 from ickd_pl.checks import NonNegativeFloat, PositiveFloat
 from ickd_pl.data.batch import Batch
@@ -48,8 +49,9 @@ def ofa_loss(
     check_shapes(
         "ofa_loss", ("student", student_logits, "B K"), ("teacher", teacher_logits, "B K"), ("label", label, "B")
     )
-    target = one_hot(label, student_logits.shape[1])
-    raised = ((teacher_logits.detach() / temperature).softmax(dim=1) + target) ** power - target
+    probabilities = (teacher_logits.detach() / temperature).softmax(dim=1)
+    target = torch.zeros_like(probabilities).scatter(1, label[:, None], 1.0)  # one_hot() waits for the device
+    raised = (probabilities + target) ** power - target
     return -(raised * log_softmax(student_logits / temperature, dim=1)).sum(dim=1).mean()
 
 

@@ -52,7 +52,7 @@ def test_digits_are_cropped_but_never_mirrored():
 def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(UserError, match=r"pip install 'ickd-pl\[demo\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[demo\]' in the clone"):
         Digits().setup()
 
 

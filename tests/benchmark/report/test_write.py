@@ -236,6 +236,7 @@ def test_every_field_of_a_result_is_a_column(tmp_path: Path) -> None:
         "versions",
         "weights",
         "measured",
+        "pieces",
     }
     assert shown <= kd.keys() and kd["parameters"] == "78042" and kd["pytorch_lightning"] == "2.6.6"
 

@@ -123,7 +123,7 @@ def test_parquet_without_pyarrow(made_up: MadeUp, tmp_path: Path, monkeypatch: p
     (tmp_path / "images" / "train.parquet").write_bytes(b"PAR1")
     assert parquet.parquet_files(tmp_path / "images")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"needs pyarrow: pip install 'ickd-pl\[parquet\]'"):
+    with pytest.raises(UserError, match=r"needs pyarrow: pip install '\.\[parquet\]' in the clone"):
         loaded(tmp_path / "data", tmp_path / "images")
 
 
