@@ -244,8 +244,14 @@ def discover() -> dict[str, type[LossStrategy]]:
 def _defined(path: str) -> type[LossStrategy] | None:
     """The class of a method, of those that are defined: a checkpoint must not be able to import code of its choice."""
     discover()
-    known: list[type[LossStrategy]] = subclasses(LossStrategy)
-    return next((cls for cls in known if path in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")), None)
+    package, _, name = path.rpartition(".")
+    for cls in subclasses(LossStrategy):
+        # A configuration may name the package in place of the file: ickd_pl.strategies.KD.
+        inside = not package or f"{cls.__module__}.".startswith(f"{package}.")
+        if path == f"{cls.__module__}.{cls.__qualname__}" or (cls.__name__ == name and inside):
+            found: type[LossStrategy] = cls
+            return found
+    return None
 
 
 def with_defaults(spec: dict[str, Any]) -> dict[str, Any]:
@@ -253,12 +259,7 @@ def with_defaults(spec: dict[str, Any]) -> dict[str, Any]:
 
     So a run goes on whose record is older than an argument; such an argument's default is what the method did before.
     """
-    # A configuration may name the package in place of the file: ickd_pl.strategies.KD.
-    package, _, name = str(spec.get("class_path")).rpartition(".")
-    cls = next(
-        (cls for cls in subclasses(LossStrategy) if cls.__name__ == name and cls.__module__.startswith(package)), None
-    )
-    given = spec.get("init_args") or {}
+    cls, given = _defined(str(spec.get("class_path"))), spec.get("init_args") or {}
     if cls is None or not isinstance(given, dict):
         return spec
     accepted = inspect.signature(cls).parameters

@@ -14,6 +14,7 @@ from ickd_pl.models.features import Features
 from ickd_pl.strategies.base import LossStrategy, full_precision
 from ickd_pl.strategies.components.logits import binary_kl, logits_of
 from ickd_pl.strategies.components.shapes import check_shapes
+from ickd_pl.strategies.components.warmup import warmed_up
 
 
 def decouple(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,9 +119,7 @@ class DKD(LossStrategy):
     standardise: bool = False
 
     def weight_at(self, epoch: int | None) -> float:
-        if epoch is None or not self.warmup_epochs:
-            return self.weight
-        return self.weight * min(epoch / self.warmup_epochs, 1.0)
+        return warmed_up(self.weight, epoch, self.warmup_epochs)
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         one, other = logits_of(student, teacher, self.standardise)

@@ -16,6 +16,7 @@ from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
 from ickd_pl.strategies.components.compatibility import average_to, check_stage_count, expect
 from ickd_pl.strategies.components.shapes import Maps, as_stages
+from ickd_pl.strategies.components.warmup import warmed_up
 
 WIDEST = 512
 GRIDS = (4, 2, 1)
@@ -130,9 +131,7 @@ class ReviewKD(LossStrategy):
         return nn.ModuleList(Fusion(c, middle, target, deepest=i == 0) for i, (c, target) in enumerate(levels))
 
     def weight_at(self, epoch: int | None) -> float:
-        if epoch is None or not self.warmup_epochs:
-            return self.weight
-        return self.weight * min(epoch / self.warmup_epochs, 1.0)
+        return warmed_up(self.weight, epoch, self.warmup_epochs)
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         if teacher.preact is None:

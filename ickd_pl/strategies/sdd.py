@@ -15,6 +15,7 @@ from ickd_pl.models.features import Features, FeatureShapes
 from ickd_pl.strategies.base import LossStrategy, full_precision
 from ickd_pl.strategies.components.compatibility import average_to, check_classifier
 from ickd_pl.strategies.components.shapes import check_shapes
+from ickd_pl.strategies.components.warmup import warmed_up
 from ickd_pl.strategies.dkd import dkd_per_image
 from ickd_pl.strategies.kd import kd_per_image
 
@@ -131,9 +132,7 @@ class SDD(LossStrategy):
         check_classifier(self, student, teacher, student, teacher)
 
     def weight_at(self, epoch: int | None) -> float:
-        if epoch is None or not self.warmup_epochs:
-            return self.weight
-        return self.weight * min(epoch / self.warmup_epochs, 1.0)
+        return warmed_up(self.weight, epoch, self.warmup_epochs)
 
     def loss(self, student: Features, teacher: Features, batch: Batch, adapter: nn.Module | None) -> Tensor:
         if student.classifier is None or teacher.classifier is None:

@@ -25,7 +25,7 @@ from ickd_pl.models.hooked import HookedNet
 from ickd_pl.strategies import LossStrategy
 
 SWITCHES = ("channels_last", "fold_teacher", "compile", "tf32", "cuda_graphs")
-UNSET: dict[str, Any] = {**dict.fromkeys(SWITCHES[:-1], False), "teacher_normalization": "data"}
+UNSET: dict[str, Any] = {**{name: False for name in SWITCHES if name != "cuda_graphs"}, "teacher_normalization": "data"}
 """Settings with which a run goes on computing whose record is older than they are; captured steps change no bit."""
 
 
